@@ -1,0 +1,22 @@
+"""Contrastive learning, reproduced: SimCLR and SupCon in one thin package.
+
+One way through the data, and no arrow back::
+
+    data.load -> augmentations.two_views -> encoders.Model -> (h, z) -> losses
+              -> training.pretrain -> evaluation.evaluate -> records -> figures -> a chapter
+
+``config``, ``data``, ``augmentations``, ``encoders``, ``losses``, ``statistics`` and ``records`` stand on the
+ground; ``training`` and ``evaluation`` stand on them; ``figures`` reads records; ``book`` and the command line
+(``python -m lib``) stand on top.
+"""
+
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout: profiles, chapters and published results are found from here."""
+
+
+class InputError(ValueError):
+    """Something given from outside is wrong. The message is one sentence: what, where, and what to do."""

@@ -1,0 +1,135 @@
+"""The command line: ``python -m lib``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lib import InputError
+
+EXAMPLES = """examples:
+  python -m lib pretrain simclr-digits                        train in half a minute, without any download
+  python -m lib pretrain supcon-cifar10 --epochs 100 --set encoder=resnet18
+  python -m lib pretrain simclr-cifar10-slim --set images=5000 --seed 1
+  python -m lib pretrain simclr-digits --epochs 0             the untrained encoder, to compare with
+  python -m lib probe runs/RUN                                what do its h and z know?
+  python -m lib publish runs/RUN                              put its record where the chapters read it
+  python -m lib records                                       every published accuracy
+  python -m lib book --profile cpu --only 03                  run chapter 03 on a slice of CIFAR-10
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, and turn an InputError into one line and exit status 2."""
+    args = _parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what was done is kept, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lib", description="Contrastive learning, reproduced.",
+                                     epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function, name: str, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=function.__doc__)
+        sub.set_defaults(run=function)
+        return sub
+
+    sub = command(_pretrain, "pretrain", "train a preset, or go on with it")
+    sub.add_argument("preset", help="a preset's name; 'list' prints them")
+    sub.add_argument("--epochs", type=int, help="instead of the preset's; 0: the untrained encoder")
+    sub.add_argument("--seed", type=int, help="of initialisation, order and views")
+    sub.add_argument("--data", help="a data set instead of the preset's")
+    sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change any other field")
+    _where(sub)
+
+    sub = command(_probe, "probe", "linear probe and kNN on a run's h and z")
+    sub.add_argument("run_folder", metavar="RUN", type=Path, nargs="+", help="a run's folder")
+    _where(sub)
+
+    sub = command(_publish, "publish", "copy runs' records into results/")
+    sub.add_argument("run_folder", metavar="RUN", type=Path, nargs="+", help="a run's folder or its record.json")
+
+    sub = command(_records, "records", "list the published accuracies")
+    sub.add_argument("--json", action="store_true", help="as JSON, one object a line")
+
+    sub = command(_book, "book", "run the chapters and build the site")
+    sub.add_argument("--profile", default="quick", help="a file in book/profiles (default quick)")
+    sub.add_argument("--only", metavar="NN", help="run only the chapters whose name starts so")
+    return parser
+
+
+def _where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of all runs (default runs/)")
+    parser.add_argument("--data-root", metavar="DIR", help="folder of data sets (default DATA_ROOT, else data/)")
+    parser.add_argument("--device", help="cuda, mps or cpu (default the best there is)")
+
+
+def _pretrain(args) -> None:
+    """Train a preset with its changes. A run that is done is only shown, one that is half done goes on."""
+    from lib import config, data, training
+
+    if args.preset == "list":
+        print("\n".join(f"{c.name:24} {c.method:7} {c.data:9} {c.encoder:9} {c.epochs:5} epochs, batch {c.batch_size}"
+                        for c in config.PRESETS.values()))
+        return
+    named = {field: getattr(args, field) for field in ("epochs", "seed", "data") if getattr(args, field) is not None}
+    chosen = config.preset(args.preset, **config.parse(args.set) | named)
+    dataset = data.load(chosen.data, args.data_root)
+    run = training.pretrain(chosen, dataset, args.runs or training.RUNS, args.device)
+    last = run.curves[-1] if run.curves else None
+    print(f"{run.folder}: " + (f"{chosen.epochs} epochs, loss {last['loss']:.3f}, "
+                               f"{run.record['views_per_second']:.0f} views/s" if last else "untrained"))
+    print(f"next: python -m lib probe {run.folder}")
+
+
+def _probe(args) -> None:
+    """Evaluate runs: linear probe (L2 chosen on val) and kNN, on h and z, with their 95 % intervals."""
+    from lib import data, statistics, training
+
+    for folder in args.run_folder:
+        run = training.load_run(folder)
+        dataset = data.load(run.config.data, args.data_root)
+        for features, probes in training.evaluate(run, dataset, args.device).items():
+            for probe, result in probes.items():
+                interval = statistics.binomial(result["correct"], result["n"])
+                print(f"{run.folder.name}  {features}  {probe:10}  {interval.percent()} %  n = {result['n']}")
+
+
+def _publish(args) -> None:
+    """Copy the records of finished, evaluated runs into results/, which the chapters read."""
+    from lib import records
+
+    for folder in args.run_folder:
+        print(records.publish(folder))
+
+
+def _records(args) -> None:
+    """List every published accuracy."""
+    from lib import records
+
+    table = records.table(records.load_all())
+    if args.json:
+        print(table.to_json(orient="records", lines=True), end="")
+    else:
+        print(table.drop(columns=["correct", "variant", "name"]).to_string(index=False) if len(table)
+              else "no records yet; see: python -m lib publish --help")
+
+
+def _book(args) -> None:
+    """Run the chapters of a profile that are not done yet, then build the site."""
+    from lib import book
+
+    book.run(args.profile, args.only)
+    print(f"open {book.build()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""A run, described completely: frozen configurations, named presets, and the sources of their numbers.
+
+An experiment is a preset plus a delta: ``preset("simclr-cifar10", epochs=100, seed=1)``.
+"""
+
+import ast
+import difflib
+from dataclasses import dataclass, fields, replace
+
+from lib import InputError
+from lib.augmentations import RECIPES
+from lib.encoders import ENCODERS, HEADS, STEMS
+
+METHODS = ("simclr", "supcon", "ce")
+OPTIMISERS = ("sgd", "adamw")
+PRECISIONS = ("float32", "bfloat16")
+POOLS = ("train", "train+val", "unlabeled")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One pretraining run. Equal configurations on equal data are the same run.
+
+    Raises InputError where a value is of the wrong type, unknown or out of range.
+    """
+
+    name: str                           # the preset it started from; says nothing about what is computed
+    method: str                         # simclr, supcon or ce (cross-entropy)
+    data: str                           # a data set's name, see lib.data.load
+    recipe: str                         # the views' recipe, see lib.augmentations.RECIPES
+    epochs: int                         # passes over the pool; 0: the untrained encoder
+    batch_size: int                     # images; a contrastive step sees two views of each
+    learning_rate: float
+    weight_decay: float                 # on all parameters
+    temperature: float = 0.5            # of the contrastive losses; unused by ce
+    pool: str = "train+val"             # what is trained on; "unlabeled" where the data set has it, else train+val
+    images: int | None = None           # a stratified slice of so many labelled images; None: all
+    size: int | None = None             # side of a view in pixels; None: the data set's
+    mean: tuple[float, ...] | None = None   # normalisation per channel; None: the data set's
+    std: tuple[float, ...] | None = None
+    encoder: str = "resnet18"
+    stem: str = "cifar"
+    head: str = "mlp"
+    embedding: int = 128                # dimensions of z; for ce the number of classes takes its place
+    optimiser: str = "sgd"
+    momentum: float = 0.9               # sgd only
+    warmup_epochs: int = 0              # linear, step by step; runs shorter than twice this warm up for a tenth
+    warmup_from: float = 0.0            # learning rate at the first step of the warm-up
+    final_rate: float = 0.0             # the cosine's end, as a share of learning_rate
+    first_epoch: int = 0                # what the cosine calls the first epoch: 0 (PyTorch) or 1 (SupContrast)
+    drop_last: bool = False             # leave out the last, smaller batch of an epoch
+    precision: str = "float32"          # or bfloat16 (autocast); sums stay in float32
+    knn_every: int = 0                  # kNN accuracy of h on val every so many epochs; 0: never
+    seed: int = 0                       # of initialisation, order and views
+
+    def __post_init__(self):
+        for field in fields(self):
+            object.__setattr__(self, field.name, _typed(field.name, field.type, getattr(self, field.name)))
+        for name, known in (("method", METHODS), ("recipe", RECIPES), ("encoder", ENCODERS), ("stem", STEMS),
+                            ("head", HEADS), ("optimiser", OPTIMISERS), ("precision", PRECISIONS), ("pool", POOLS)):
+            if getattr(self, name) not in known:
+                raise InputError(unknown(name, getattr(self, name), known))
+        lowest = {"epochs": 0, "batch_size": 1, "seed": 0, "warmup_epochs": 0, "weight_decay": 0, "embedding": 1,
+                  "knn_every": 0, "final_rate": 0, "warmup_from": 0, "images": 2, "size": 8}
+        for name, bound in lowest.items():
+            if getattr(self, name) is not None and getattr(self, name) < bound:
+                raise InputError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        for name in ("learning_rate", "temperature"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name} must be a finite number greater than 0, got {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise InputError("batch_size must be at least 2: BatchNorm and a contrastive loss compare images, got 1")
+        if self.encoder == "pixels" and (self.head != "none" or self.epochs):
+            raise InputError("the encoder 'pixels' has nothing to train: set head=none and epochs=0")
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up that are really done: a run shorter than twice warmup_epochs warms up for a tenth."""
+        return self.warmup_epochs if self.epochs >= 2 * self.warmup_epochs else self.epochs / 10
+
+    @property
+    def delta(self) -> dict:
+        """What differs from the preset of the same name."""
+        base = PRESETS[self.name]
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(base, f.name)}
+
+    @property
+    def views(self) -> int:
+        """Views of each image in a step: two for the contrastive losses, one for cross-entropy."""
+        return 1 if self.method == "ce" else 2
+
+
+_FIELDS = {field.name: field for field in fields(Config)}
+
+
+def unknown(what: str, value, known) -> str:
+    """One sentence for an unknown name, with the nearest known ones."""
+    near = difflib.get_close_matches(str(value), list(map(str, known)), n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(map(str, known))}"
+    return f"unknown {what} '{value}'; {hint}"
+
+
+def _typed(name: str, kind, value):
+    """The value as the field's type; an int serves as a float, a list as a tuple."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    wanted = tuple if "tuple" in str(kind) else kind
+    optional = value is None and "None" in str(kind)
+    if not (optional or isinstance(value, wanted)) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+    if isinstance(value, tuple) and not (len(value) == 3 and all(isinstance(v, (int, float)) for v in value)):
+        raise InputError(f"{name} must be three numbers, one a channel, got {value!r}")
+    return value
+
+
+def preset(name: str, **delta) -> Config:
+    """The preset of that name with some fields changed. Raises InputError for an unknown preset or field."""
+    if name not in PRESETS:
+        raise InputError(unknown("preset", name, PRESETS))
+    for field in delta:
+        if field not in _FIELDS:
+            raise InputError(unknown("field", field, _FIELDS))
+    return replace(PRESETS[name], **delta)
+
+
+def parse(assignments: list[str]) -> dict:
+    """``["epochs=5", "data=mine"]`` as a delta: numbers, None, True and tuples as in Python, the rest as text."""
+    delta = {}
+    for assignment in assignments:
+        field, equals, text = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--set takes field=value, got '{assignment}'")
+        try:
+            delta[field] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            delta[field] = text
+    return delta
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# SupContrast, main_supcon.py at 66a8fe5 and its README. The loss there carries a further factor temperature/0.07.
+_SUPCONTRAST = Config(
+    name="supcon-cifar10", method="supcon", data="cifar10", recipe="supcontrast",
+    epochs=1000, batch_size=1024,
+    learning_rate=0.5, weight_decay=1e-4, momentum=0.9, optimiser="sgd",    # README; the script's own default is .05
+    temperature=0.1,                                                        # README
+    warmup_epochs=10, warmup_from=0.01,                                     # forced where batch_size > 256
+    final_rate=0.1 ** 3, first_epoch=1,                                     # eta_min = lr * 0.1^3, epochs from 1
+    encoder="resnet50", stem="cifar", head="mlp", embedding=128,
+    mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+
+# UvA deep-learning tutorial 17 at 0da8037: SimCLR on STL-10's unlabeled images
+_UVA = Config(
+    name="simclr-stl10", method="simclr", data="stl10", recipe="uva", pool="unlabeled",
+    epochs=500, batch_size=256, drop_last=True,
+    learning_rate=5e-4, weight_decay=1e-4, optimiser="adamw", temperature=0.07,
+    final_rate=1 / 50,                                                      # CosineAnnealingLR to lr / 50, by epoch
+    encoder="resnet18", stem="imagenet", head="mlp", embedding=128,
+    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), seed=42)
+
+# Ours: slices for a CPU. AdamW and a slim encoder, because there are only some hundred steps; chosen on val.
+_SLIM = Config(
+    name="simclr-cifar10-slim", method="simclr", data="cifar10", recipe="supcontrast", pool="train", images=10_000,
+    epochs=20, batch_size=256, drop_last=True, learning_rate=2e-3, weight_decay=1e-4, optimiser="adamw",
+    temperature=0.5, warmup_epochs=1, encoder="slim", knn_every=5)
+
+_PRESETS = (
+    _SUPCONTRAST,
+    # SupContrast main_supcon.py --method SimCLR --temp 0.5
+    replace(_SUPCONTRAST, name="simclr-cifar10", method="simclr", temperature=0.5),
+    # SupContrast main_ce.py: one view, crop and flip only, lr 0.8, 500 epochs
+    replace(_SUPCONTRAST, name="ce-cifar10", method="ce", recipe="crop-flip", epochs=500, learning_rate=0.8,
+            head="linear"),
+    _UVA,
+    _SLIM,
+    replace(_SLIM, name="supcon-cifar10-slim", method="supcon", temperature=0.1),
+    # twice the epochs of one view: as many image passes as the contrastive runs
+    replace(_SLIM, name="ce-cifar10-slim", method="ce", epochs=40, head="linear", knn_every=10),
+    # the embedded default: 1,437 handwritten digits train in seconds
+    replace(_SLIM, name="simclr-digits", data="digits", recipe="digits", images=None, epochs=15, batch_size=128),
+    replace(_SLIM, name="supcon-digits", method="supcon", data="digits", recipe="digits", images=None, epochs=10,
+            batch_size=128, temperature=0.1),
+    replace(_SLIM, name="ce-digits", method="ce", data="digits", recipe="digits", images=None, epochs=20,
+            batch_size=128, head="linear", knn_every=5),
+)
+PRESETS = {config.name: config for config in _PRESETS}

@@ -1,0 +1,86 @@
+"""Encoders f and projection heads g: ``h = f(x)``, ``z = g(h)``.
+
+h is the representation, kept for use downstream; z is the embedding, on which the contrastive loss acts.
+For cross-entropy the head is the linear classifier, and z are its logits.
+"""
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from lib import InputError
+
+
+def _resnet(block, layers, stem: str) -> tuple[nn.Module, int]:
+    """torchvision's ResNet without its classifier; "cifar" swaps the 7x7/2 stem and max-pool for 3x3/1 and none."""
+    net = ResNet(block, layers)
+    width = net.fc.in_features
+    net.fc = nn.Identity()
+    if stem == "cifar":     # SupContrast and SimCLR (appendix B.9) on 32x32 images
+        net.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        net.maxpool = nn.Identity()
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return net, width
+
+
+def _slim(stem: str) -> tuple[nn.Module, int]:
+    """0.31 M parameters for CPUs: a 3x3/2 stem and three of ResNet's basic blocks, 32-64-128 channels wide.
+
+    The "imagenet" stem adds the max-pool, for images of 96 pixels and more.
+    """
+
+    def down(inputs: int, outputs: int) -> BasicBlock:
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=2, bias=False), nn.BatchNorm2d(outputs))
+        return BasicBlock(inputs, outputs, stride=2, downsample=shortcut)
+
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity(),
+        BasicBlock(32, 32), down(32, 64), down(64, 128),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return net, 128
+
+
+ENCODERS = {
+    "resnet18": lambda stem: _resnet(BasicBlock, [2, 2, 2, 2], stem),
+    "resnet50": lambda stem: _resnet(Bottleneck, [3, 4, 6, 3], stem),
+    "slim": _slim,
+    "pixels": lambda stem: (nn.Flatten(), None),    # no encoder at all: the baseline every encoder must beat
+}
+STEMS = ("imagenet", "cifar")
+HEADS = ("none", "linear", "mlp")
+
+
+def _head(kind: str, width: int | None, embedding: int) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
+    if width is None:
+        raise InputError("the encoder 'pixels' has no trainable features: its head must be 'none'")
+    if kind == "linear":
+        return nn.Linear(width, embedding)
+    # as in SimCLR's and SupContrast's CIFAR code and the UvA tutorial: as wide inside as h, no BatchNorm
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, embedding))
+
+
+class Model(nn.Module):
+    """Encoder f and projection head g.
+
+    encoder: a name in ENCODERS; stem: "imagenet" or "cifar"; head: "none", "linear" or "mlp";
+    embedding: dimensions of z (with head "none" z is h).
+    Raises InputError for an unknown name.
+    """
+
+    def __init__(self, encoder: str = "resnet18", stem: str = "cifar", head: str = "mlp", embedding: int = 128):
+        super().__init__()
+        for value, known, what in ((encoder, ENCODERS, "encoder"), (stem, STEMS, "stem"), (head, HEADS, "head")):
+            if value not in known:
+                raise InputError(f"unknown {what} '{value}'; known: {', '.join(known)}")
+        self.encoder, width = ENCODERS[encoder](stem)
+        self.head = _head(head, width, embedding)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (B, 3, S, S) float, normalised. Returns h (B, width) and z (B, embedding)."""
+        h = self.encoder(x)
+        return h, self.head(h)

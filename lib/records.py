@@ -1,0 +1,156 @@
+"""Records: what a run was, where and when it ran, and what came out, as one small JSON file.
+
+Every number in the book is read from a record. A finished run leaves ``runs/ID/record.json``; ``publish`` copies it
+to ``results/ID.json``, which is what the chapters read.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lib import ROOT, InputError
+
+SCHEMA = 1
+RESULTS = ROOT / "results"
+REQUIRED = {"schema": int, "id": str, "config": dict, "data": dict, "code": dict, "versions": dict, "device": dict,
+            "seconds": (int, float), "curves": list, "evaluation": dict}
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside, flush to disk, rename: the file is the old one or the new one, never a part.
+
+    Raises InputError, naming the path, where it can't be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        if beside.parent.is_dir():
+            beside.unlink(missing_ok=True)
+        raise InputError(f"can't write {path} ({error.strerror or error}): free space or name another folder") from error
+
+
+def write(path: Path, record: dict) -> None:
+    """Write a record as JSON, atomically."""
+    write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read(path: Path) -> dict:
+    """Read a record. Raises InputError, naming the file, where it is not JSON or not a whole record."""
+    try:
+        record = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"can't read the record {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}); run it again, or restore the file") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path} is not a record: it holds a {type(record).__name__}, not an object")
+    for field, kind in REQUIRED.items():
+        if not isinstance(record.get(field), kind):
+            raise InputError(f"{path} is not a record: its field '{field}' is missing or of the wrong type")
+    if record["schema"] != SCHEMA:
+        raise InputError(f"{path} has the schema {record['schema']}, this version reads {SCHEMA}")
+    return record
+
+
+def publish(path: Path, results: Path = RESULTS) -> Path:
+    """Copy the finished, evaluated record at path (a run's folder or its record.json) into results."""
+    path = Path(path)
+    record = read(path / "record.json" if path.is_dir() else path)
+    if not record["evaluation"]:
+        raise InputError(f"{path} is not evaluated yet; run: python -m lib probe {path}")
+    target = Path(results) / f"{record['id']}.json"
+    write(target, record)
+    return target
+
+
+def load_all(results: Path = RESULTS) -> list[dict]:
+    """Every record in a folder, ordered by file name."""
+    return [read(path) for path in sorted(Path(results).glob("*.json"))]
+
+
+def table(records: list[dict]) -> pd.DataFrame:
+    """One row a measured accuracy: which run, read from which features, by which probe, on how many images.
+
+    Columns: id, name, method, data, variant, images, encoder, head, epochs, seed, features, probe, accuracy, correct,
+    n, minutes, views_per_second.
+    """
+    rows = []
+    for record in records:
+        config = record["config"]
+        run = {"id": record["id"]} | {key: config[key] for key in ("name", "method", "encoder", "head", "epochs",
+                                                                   "seed", "temperature", "recipe")}
+        run |= {"data": record["data"]["name"], "variant": record["data"]["variant"],
+                "images": config["images"] or record["data"]["counts"]["train"] + record["data"]["counts"]["val"],
+                "minutes": record["seconds"] / 60, "views_per_second": record["views_per_second"]}
+        for features, probes in record["evaluation"].items():
+            for probe, result in probes.items():
+                rows.append(run | {"features": features, "probe": probe,
+                                   "accuracy": result["correct"] / result["n"],
+                                   "correct": result["correct"], "n": result["n"]})
+    columns = ["id", "name", "method", "data", "variant", "images", "encoder", "head", "epochs", "seed", "temperature",
+               "recipe", "features", "probe", "accuracy", "correct", "n", "minutes", "views_per_second"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def pack_bits(correct) -> str:
+    """Which test images were right, as base64 of packed bits: 1.7 kB for 10,000 images. For paired tests."""
+    return base64.b64encode(np.packbits(np.asarray(correct, dtype=bool)).tobytes()).decode()
+
+
+def unpack_bits(text: str, n: int) -> np.ndarray:
+    """The reverse of ``pack_bits``: (n,) bool."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=n).astype(bool)
+
+
+@cache
+def code() -> dict:
+    """The commit of the checkout, whether ``lib`` differs from it, and a hash of ``lib``'s source."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "lib").glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--", "lib")
+    return {"commit": git("rev-parse", "HEAD"), "changed": None if changed is None else bool(changed),
+            "source": digest.hexdigest()}
+
+
+def versions() -> dict:
+    """Versions of Python and of the packages that numbers depend on."""
+    names = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def device(device: torch.device) -> dict:
+    """What the run ran on: type, name, CPU threads, operating system."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {"type": device.type, "name": name, "threads": torch.get_num_threads(), "system": platform.system()}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+                platform.processor() or platform.machine())

@@ -1,0 +1,39 @@
+"""Intervals: what a measured accuracy says about the accuracy that would be measured again."""
+
+import math
+from typing import NamedTuple
+
+from scipy import stats
+
+
+class Interval(NamedTuple):
+    """A point with its two-sided interval, all in the same unit."""
+
+    value: float
+    low: float
+    high: float
+
+    def percent(self) -> str:
+        """``81.3 [80.4, 82.1]``: for accuracies given as fractions."""
+        value, low, high = (f"{100 * x:.1f}" for x in self)
+        return value if math.isnan(self.low) else f"{value} [{low}, {high}]"
+
+
+def binomial(correct: int, n: int, confidence: float = 0.95) -> Interval:
+    """Accuracy ``correct / n`` with Wilson's interval: the noise of having only n test images, one fixed model."""
+    low, high = stats.binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    return Interval(correct / n, float(low), float(high))
+
+
+def over_seeds(values, confidence: float = 0.95) -> Interval:
+    """Mean with Student's t interval over independent runs: the noise of initialisation, order and views.
+
+    With a single value nothing is known of that noise: the interval is (nan, nan), never zero wide.
+    """
+    values = [float(v) for v in values]
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return Interval(mean, math.nan, math.nan)
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * spread
+    return Interval(mean, mean - half, mean + half)

@@ -1,0 +1,305 @@
+"""One loop for SimCLR, SupCon and cross-entropy.
+
+A run is a pure function of its configuration and data: the order of images is a function of (seed, epoch), the views
+of (seed, step). It has an identity, the hash of both, so asking for a run that is done returns it at once, and
+asking for one that is half done goes on from its checkpoint.
+"""
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from lib import ROOT, InputError, evaluation, losses, records
+from lib.augmentations import RECIPES, Recipe, views
+from lib.config import Config
+from lib.data import Dataset, Split
+from lib.encoders import Model
+
+NUMERICS = 1                # raise when a change makes earlier runs incomparable: it enters every run's identity
+CHECKPOINT_SECONDS = 60     # a checkpoint at the first end of an epoch after so long
+RUNS = ROOT / "runs"
+
+
+@dataclass
+class Run:
+    """A finished run: its folder, its record and its model (on the CPU, in eval mode)."""
+
+    folder: Path
+    config: Config
+    record: dict
+    model: Model = field(repr=False)
+
+    @property
+    def curves(self) -> list[dict]:
+        """One dictionary an epoch: epoch, loss, learning_rate, seconds and, where measured, knn."""
+        return self.record["curves"]
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name ("cuda", "mps", "cpu"), or the best there is. Raises InputError where it is missing."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"the device '{name}' can't be used here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def learning_rate(config: Config, step: int, steps: int) -> float:
+    """Learning rate of a step, counted from 0, in a run with so many steps an epoch.
+
+    A cosine that changes once an epoch, ``low + (high - low)(1 + cos(pi e / E)) / 2`` with low = final_rate * high,
+    e counted from first_epoch; before it a warm-up, linear step by step, from warmup_from to the cosine's value at the
+    warm-up's end (SupContrast util.py, adjust_learning_rate and warmup_learning_rate).
+    """
+    high, low = config.learning_rate, config.learning_rate * config.final_rate
+
+    def cosine(epoch: float) -> float:
+        return low + (high - low) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+
+    warmup_steps = config.warmup * steps
+    if step < warmup_steps:
+        return config.warmup_from + (cosine(config.warmup) - config.warmup_from) * step / warmup_steps
+    return cosine(step // steps + config.first_epoch)
+
+
+def order(n: int, seed: int, epoch: int) -> Tensor:
+    """The images' order in an epoch, a function of (seed, epoch): (n,) int64."""
+    key = [seed, epoch]
+    return torch.from_numpy(np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, 2**32])).permutation(n))
+
+
+def recipe_for(config: Config, dataset: Dataset, name: str | None = None) -> Recipe:
+    """The run's recipe (or the one of that name) with its size and normalisation, from the data where left open."""
+    mean, std = dataset.moments
+    return replace(RECIPES[name or config.recipe], size=config.size, mean=config.mean or mean, std=config.std or std)
+
+
+def build_model(config: Config, dataset: Dataset) -> Model:
+    """The model of a run, freshly initialised from its seed. The global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        embedding = len(dataset.classes) if config.method == "ce" else config.embedding
+        return Model(config.encoder, config.stem, config.head, embedding)
+
+
+def build_optimiser(config: Config, model: Model) -> torch.optim.Optimizer | None:
+    """AdamW or SGD over all parameters; None where there are none."""
+    parameters = list(model.parameters())
+    if not parameters:
+        return None
+    if config.optimiser == "adamw":
+        return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
+
+
+def loss_of(config: Config, z: Tensor, labels: Tensor | None) -> Tensor:
+    """The run's loss on z (V, N, D) and labels (N,)."""
+    if config.method == "simclr":
+        return losses.nt_xent(z, config.temperature)
+    if config.method == "supcon":
+        return losses.sup_con(z, labels, config.temperature)
+    return F.cross_entropy(z.flatten(0, 1).float(), labels.repeat(len(z)))
+
+
+def identity(config: Config, dataset: Dataset) -> str:
+    """The run's name: preset, epochs, seed, and a hash of everything that decides its numbers."""
+    decisive = {f.name: getattr(config, f.name) for f in fields(config)         # a field added later, left at its
+                if f.name != "name" and getattr(config, f.name) != f.default}   # default, changes no identity
+    text = json.dumps([decisive, dataset.fingerprint, NUMERICS], sort_keys=True)
+    return f"{config.name}-e{config.epochs}-s{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: str | None = None,
+             progress: bool = True) -> Run:
+    """Train, or return the finished run, or go on with a half-done one.
+
+    runs: folder of all runs; each has its own below. device: "cuda", "mps" or "cpu"; default the best there is.
+    progress: show a bar with loss, views/s and the time left.
+    Raises InputError where data and configuration don't fit, a checkpoint is damaged or of another configuration, the
+    folder can't be written, or the loss stops being finite (the last good checkpoint stays).
+    """
+    folder = Path(runs) / identity(config, dataset)
+    if (folder / "record.json").is_file():
+        return load_run(folder)
+    device = choose_device(device)
+    part = dataset.take(config.images)
+    pool = part.pool(config.pool)
+    if config.method != "simclr" and pool.labels is None:
+        raise InputError(f"{config.method} needs labels, the pool '{config.pool}' of {dataset.name} has none")
+    if config.drop_last and len(pool) < config.batch_size and config.epochs:
+        raise InputError(f"the pool has {len(pool)} images, fewer than one batch_size of {config.batch_size}; "
+                         f"set a smaller batch_size")
+    model = build_model(config, dataset).to(device, memory_format=torch.channels_last)
+    optimiser = build_optimiser(config, model)
+    curves = _resume(folder, config, model, optimiser)
+    _train(config, part, pool.to(device), model, optimiser, curves, folder, progress)
+    record = {
+        "schema": records.SCHEMA, "id": folder.name, "config": asdict(config), "delta": config.delta,
+        "data": {"name": dataset.name, "variant": dataset.variant, "fingerprint": dataset.fingerprint,
+                 "classes": list(dataset.classes), "counts": part.counts, "pool": len(pool)},
+        "numerics": NUMERICS, "code": records.code(), "versions": records.versions(),
+        "device": records.device(device), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": sum(row["seconds"] for row in curves),
+        "views_per_second": _rate(curves), "curves": curves, "evaluation": {},
+    }
+    _save(folder / "model.safetensors", model.state_dict(), config, curves)
+    records.write(folder / "record.json", record)
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return Run(folder, config, record, model.cpu().eval())
+
+
+def load_run(folder: str | Path) -> Run:
+    """A finished run from its folder. Raises InputError where a file is missing, damaged or of another run."""
+    folder = Path(folder)
+    record = records.read(folder / "record.json")
+    try:
+        config = Config(**record["config"])
+    except TypeError as error:
+        raise InputError(f"{folder / 'record.json'} holds a configuration of another version ({error})") from error
+    embedding = len(record["data"]["classes"]) if config.method == "ce" else config.embedding
+    model = Model(config.encoder, config.stem, config.head, embedding)
+    tensors, _ = _open(folder / "model.safetensors", config)
+    _fill(model, tensors, folder / "model.safetensors")
+    return Run(folder, config, record, model.eval())
+
+
+def evaluate(run: Run, dataset: Dataset, device: str | None = None) -> dict:
+    """Probe the run's h and z (lib.evaluation.evaluate) and write the result into its record, once.
+
+    Returns the record's "evaluation". Raises InputError where dataset is not the one the run was trained on.
+    """
+    if not run.record["evaluation"]:
+        if dataset.fingerprint != run.record["data"]["fingerprint"]:
+            raise InputError(f"{run.folder.name} was trained on another version of {run.record['data']['name']}: the "
+                             f"fingerprint of {dataset.name} differs")
+        part, model = dataset.take(run.config.images), run.model.to(choose_device(device))
+        recipe = recipe_for(run.config, part, "none")
+        run.record["evaluation"] = evaluation.evaluate(model, part, recipe, classifier=run.config.method == "ce")
+        run.model.cpu()
+        records.write(run.folder / "record.json", run.record)
+    return run.record["evaluation"]
+
+
+def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimiser, curves: list[dict],
+           folder: Path, progress: bool) -> None:
+    """The loop. Appends one row an epoch to curves."""
+    device = pool.images.device
+    recipe = recipe_for(config, dataset)
+    batches = len(pool) // config.batch_size if config.drop_last else math.ceil(len(pool) / config.batch_size)
+    saved = time.monotonic()
+    bar = tqdm(total=config.epochs * batches, initial=len(curves) * batches, disable=not progress, mininterval=1,
+               desc=f"{config.name} s{config.seed}", unit="step", dynamic_ncols=True)
+    for epoch in range(len(curves), config.epochs):
+        model.train()
+        started = time.monotonic()
+        total, seen = torch.zeros((), device=device), 0
+        places = order(len(pool), config.seed, epoch).to(device)
+        for batch in range(batches):
+            step = epoch * batches + batch
+            rate = learning_rate(config, step, batches)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            rows = places[batch * config.batch_size:(batch + 1) * config.batch_size]
+            if len(rows) < 2:                                                           # no BatchNorm of one image
+                continue
+            x = views(pool.images[rows], recipe, config.seed, step, config.views)      # (V, N, 3, S, S)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                _, z = model(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))     # (V N, D)
+            labels = None if pool.labels is None else pool.labels[rows]
+            loss = loss_of(config, z.unflatten(0, (config.views, len(rows))), labels)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            total += loss.detach() * len(rows)
+            seen += len(rows)
+            bar.update()
+        mean = float(total) / seen                                                      # the epoch's only wait
+        if not math.isfinite(mean):
+            raise InputError(f"the loss of {folder.name} became {mean} in epoch {epoch + 1}; lower learning_rate or "
+                             f"raise temperature (the last checkpoint is kept)")
+        seconds = time.monotonic() - started
+        row = {"epoch": epoch + 1, "loss": mean, "learning_rate": rate, "seconds": seconds,
+               "views_per_second": seen * config.views / seconds}
+        if config.knn_every and (epoch + 1) % config.knn_every == 0:
+            row["knn"] = evaluation.knn_on_val(model, dataset, recipe_for(config, dataset, "none"))
+        curves.append(row)
+        bar.set_postfix(loss=f"{mean:.3f}", views_s=f"{row['views_per_second']:.0f}")
+        if epoch + 1 < config.epochs and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            _save(folder / "checkpoint.safetensors", _state(model, optimiser), config, curves)
+            saved = time.monotonic()
+    bar.close()
+
+
+def _rate(curves: list[dict]) -> float | None:
+    """Views a second over all epochs; None for a run without any."""
+    seconds = sum(row["seconds"] for row in curves)
+    return sum(row["views_per_second"] * row["seconds"] for row in curves) / seconds if seconds else None
+
+
+def _state(model: Model, optimiser) -> dict[str, Tensor]:
+    """Everything a resume needs, as named tensors."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for place, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{place}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+    return tensors
+
+
+def _save(path: Path, tensors: dict[str, Tensor], config: Config, curves: list[dict]) -> None:
+    metadata = {"config": json.dumps(asdict(config)), "curves": json.dumps(curves)}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    records.write_atomically(path, save(tensors, metadata))
+
+
+def _open(path: Path, config: Config) -> tuple[dict[str, Tensor], list[dict]]:
+    """Tensors and curves of a file of ours, which must be whole and of this configuration."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            theirs, curves = json.loads(metadata["config"]), json.loads(metadata["curves"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}); delete its folder to train anew") from error
+    ours = json.loads(json.dumps(asdict(config)))
+    differs = sorted(key for key in ours.keys() | theirs.keys() if key != "name" and ours.get(key) != theirs.get(key))
+    if differs:
+        key = differs[0]
+        raise InputError(f"{path} does not fit its configuration: {key} is {theirs.get(key)} there and "
+                         f"{ours.get(key)} here; delete it to train anew")
+    return tensors, curves
+
+
+def _fill(model: Model, tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit its configuration: {str(error).splitlines()[1].strip()}") from error
+
+
+def _resume(folder: Path, config: Config, model: Model, optimiser) -> list[dict]:
+    """Load the checkpoint, if there is one, into model and optimiser. Returns the curves so far."""
+    path = folder / "checkpoint.safetensors"
+    if not path.is_file():
+        return []
+    tensors, curves = _open(path, config)
+    _fill(model, {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}, path)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimiser."):
+            _, place, key = name.split(".", 2)
+            state.setdefault(int(place), {})[key] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return curves
