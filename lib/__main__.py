@@ -128,7 +128,7 @@ def _book(args) -> None:
     from lib import book
 
     book.run(args.profile, args.only)
-    print(f"open {book.build()}")
+    print(f"open {book.build(args.profile)}")
 
 
 if __name__ == "__main__":

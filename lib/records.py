@@ -87,6 +87,7 @@ def load_all(results: Path = RESULTS) -> list[dict]:
 def table(records: list[dict]) -> pd.DataFrame:
     """One row a measured accuracy: which run, read from which features, by which probe, on how many images.
 
+    method is what the features owe their quality to: simclr, supcon, ce, or "untrained" and "pixels" for the baselines.
     Columns: id, name, method, data, variant, images, encoder, head, epochs, seed, features, probe, accuracy, correct,
     n, minutes, views_per_second.
     """
@@ -95,6 +96,8 @@ def table(records: list[dict]) -> pd.DataFrame:
         config = record["config"]
         run = {"id": record["id"]} | {key: config[key] for key in ("name", "method", "encoder", "head", "epochs",
                                                                    "seed", "temperature", "recipe")}
+        if config["epochs"] == 0:
+            run["method"] = "pixels" if config["encoder"] == "pixels" else "untrained"
         run |= {"data": record["data"]["name"], "variant": record["data"]["variant"],
                 "images": config["images"] or record["data"]["counts"]["train"] + record["data"]["counts"]["val"],
                 "minutes": record["seconds"] / 60, "views_per_second": record["views_per_second"]}

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import pandas as pd
 from scipy import stats
 
 
@@ -37,3 +38,22 @@ def over_seeds(values, confidence: float = 0.95) -> Interval:
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
     half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * spread
     return Interval(mean, mean - half, mean + half)
+
+
+def summarise(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean accuracy of each group of runs that differ in nothing but the seed.
+
+    table: columns accuracy, correct, n, seed, minutes and those in by, one row a run (``lib.records.table``).
+    Returns by, mean, low, high, seeds, n (test images), minutes (mean a run) and interval: what the 95 % interval
+    tells of, "seeds" (Student's t) where there are several, else "test images" (Wilson's).
+    """
+    rows = []
+    for key, group in table.groupby(by, sort=False, dropna=False):
+        if len(group) > 1:
+            mean, low, high = over_seeds(group["accuracy"])
+        else:
+            mean, low, high = binomial(int(group["correct"].iloc[0]), int(group["n"].iloc[0]))
+        rows.append(dict(zip(by, key)) | {"mean": mean, "low": low, "high": high, "seeds": len(group),
+                                          "n": int(group["n"].iloc[0]), "minutes": group["minutes"].mean(),
+                                          "interval": "seeds" if len(group) > 1 else "test images"})
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds", "n", "minutes", "interval"])

@@ -1,0 +1,231 @@
+"""The book: profiles, chapters executed by papermill, and the site built from them by Jupyter Book.
+
+A chapter is a notebook with flat parameters; a profile gives them values. What a chapter makes is kept under
+``build/executed/PROFILE`` with a stamp of everything it was made from, so that an unchanged chapter is not run again.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+
+from lib import ROOT, InputError, records
+from lib.config import Config, unknown
+
+BOOK = ROOT / "book"
+PROFILES = BOOK / "profiles"
+BUILD = ROOT / "build"
+SITE = BUILD / "html"
+_CONFIG_FIELDS = {field.name for field in fields(Config)}
+
+
+class Settings(SimpleNamespace):
+    """A chapter's parameters with every None filled in from the profile, as attributes."""
+
+    @property
+    def delta(self) -> dict:
+        """Those that are fields of a Config and set: what to change in a preset."""
+        return {key: value for key, value in vars(self).items() if key in _CONFIG_FIELDS and value is not None}
+
+
+def load_profile(name: str) -> dict:
+    """A profile: ``about``, ``timeout_minutes`` a cell, ``common`` parameters, and ``chapters`` with their own.
+
+    Raises InputError for an unknown profile, a file that is not YAML, or a field of another name or type.
+    """
+    path = PROFILES / f"{name}.yml"
+    if not path.is_file():
+        raise InputError(unknown("profile", name, sorted(p.stem for p in PROFILES.glob("*.yml"))))
+    try:
+        profile = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    kinds = {"about": str, "timeout_minutes": (int, float), "common": dict, "chapters": dict}
+    if not isinstance(profile, dict):
+        raise InputError(f"{path} must hold the fields {', '.join(kinds)}")
+    for field, value in ({"common": {}, "chapters": {}, "timeout_minutes": 10} | profile).items():
+        if field not in kinds:
+            raise InputError(f"{path}: {unknown('field', field, kinds)}")
+        if not isinstance(value, kinds[field]):
+            raise InputError(f"{path}: {field} is of the wrong type, {type(value).__name__}")
+        profile[field] = value
+    for chapter, own in profile["chapters"].items():
+        if not isinstance(own, dict):
+            raise InputError(f"{path}: chapters.{chapter} must map parameters to values")
+    return profile
+
+
+def settings(chapter: str, profile: str, **given) -> Settings:
+    """A chapter's parameters: those given, and where they are None the profile's.
+
+    given: every parameter of the chapter but ``profile``. Parameters that the profile leaves open stay None, which
+    means the preset's own value. Raises InputError where the profile names a parameter the chapter does not have.
+    """
+    values = load_profile(profile)
+    own = values["chapters"].get(chapter, {})
+    for field in own:
+        if field not in given:
+            raise InputError(f"profile {profile}, chapter {chapter}: {unknown('field', field, given)}")
+    common = {key: value for key, value in values["common"].items() if key in given}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    return Settings(**{key: None for key in given} | common | own | chosen, profile=profile)
+
+
+def chapters() -> list[Path]:
+    """The notebooks in the order of ``_toc.yml``."""
+
+    def files(node) -> list[str]:
+        if isinstance(node, dict):
+            return ([node["file"]] if "file" in node else []) + [f for v in node.values() for f in files(v)]
+        return [f for item in node for f in files(item)] if isinstance(node, list) else []
+
+    toc = yaml.safe_load((BOOK / "_toc.yml").read_text())
+    paths = [BOOK / f"{file}.ipynb" for file in files(toc) if file.startswith("notebooks/")]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise InputError(f"{BOOK / '_toc.yml'} names {missing[0].name}, which is not there")
+    return paths
+
+
+def parameters(notebook: Path) -> list[str]:
+    """The names in a notebook's cell tagged "parameters"."""
+    import papermill
+
+    return list(papermill.inspect_notebook(str(notebook)))
+
+
+def check(profile: str) -> None:
+    """Raise InputError where a profile names a chapter or a parameter that does not exist."""
+    values = load_profile(profile)
+    known = {path.stem: set(parameters(path)) - {"profile"} for path in chapters()}
+    for chapter, own in values["chapters"].items():
+        if chapter not in known:
+            raise InputError(f"profile {profile}: {unknown('chapter', chapter, known)}")
+        settings(chapter, profile, **dict.fromkeys(known[chapter]))
+        del own
+    anywhere = set().union(*known.values())
+    for field in values["common"]:
+        if field not in anywhere:
+            raise InputError(f"profile {profile}: {unknown('field', field, sorted(anywhere))}")
+
+
+def run(profile: str = "quick", only: str | None = None) -> list[Path]:
+    """Execute the chapters that are not done yet, in order. Returns the executed notebooks.
+
+    only: run just the chapters whose name starts so. Raises InputError after the last chapter where one failed, hung
+    or skipped a cell; what was executed of it is kept, and the next call starts with it.
+    """
+    check(profile)
+    todo = [path for path in chapters() if path.stem.startswith(only or "")]
+    if not todo:
+        raise InputError(unknown("chapter", only, [path.stem for path in chapters()]))
+    done, failed = [], []
+    for path in todo:
+        out = BUILD / "executed" / profile / path.name
+        stamp, mark = _stamp(path, profile), out.with_suffix(".stamp")
+        if out.is_file() and mark.is_file() and mark.read_text() == stamp:
+            print(f"{path.stem}: unchanged")
+        else:
+            mark.unlink(missing_ok=True)
+            started = time.monotonic()
+            print(f"{path.stem}: running ... (progress in {out.with_suffix('.log')})", flush=True)
+            problem = _execute(path, out, profile)
+            if problem:
+                failed.append(f"chapter {path.stem} {problem}; what was executed is in {out}")
+                print(f"{path.stem}: failed", flush=True)
+                continue
+            records.write_atomically(mark, stamp.encode())
+            print(f"{path.stem}: done in {time.monotonic() - started:.0f} s", flush=True)
+        done.append(out)
+    if failed:
+        raise InputError("\n".join(failed))
+    return done
+
+
+def _execute(path: Path, out: Path, profile: str) -> str | None:
+    """Run one chapter with papermill. Returns what went wrong, in one line, or None."""
+    import nbformat
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    minutes = load_profile(profile)["timeout_minutes"]
+    try:
+        with open(out.with_suffix(".log"), "w") as log:
+            papermill.execute_notebook(str(path), str(out), {"profile": profile}, progress_bar=False, cwd=str(ROOT),
+                                       execution_timeout=int(60 * minutes), start_timeout=120, stdout_file=log,
+                                       stderr_file=log, extra_arguments=["--log-level=40"])
+    except papermill.PapermillExecutionError as error:
+        return f"failed in code cell {error.exec_count}: {error.ename}: {' '.join(error.evalue.split())}"
+    except CellTimeoutError:
+        return f"hung: a cell ran longer than the profile's timeout_minutes of {minutes}"
+    except (DeadKernelError, RuntimeError) as error:
+        return f"died: {' '.join(str(error).split())}"
+    cells = [cell for cell in nbformat.read(out, as_version=4).cells if cell.cell_type == "code" and cell.source.strip()]
+    skipped = sum(cell.execution_count is None for cell in cells)
+    return f"skipped {skipped} of its {len(cells)} code cells without an error" if skipped else None
+
+
+def _stamp(path: Path, profile: str) -> str:
+    """A hash of all that a chapter is made from: its text, its profile, the package, the records, the claims."""
+    digest = hashlib.sha256(records.code()["source"].encode())
+    inputs = [path, PROFILES / f"{profile}.yml", BOOK / "claims.yml", *sorted(records.RESULTS.glob("*.json"))]
+    for file in inputs:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def build(profile: str = "quick") -> Path:
+    """Build the site from the executed chapters (those not executed appear without outputs). Returns its index.
+
+    Strict: a warning is an error. Raises InputError where Jupyter Book is missing or finds fault.
+    """
+    stage = BUILD / "source"
+    shutil.rmtree(stage, ignore_errors=True)
+    shutil.copytree(BOOK, stage, ignore=shutil.ignore_patterns("profiles", ".ipynb_checkpoints", "__pycache__"))
+    for path in chapters():
+        executed = BUILD / "executed" / profile / path.name
+        if executed.with_suffix(".stamp").is_file():
+            _stage(executed, stage / "notebooks" / path.name)
+    stamp, mark = _tree_hash(stage), BUILD / "html.stamp"
+    index = SITE / "index.html"
+    if index.is_file() and mark.is_file() and mark.read_text() == stamp:
+        print("site: unchanged")
+        return index
+    program = Path(sys.executable).with_name("jupyter-book")
+    if not program.is_file():
+        raise InputError("jupyter-book is not installed beside this Python; run: pip install -e '.[book]'")
+    out = BUILD / "jupyter-book"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [program, "build", stage, "--path-output", out, "-W", "-n", "--keep-going", "-q"]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    html = out / "_build" / "html"
+    if finished.returncode or not (html / "index.html").is_file():
+        raise InputError(f"Jupyter Book found fault:\n{finished.stdout}{finished.stderr}")
+    shutil.rmtree(SITE, ignore_errors=True)
+    html.rename(SITE)
+    records.write_atomically(mark, stamp.encode())
+    return index
+
+
+def _stage(executed: Path, target: Path) -> None:
+    """Copy an executed chapter, without papermill's own cell: its parameters stand in the chapter's."""
+    notebook = json.loads(executed.read_text())
+    for cell in notebook["cells"]:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            cell["metadata"]["tags"].append("remove-cell")
+    target.write_text(json.dumps(notebook))
+
+
+def _tree_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

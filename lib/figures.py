@@ -1,0 +1,85 @@
+"""One style for every figure. A function takes data, draws on axes, and returns them."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+# Okabe and Ito's palette: told apart by colour-blind readers; a method keeps its colour throughout the book
+COLOURS = {"simclr": "#0072B2", "supcon": "#D55E00", "ce": "#009E73", "untrained": "#999999", "pixels": "#CC79A7"}
+NAMES = {"simclr": "SimCLR", "supcon": "SupCon", "ce": "cross-entropy", "untrained": "untrained encoder",
+         "pixels": "raw pixels"}
+
+
+def use_style() -> None:
+    """Set the book's style for every figure that follows."""
+    sns.set_theme(style="ticks", context="notebook", font_scale=0.95,
+                  rc={"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+                      "grid.alpha": 0.3, "legend.frameon": False, "figure.constrained_layout.use": True})
+
+
+def image_grid(rows: list[Tensor], row_labels: list[str] = (), column_labels: list[str] = (),
+               title: str = "", scale: float = 0.9) -> Figure:
+    """Images in rows: each a tensor (K, 3, H, W), uint8 or float in [0, 1], of the same K."""
+    height, width = len(rows), max(len(row) for row in rows)
+    figure, axes = plt.subplots(height, width, figsize=(scale * width + 1, scale * height + 0.4), squeeze=False)
+    for r, row in enumerate(rows):
+        for c in range(width):
+            axes[r, c].set(xticks=[], yticks=[])
+            sns.despine(ax=axes[r, c], left=True, bottom=True)
+            if c < len(row):
+                image = row[c] / 255 if not row[c].is_floating_point() else row[c]
+                axes[r, c].imshow(image.clamp(0, 1).permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+            if r == 0 and c < len(column_labels):
+                axes[r, c].set_title(column_labels[c], fontsize=9)
+        if r < len(row_labels):
+            axes[r, 0].set_ylabel(row_labels[r], rotation=0, ha="right", va="center", fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def loss_curve(axes: Axes, curves: dict[str, list[dict]], chance: float, floor: float, colour: str) -> Axes:
+    """Loss over epochs, one line a run, between chance (collapse) and the floor no embedding can beat."""
+    for name, rows in curves.items():
+        axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color=colour, alpha=0.8, label=name)
+    axes.axhline(chance, color="0.3", ls="--", lw=1)
+    axes.axhline(floor, color="0.3", ls=":", lw=1)
+    axes.annotate("chance: all embeddings equal", (0.99, chance), xycoords=("axes fraction", "data"),
+                  ha="right", va="bottom", fontsize=8)
+    axes.annotate("floor: no embedding is better", (0.99, floor), xycoords=("axes fraction", "data"),
+                  ha="right", va="bottom", fontsize=8)
+    axes.set(xlabel="epoch", ylabel="loss (nats)")
+    return axes
+
+
+def accuracy_bars(axes: Axes, summary: pd.DataFrame, chance: float | None = None) -> Axes:
+    """Horizontal bars with 95 % intervals. summary: columns label, method, mean, low, high (fractions), from top down.
+
+    A dotted line marks the accuracy of guessing, where given.
+    """
+    rows = summary.iloc[::-1].reset_index(drop=True)
+    for y, row in rows.iterrows():
+        axes.barh(y, 100 * row["mean"], color=COLOURS[row["method"]], alpha=0.85, height=0.65)
+        if np.isfinite(row["low"]):
+            axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color="black", lw=1.5)
+        axes.annotate(f"{100 * row['mean']:.1f}", (1, y), xytext=(4, 0), textcoords="offset points", va="center",
+                      color="white", fontsize=8)
+    axes.set_yticks(range(len(rows)), rows["label"])
+    axes.set(xlabel="test accuracy (%), 95 % interval", xlim=(0, 100))
+    axes.grid(axis="y", visible=False)
+    if chance is not None:
+        axes.axvline(100 * chance, color="black", ls=":", lw=1)
+    return axes
+
+
+def matrix(axes: Axes, values: Tensor, title: str = "", low: float = -1, high: float = 1, digits: int | None = None,
+           cmap: str = "vlag") -> Axes:
+    """A matrix as colours, with its numbers where digits is given."""
+    sns.heatmap(np.asarray(values), ax=axes, vmin=low, vmax=high, cmap=cmap, square=True, xticklabels=False,
+                yticklabels=False, annot=digits is not None, fmt=f".{digits or 0}f", cbar_kws={"shrink": 0.7})
+    axes.set_title(title, fontsize=10)
+    return axes
