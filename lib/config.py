@@ -81,8 +81,7 @@ class Config:
     @property
     def delta(self) -> dict:
         """What differs from the preset of the same name."""
-        base = PRESETS[self.name]
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(base, f.name)}
+        return {field: ours for field, (ours, _) in difference(self, PRESETS[self.name]).items()}
 
     @property
     def views(self) -> int:
@@ -113,6 +112,12 @@ def _typed(name: str, kind, value):
     if isinstance(value, tuple) and not (len(value) == 3 and all(isinstance(v, (int, float)) for v in value)):
         raise InputError(f"{name} must be three numbers, one a channel, got {value!r}")
     return value
+
+
+def difference(a: Config, b: Config) -> dict[str, tuple]:
+    """The fields in which two runs differ, each with a's value and b's; their names apart."""
+    pairs = {name: (getattr(a, name), getattr(b, name)) for name in _FIELDS if name != "name"}
+    return {name: (ours, theirs) for name, (ours, theirs) in pairs.items() if ours != theirs}
 
 
 def preset(name: str, **delta) -> Config:

@@ -6,7 +6,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 from torch import Tensor
+
+from lib.statistics import Interval
 
 # Okabe and Ito's palette: told apart by colour-blind readers; a method keeps its colour throughout the book
 COLOURS = {"simclr": "#0072B2", "supcon": "#D55E00", "ce": "#009E73", "untrained": "#999999", "pixels": "#CC79A7"}
@@ -42,10 +45,10 @@ def image_grid(rows: list[Tensor], row_labels: list[str] = (), column_labels: li
     return figure
 
 
-def loss_curve(axes: Axes, curves: dict[str, list[dict]], chance: float, floor: float, colour: str) -> Axes:
+def loss_curve(axes: Axes, curves: list[list[dict]], chance: float, floor: float, colour: str) -> Axes:
     """Loss over epochs, one line a run, between chance (collapse) and the floor no embedding can beat."""
-    for name, rows in curves.items():
-        axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color=colour, alpha=0.8, label=name)
+    for rows in curves:
+        axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color=colour, alpha=0.8)
     axes.axhline(chance, color="0.3", ls="--", lw=1)
     axes.axhline(floor, color="0.3", ls=":", lw=1)
     axes.annotate("chance: all embeddings equal", (0.99, chance), xycoords=("axes fraction", "data"),
@@ -83,3 +86,16 @@ def matrix(axes: Axes, values: Tensor, title: str = "", low: float = -1, high: f
                 yticklabels=False, annot=digits is not None, fmt=f".{digits or 0}f", cbar_kws={"shrink": 0.7})
     axes.set_title(title, fontsize=10)
     return axes
+
+
+def accuracy_table(summary: pd.DataFrame) -> Styler:
+    """``lib.statistics.summarise``'s rows as a table to read: accuracies in percent with their 95 % intervals."""
+    if summary.empty:
+        return pd.DataFrame({"": ["no published record yet"]}).style.hide(axis="index").hide(axis="columns")
+    text = [Interval(r.mean, r.low, r.high).percent() for r in summary.itertuples()]
+    of = [f"{r.seeds} seeds" if r.seeds > 1 else "test images" for r in summary.itertuples()]
+    shown = summary.drop(columns=["mean", "low", "high", "seeds", "interval"])
+    place = shown.columns.get_loc("n")
+    shown.insert(place, "accuracy (%)", text)
+    shown.insert(place + 1, "interval over", of)
+    return shown.rename(columns={"n": "test images"}).style.hide(axis="index").format(precision=1)

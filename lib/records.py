@@ -25,6 +25,9 @@ RESULTS = ROOT / "results"
 REQUIRED = {"schema": int, "id": str, "config": dict, "data": dict, "code": dict, "versions": dict, "device": dict,
             "seconds": (int, float), "curves": list, "evaluation": dict}
 
+COLUMNS = ["id", "name", "method", "data", "variant", "images", "encoder", "head", "epochs", "seed", "temperature",
+           "recipe", "features", "probe", "accuracy", "correct", "n", "minutes", "views_per_second"]
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside, flush to disk, rename: the file is the old one or the new one, never a part.
@@ -106,9 +109,7 @@ def table(records: list[dict]) -> pd.DataFrame:
                 rows.append(run | {"features": features, "probe": probe,
                                    "accuracy": result["correct"] / result["n"],
                                    "correct": result["correct"], "n": result["n"]})
-    columns = ["id", "name", "method", "data", "variant", "images", "encoder", "head", "epochs", "seed", "temperature",
-               "recipe", "features", "probe", "accuracy", "correct", "n", "minutes", "views_per_second"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def pack_bits(correct) -> str:
@@ -116,9 +117,11 @@ def pack_bits(correct) -> str:
     return base64.b64encode(np.packbits(np.asarray(correct, dtype=bool)).tobytes()).decode()
 
 
-def unpack_bits(text: str, n: int) -> np.ndarray:
-    """The reverse of ``pack_bits``: (n,) bool."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=n).astype(bool)
+def correct(record: dict, features: str, probe: str) -> np.ndarray:
+    """Which test images a record's probe got right, in the data set's order: (n,) bool. The reverse of pack_bits."""
+    result = record["evaluation"][features][probe]
+    packed = np.frombuffer(base64.b64decode(result["bits"]), dtype=np.uint8)
+    return np.unpackbits(packed, count=result["n"]).astype(bool)
 
 
 @cache

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -38,6 +39,24 @@ def over_seeds(values, confidence: float = 0.95) -> Interval:
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
     half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * spread
     return Interval(mean, mean - half, mean + half)
+
+
+class Paired(NamedTuple):
+    """Two classifiers on the same test images."""
+
+    difference: float       # accuracy of the first minus that of the second
+    only_first: int         # images that only the first gets right
+    only_second: int
+    p: float                # McNemar's exact test: how likely so uneven a split is between two equally good ones
+
+
+def mcnemar(first, second) -> Paired:
+    """Compare two classifiers image by image. first, second: (n,) bool, which images each got right."""
+    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    split = only_first + only_second
+    p = float(stats.binomtest(only_first, split).pvalue) if split else 1.0
+    return Paired(float(first.mean() - second.mean()), only_first, only_second, p)
 
 
 def summarise(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
