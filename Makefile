@@ -1,0 +1,25 @@
+.PHONY: help book test clean
+PYTHON ?= python3
+PROFILE ?= quick
+ENV := .venv/bin
+# CPU-only torch: make TORCH_INDEX=https://download.pytorch.org/whl/cpu book
+TORCH_INDEX ?=
+
+help:             ## list the commands
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
+
+book: .venv/done  ## set up .venv, run the chapters that are not done (PROFILE=quick), build build/html/index.html
+	$(ENV)/python -m lib book --profile $(PROFILE)
+
+test: .venv/done  ## set up .venv, run the tests, the quick book among them
+	$(ENV)/python -m pytest
+
+clean:            ## delete the built book and the environment; runs/ and data/ stay
+	rm -rf .venv build
+
+.venv/done: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),$(ENV)/python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
+	$(ENV)/python -m pip install -q -c constraints.txt -e '.[book,test]'
+	@touch $@
