@@ -6,8 +6,8 @@ One way through the data, and no arrow back::
               -> training.pretrain -> evaluation.evaluate -> records -> figures -> a chapter
 
 ``config``, ``data``, ``augmentations``, ``encoders``, ``losses``, ``statistics`` and ``records`` stand on the
-ground; ``training`` and ``evaluation`` stand on them; ``figures`` reads records; ``book`` and the command line
-(``python -m lib``) stand on top.
+ground; ``checkpoints``, ``evaluation`` and ``training`` stand on them; ``claims`` and ``figures`` read records;
+``book`` and the command line (``python -m lib``) stand on top.
 """
 
 from pathlib import Path

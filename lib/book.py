@@ -105,11 +105,10 @@ def check(profile: str) -> None:
     """Raise InputError where a profile names a chapter or a parameter that does not exist."""
     values = load_profile(profile)
     known = {path.stem: set(parameters(path)) - {"profile"} for path in chapters()}
-    for chapter, own in values["chapters"].items():
+    for chapter in values["chapters"]:
         if chapter not in known:
             raise InputError(f"profile {profile}: {unknown('chapter', chapter, known)}")
         settings(chapter, profile, **dict.fromkeys(known[chapter]))
-        del own
     anywhere = set().union(*known.values())
     for field in values["common"]:
         if field not in anywhere:
@@ -174,10 +173,10 @@ def _execute(path: Path, out: Path, profile: str) -> str | None:
 
 
 def _stamp(path: Path, profile: str) -> str:
-    """A hash of all that a chapter is made from: its text, its profile, the package, the records, the claims."""
-    digest = hashlib.sha256(records.code()["source"].encode())
+    """A hash of all that a chapter is made from: text, profile, package, records, claims, versions."""
+    digest = hashlib.sha256(json.dumps([records.code()["source"], records.versions()]).encode())
     inputs = [path, PROFILES / f"{profile}.yml", BOOK / "claims.yml", *sorted(records.RESULTS.glob("*.json"))]
-    for file in inputs:
+    for file in filter(Path.is_file, inputs):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 

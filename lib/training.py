@@ -15,12 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import ROOT, InputError, evaluation, losses, records
+from lib import ROOT, InputError, checkpoints, evaluation, losses, records
 from lib.augmentations import RECIPES, Recipe, views
 from lib.config import Config
 from lib.data import Dataset, Split
@@ -145,7 +143,12 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
                          f"set a smaller batch_size")
     model = build_model(config, dataset).to(device, memory_format=torch.channels_last)
     optimiser = build_optimiser(config, model)
-    curves = _resume(folder, config, model, optimiser)
+    path = folder / "checkpoint.safetensors"
+    if path.is_file():
+        curves = checkpoints.resume(path, config, model, optimiser)
+    else:
+        curves = []
+        checkpoints.save(path, config, curves, model, optimiser)    # a folder that can't be written shows at once
     _train(config, part, pool.to(device), model, optimiser, curves, folder, progress)
     record = {
         "schema": records.SCHEMA, "id": folder.name, "config": asdict(config), "delta": config.delta,
@@ -156,9 +159,9 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
         "seconds": sum(row["seconds"] for row in curves),
         "views_per_second": _rate(curves), "curves": curves, "evaluation": {},
     }
-    _save(folder / "model.safetensors", model.state_dict(), config, curves)
+    checkpoints.save(folder / "model.safetensors", config, curves, model)
     records.write(folder / "record.json", record)
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    path.unlink()
     return Run(folder, config, record, model.cpu().eval())
 
 
@@ -172,8 +175,7 @@ def load_run(folder: str | Path) -> Run:
         raise InputError(f"{folder / 'record.json'} holds a configuration of another version ({error})") from error
     embedding = len(record["data"]["classes"]) if config.method == "ce" else config.embedding
     model = Model(config.encoder, config.stem, config.head, embedding)
-    tensors, _ = _open(folder / "model.safetensors", config)
-    _fill(model, tensors, folder / "model.safetensors")
+    checkpoints.resume(folder / "model.safetensors", config, model)
     return Run(folder, config, record, model.eval())
 
 
@@ -201,7 +203,7 @@ def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimise
     recipe = recipe_for(config, dataset)
     batches = len(pool) // config.batch_size if config.drop_last else math.ceil(len(pool) / config.batch_size)
     saved = time.monotonic()
-    bar = tqdm(total=config.epochs * batches, initial=len(curves) * batches, disable=not progress, mininterval=1,
+    bar = tqdm(total=config.epochs * batches, initial=len(curves) * batches, disable=not (progress and config.epochs), mininterval=1,
                desc=f"{config.name} s{config.seed}", unit="step", dynamic_ncols=True)
     for epoch in range(len(curves), config.epochs):
         model.train()
@@ -235,11 +237,12 @@ def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimise
         row = {"epoch": epoch + 1, "loss": mean, "learning_rate": rate, "seconds": seconds,
                "views_per_second": seen * config.views / seconds}
         if config.knn_every and (epoch + 1) % config.knn_every == 0:
-            row["knn"] = evaluation.knn_on_val(model, dataset, recipe_for(config, dataset, "none"))
+            plain = recipe_for(config, dataset, "none")
+            row["knn"] = evaluation.knn_on_val(model, dataset, plain)
         curves.append(row)
         bar.set_postfix(loss=f"{mean:.3f}", views_s=f"{row['views_per_second']:.0f}")
         if epoch + 1 < config.epochs and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            _save(folder / "checkpoint.safetensors", _state(model, optimiser), config, curves)
+            checkpoints.save(folder / "checkpoint.safetensors", config, curves, model, optimiser)
             saved = time.monotonic()
     bar.close()
 
@@ -248,58 +251,3 @@ def _rate(curves: list[dict]) -> float | None:
     """Views a second over all epochs; None for a run without any."""
     seconds = sum(row["seconds"] for row in curves)
     return sum(row["views_per_second"] * row["seconds"] for row in curves) / seconds if seconds else None
-
-
-def _state(model: Model, optimiser) -> dict[str, Tensor]:
-    """Everything a resume needs, as named tensors."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for place, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{place}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
-    return tensors
-
-
-def _save(path: Path, tensors: dict[str, Tensor], config: Config, curves: list[dict]) -> None:
-    metadata = {"config": json.dumps(asdict(config)), "curves": json.dumps(curves)}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    records.write_atomically(path, save(tensors, metadata))
-
-
-def _open(path: Path, config: Config) -> tuple[dict[str, Tensor], list[dict]]:
-    """Tensors and curves of a file of ours, which must be whole and of this configuration."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            theirs, curves = json.loads(metadata["config"]), json.loads(metadata["curves"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is missing or damaged ({error}); delete its folder to train anew") from error
-    ours = json.loads(json.dumps(asdict(config)))
-    differs = sorted(key for key in ours.keys() | theirs.keys() if key != "name" and ours.get(key) != theirs.get(key))
-    if differs:
-        key = differs[0]
-        raise InputError(f"{path} does not fit its configuration: {key} is {theirs.get(key)} there and "
-                         f"{ours.get(key)} here; delete it to train anew")
-    return tensors, curves
-
-
-def _fill(model: Model, tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit its configuration: {str(error).splitlines()[1].strip()}") from error
-
-
-def _resume(folder: Path, config: Config, model: Model, optimiser) -> list[dict]:
-    """Load the checkpoint, if there is one, into model and optimiser. Returns the curves so far."""
-    path = folder / "checkpoint.safetensors"
-    if not path.is_file():
-        return []
-    tensors, curves = _open(path, config)
-    _fill(model, {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}, path)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimiser."):
-            _, place, key = name.split(".", 2)
-            state.setdefault(int(place), {})[key] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    return curves

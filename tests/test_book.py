@@ -1,0 +1,138 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+import pytest
+import yaml
+from lib import ROOT, InputError, book
+
+CELLS = {
+    "01_good": ["number = 1", "print(number)"],
+    "02_fails": ["print('before')", "1 / 0", "print('after')"],
+    "03_hangs": ["import time; time.sleep(60)"],
+    "04_leaves": ["import sys; sys.exit(0)", "print('never')"],
+    "05_dies": ["import os; os._exit(1)"],
+}
+
+
+@pytest.fixture
+def small_book(tmp_path, monkeypatch):
+    """A book of tiny chapters, each with a parameter cell, in a folder of its own."""
+    home = tmp_path / "book"
+    (home / "notebooks").mkdir(parents=True)
+    (home / "profiles").mkdir()
+    for name, cells in CELLS.items():
+        write(home / "notebooks" / f"{name}.ipynb", cells)
+    toc(home, CELLS)
+    (home / "profiles" / "quick.yml").write_text("{about: small, timeout_minutes: 0.05, common: {word: a}}")
+    monkeypatch.setattr(book, "BOOK", home)
+    monkeypatch.setattr(book, "PROFILES", home / "profiles")
+    monkeypatch.setattr(book, "BUILD", tmp_path / "build")
+    return home
+
+
+def toc(home, names):
+    (home / "_toc.yml").write_text(yaml.dump({"root": "intro", "chapters": [{"file": f"notebooks/{n}"} for n in names]}))
+
+
+def write(path, cells):
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}})
+    parameters = nbformat.v4.new_code_cell('profile = "quick"\nword = None\nepochs = None', metadata={"tags": ["parameters"]})
+    notebook.cells = [parameters, *map(nbformat.v4.new_code_cell, cells)]
+    nbformat.write(notebook, path)
+
+
+def test_chapters_that_fail_hang_leave_or_die_are_named_and_take_no_others_work(small_book):
+    with pytest.raises(InputError) as caught:
+        book.run("quick")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    for line, words in zip(lines, ["02_fails failed in code cell 4: ZeroDivisionError: division by zero",
+                                   "03_hangs hung", "04_leaves skipped", "05_dies died"]):
+        assert words in line, line
+    out = book.BUILD / "executed" / "quick"
+    assert (out / "01_good.stamp").is_file() and not (out / "02_fails.stamp").exists()
+    kept = nbformat.read(out / "02_fails.ipynb", as_version=4)                  # the executed part
+    assert "before" in str([cell.get("outputs") for cell in kept.cells])
+
+
+def test_a_second_run_starts_with_the_first_chapter_that_is_not_done(small_book, capsys):
+    toc(small_book, ["01_good", "02_fails"])
+    with pytest.raises(InputError):
+        book.run("quick")
+    write(small_book / "notebooks" / "02_fails.ipynb", ["print('mended')"])
+    capsys.readouterr()
+    assert [path.stem for path in book.run("quick")] == ["01_good", "02_fails"]
+    said = capsys.readouterr().out
+    assert "01_good: unchanged" in said and "02_fails: running" in said
+    book.run("quick")
+    assert capsys.readouterr().out.splitlines() == ["01_good: unchanged", "02_fails: unchanged"]
+    (small_book / "profiles" / "quick.yml").write_text("{common: {word: b}}")   # another profile is another chapter
+    book.run("quick", only="01")
+    assert "01_good: running" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content, words", [
+    ("{common: {words: a}}", "unknown field 'words'; did you mean 'word'"),
+    ("{chapters: {01_good: {epoch: 1}}}", "chapter 01_good: unknown field 'epoch'; did you mean 'epochs'"),
+    ("{chapters: {01_god: {epochs: 1}}}", "unknown chapter '01_god'; did you mean '01_good'"),
+    ("{comon: {}}", "unknown field 'comon'; did you mean 'common'"),
+    ("{timeout_minutes: soon}", "timeout_minutes is of the wrong type"),
+    ("{chapters: {01_good: 3}}", "chapters.01_good must map"),
+    ("[1]", "must hold the fields"), ("{", "is not YAML"), ("", "must hold the fields"),
+])
+def test_bad_profiles_are_named_before_anything_runs(small_book, content, words):
+    (small_book / "profiles" / "quick.yml").write_text(content)
+    with pytest.raises(InputError, match=words):
+        book.run("quick")
+    assert not book.BUILD.exists()
+
+
+def test_a_parameter_given_wins_over_the_chapters_over_the_common(small_book):
+    (small_book / "profiles" / "quick.yml").write_text("{common: {word: a, epochs: 1}, chapters: {02_fails: {word: b}}}")
+    assert vars(book.settings("01_good", "quick", word=None, epochs=None, seeds=None)) == {
+        "word": "a", "epochs": 1, "seeds": None, "profile": "quick"}
+    assert book.settings("02_fails", "quick", word=None).word == "b"
+    given = book.settings("02_fails", "quick", word="c", epochs=None)
+    assert given.word == "c" and given.delta == {"epochs": 1}                   # word is no field of a Config
+
+
+# --- the real book ---------------------------------------------------------------------------------------------
+
+def test_the_quick_book_runs_and_builds():
+    """Through papermill, every chapter; strict build: a warning is an error."""
+    done = book.run("quick")
+    assert [path.stem for path in done] == [path.stem for path in book.chapters()]
+    assert book.build("quick").is_file()
+    for path in done:
+        assert path.stat().st_size < 1_000_000
+
+
+def test_profiles_fit_the_chapters():
+    for path in book.PROFILES.glob("*.yml"):
+        book.check(path.stem)
+
+
+def test_plain_papermill_takes_parameters(tmp_path):
+    program = Path(sys.executable).with_name("papermill")
+    out = tmp_path / "out.ipynb"
+    command = [program, "book/notebooks/02_loss.ipynb", out, "-p", "profile", "cpu", "-p", "temperature", "1.0",
+               "--no-progress-bar"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    assert "4.628" not in out.read_text() and "log(2.151" in out.read_text()   # exp(cos 40 degrees)
+
+
+@pytest.mark.parametrize("path", book.chapters(), ids=lambda path: path.stem)
+def test_notebooks_are_committed_clean(path):
+    notebook = json.loads(path.read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    parameters = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(parameters) == 1 and "".join(parameters[0]["source"]).startswith('profile = "quick"')
+    config = yaml.safe_load((book.BOOK / "_config.yml").read_text())
+    assert config["repository"]["url"] in "".join(code[0]["source"])            # the clone on Colab
+    figures = [cell for cell in code if "figure" in cell["metadata"].get("mystnb", {})]
+    assert all(cell["metadata"]["mystnb"]["image"]["alt"] for cell in figures)

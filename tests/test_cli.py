@@ -1,0 +1,59 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from lib import ROOT, records
+from lib.__main__ import main
+
+
+def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkeypatch):
+    where = ["--runs", str(tmp_path / "runs"), "--data-root", str(toy_root), "--device", "cpu"]
+    assert main(["pretrain", "simclr-digits", "--data", "toy", "--epochs", "1", "--seed", "3",
+                 "--set", "batch_size=32", *where]) == 0
+    folder = next((tmp_path / "runs").iterdir())
+    assert folder.name.startswith("simclr-digits-e1-s3-") and str(folder) in capsys.readouterr().out
+    assert main(["probe", str(folder), *where]) == 0
+    assert "n = 60" in capsys.readouterr().out
+    monkeypatch.setattr(records.publish, "__defaults__", (tmp_path / "results",))
+    monkeypatch.setattr(records.load_all, "__defaults__", (tmp_path / "results",))
+    assert main(["publish", str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["records", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["data"] for row in rows} == {"toy"} and len(rows) == 4
+    assert main(["records"]) == 0 and "toy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["pretrain", "simclr"], "unknown preset 'simclr'"),
+    (["pretrain", "simclr-digits", "--data", "nothing"], "unknown data set 'nothing'"),
+    (["pretrain", "simclr-digits", "--set", "epoch=1"], "unknown field 'epoch'"),
+    (["pretrain", "simclr-digits", "--set", "temperature=0"], "temperature must be"),
+    (["pretrain", "simclr-digits", "--set", "batch_size=1"], "batch_size must be at least 2"),
+    (["pretrain", "simclr-digits", "--device", "toaster"], "the device 'toaster'"),
+    (["pretrain", "simclr-digits", "--epochs", "0", "--runs", "/proc/none"], "can't write /proc/none"),
+    (["probe", "runs/none"], "can't read the record runs/none/record.json"),
+    (["publish", "README.md"], "README.md is not JSON"),
+    (["book", "--profile", "fast"], "unknown profile 'fast'"),
+    (["book", "--only", "99"], "unknown chapter '99'"),
+])
+def test_bad_input_is_one_line_and_status_2(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if "pretrain" in arguments and "--runs" not in arguments:
+        arguments = [*arguments, "--runs", str(tmp_path)]
+    assert main(arguments) == 2
+    captured = capsys.readouterr().err.strip()
+    assert captured.startswith("error: ") and words in captured and captured.count("\n") == 0
+
+
+def test_help_has_examples_that_parse():
+    shown = subprocess.run([sys.executable, "-m", "lib", "--help"], capture_output=True, text=True, cwd=ROOT)
+    from lib.__main__ import EXAMPLES, _parser
+    assert shown.returncode == 0 and "examples:" in shown.stdout
+    for line in EXAMPLES.splitlines()[1:]:
+        _parser().parse_args(line.split("  ")[1].split()[3:])
+
+
+def test_list_of_presets(capsys):
+    assert main(["pretrain", "list"]) == 0 and "supcon-cifar10" in capsys.readouterr().out

@@ -1,0 +1,72 @@
+import dataclasses
+
+import pytest
+from lib import InputError
+from lib.config import PRESETS, Config, difference, parse, preset
+
+
+def test_a_preset_plus_a_delta():
+    changed = preset("simclr-digits", epochs=3, seed=7)
+    assert changed.delta == {"epochs": 3, "seed": 7} and preset("simclr-digits").delta == {}
+    assert difference(changed, preset("simclr-digits"))["epochs"] == (3, preset("simclr-digits").epochs)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        changed.epochs = 4
+
+
+def test_presets_have_the_published_values():
+    """protocols of SupContrast (README, main_supcon.py, main_ce.py) and of UvA tutorial 17, typed a second time."""
+    supcon, simclr, ce, uva = (PRESETS[k] for k in ("supcon-cifar10", "simclr-cifar10", "ce-cifar10", "simclr-stl10"))
+    for config in (supcon, simclr, ce):
+        assert (config.encoder, config.stem, config.batch_size, config.optimiser) == ("resnet50", "cifar", 1024, "sgd")
+        assert (config.momentum, config.weight_decay, config.final_rate) == (0.9, 1e-4, pytest.approx(1e-3))
+        assert (config.warmup_epochs, config.warmup_from, config.first_epoch) == (10, 0.01, 1)
+        assert config.mean == (0.4914, 0.4822, 0.4465) and config.std == (0.2023, 0.1994, 0.2010)
+    assert (supcon.epochs, supcon.learning_rate, supcon.temperature) == (1000, 0.5, 0.1)
+    assert (simclr.epochs, simclr.learning_rate, simclr.temperature) == (1000, 0.5, 0.5)
+    assert (ce.epochs, ce.learning_rate, ce.recipe, ce.head) == (500, 0.8, "crop-flip", "linear")
+    assert (uva.encoder, uva.stem, uva.batch_size, uva.temperature) == ("resnet18", "imagenet", 256, 0.07)
+    assert (uva.optimiser, uva.learning_rate, uva.weight_decay) == ("adamw", 5e-4, 1e-4)
+    assert (uva.drop_last, uva.final_rate, uva.warmup_epochs, uva.first_epoch) == (True, 1 / 50, 0, 0)
+
+
+@pytest.mark.parametrize("delta, words", [
+    ({"epoch": 3}, "unknown field 'epoch'; did you mean 'epochs'"),
+    ({"epochs": "3"}, "epochs must be int, got '3'"),
+    ({"epochs": True}, "epochs must be int, got True"),
+    ({"epochs": -1}, "epochs must be at least 0"),
+    ({"batch_size": 1}, "batch_size must be at least 2"),
+    ({"temperature": 0}, "temperature must be a finite number greater than 0"),
+    ({"temperature": float("nan")}, "temperature must be"),
+    ({"learning_rate": "1e-3"}, "learning_rate must be float, got '1e-3'"),
+    ({"method": "simclrr"}, "unknown method 'simclrr'; did you mean 'simclr'"),
+    ({"encoder": "vit"}, "unknown encoder 'vit'; known: resnet18"),
+    ({"mean": (1, 2)}, "mean must be three numbers"),
+    ({"images": 1}, "images must be at least 2"),
+    ({"encoder": "pixels"}, "'pixels' has nothing to train"),
+])
+def test_bad_values_are_named(delta, words):
+    with pytest.raises(InputError, match=words):
+        preset("simclr-digits", **delta)
+
+
+def test_unknown_preset():
+    with pytest.raises(InputError, match="unknown preset 'simclr-digit'; did you mean 'simclr-digits'"):
+        preset("simclr-digit")
+
+
+def test_assignments_are_read_as_python_or_text():
+    assert parse(["epochs=5", "data=mine", "learning_rate=1e-3", "images=None", "mean=(0.5, 0.5, 0.5)"]) == {
+        "epochs": 5, "data": "mine", "learning_rate": 1e-3, "images": None, "mean": (0.5, 0.5, 0.5)}
+    assert preset("simclr-digits", learning_rate=1).learning_rate == 1.0        # an int serves as a float
+    with pytest.raises(InputError, match="field=value, got 'epochs'"):
+        parse(["epochs"])
+
+
+def test_short_runs_warm_up_for_a_tenth():
+    assert preset("supcon-cifar10").warmup == 10 and preset("supcon-cifar10", epochs=20).warmup == 10
+    assert preset("supcon-cifar10", epochs=10).warmup == 1
+
+
+def test_every_field_has_a_source_or_a_default():
+    assert {f.name for f in dataclasses.fields(Config)} >= {"method", "seed", "precision"}
+    assert all(config.name == name for name, config in PRESETS.items())

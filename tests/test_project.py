@@ -1,0 +1,68 @@
+"""The files around the package agree with each other."""
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import yaml
+from lib import ROOT, __version__
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def names(requirements):
+    return {re.split(r"[<>=\[ ]", line)[0].lower() for line in requirements}
+
+
+def test_environment_yml_hands_over_to_pip():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert names(conda) == {"python", "pip"}
+    constraints, package = pip["pip"]
+    assert constraints == "-c constraints.txt"
+    extras = re.fullmatch(r"-e \.\[([a-z,]+)\]", package).group(1).split(",")
+    assert set(extras) <= PROJECT["optional-dependencies"].keys()
+
+
+def test_every_direct_dependency_is_pinned_exactly_and_within_its_range():
+    from packaging.requirements import Requirement
+
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    pinned = {name.lower(): version for name, version in (line.split("==") for line in lines)}
+    optional = PROJECT["optional-dependencies"]
+    for text in PROJECT["dependencies"] + optional["book"] + optional["test"]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pinned[requirement.name.lower()]), text
+
+
+def test_ranges_take_what_colab_has():
+    """Python 3.13, torch 2.11 and the rest of Colab's list of 2026-08-19."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    colab = {"torch": "2.11.0", "torchvision": "0.26.0", "numpy": "2.1.3", "pandas": "2.2.3", "matplotlib": "3.10.0",
+             "seaborn": "0.13.2", "ipykernel": "6.17.1"}
+    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["book"]:
+        requirement = Requirement(text)
+        if requirement.name in colab:
+            assert requirement.specifier.contains(colab[requirement.name]), text
+    assert SpecifierSet(PROJECT["requires-python"]).contains("3.13.15")
+
+
+def test_one_version_and_one_address():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["version"] == __version__ == str(citation["version"])
+    config = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())
+    assert config["repository"]["url"] == PROJECT["urls"]["Repository"] == citation["repository-code"]
+
+
+def test_training_needs_neither_papermill_nor_jupyter():
+    code = ("import sys; import lib.training, lib.evaluation, lib.__main__\n"
+            "assert not {'papermill', 'nbformat', 'jupyter_client', 'matplotlib'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_modules_can_be_read_in_one_sitting():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "lib").glob("*.py")}
+    assert max(lengths.values()) <= 350 and sum(lengths.values()) < 2500

@@ -1,0 +1,53 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from lib import statistics
+from scipy import stats
+
+
+def test_wilsons_interval_in_closed_form():
+    n, k, z = 8000, 6480, stats.norm.ppf(0.975)
+    p = k / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert statistics.binomial(k, n) == pytest.approx((p, centre - half, centre + half))
+    assert half == pytest.approx(0.0086, abs=1e-4)                  # 0.86 points at 81 % of 8,000 images
+    assert statistics.binomial(5, 5).high == pytest.approx(1) and statistics.binomial(0, 5).low == pytest.approx(0)
+
+
+def test_the_interval_over_seeds_is_students():
+    values = [0.50, 0.52, 0.51, 0.55]
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert statistics.over_seeds(values) == pytest.approx((np.mean(values), low, high))
+
+
+def test_one_seed_tells_nothing_of_the_spread():
+    value, low, high = statistics.over_seeds([0.5])
+    assert value == 0.5 and math.isnan(low) and math.isnan(high)
+    assert statistics.Interval(0.5, math.nan, math.nan).percent() == "50.0"
+    assert statistics.Interval(0.813, 0.804, 0.8214).percent() == "81.3 [80.4, 82.1]"
+
+
+def test_the_interval_over_seeds_covers_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    hits = sum(low <= 0 <= high for _, low, high in (statistics.over_seeds(random.normal(size=3)) for _ in range(2000)))
+    assert hits / 2000 == pytest.approx(0.95, abs=0.02)
+
+
+def test_mcnemar_by_counting():
+    first, second = [True] * 8 + [False] * 2 + [True] * 5, [False] * 8 + [True] * 2 + [True] * 5
+    paired = statistics.mcnemar(first, second)
+    tail = sum(math.comb(10, k) for k in (0, 1, 2)) / 2**10
+    assert paired == pytest.approx((6 / 15, 8, 2, 2 * tail))
+    assert statistics.mcnemar(first, first) == (0, 0, 0, 1)
+
+
+def test_summaries_say_which_interval_they_give():
+    table = pd.DataFrame({"method": ["a", "a", "b"], "accuracy": [0.5, 0.7, 0.9], "correct": [5, 7, 9], "n": 10,
+                          "seed": [0, 1, 0], "minutes": [1.0, 2.0, 4.0]})
+    a, b = statistics.summarise(table, ["method"]).itertuples()
+    assert (a.seeds, a.interval, a.minutes) == (2, "seeds", 1.5) and (a.mean, a.low) == pytest.approx(
+        statistics.over_seeds([0.5, 0.7])[:2])
+    assert (b.seeds, b.interval) == (1, "test images") and b.low == pytest.approx(statistics.binomial(9, 10).low)

@@ -1,0 +1,200 @@
+import math
+import shutil
+
+import pytest
+import torch
+from lib import InputError, checkpoints, data, records, training
+from lib.config import preset
+from lib.encoders import Model
+from tests.conftest import arrays
+
+SMALL = {"recipe": "supcontrast", "epochs": 3, "batch_size": 32, "data": "toy"}
+
+
+def config(method="simclr", **delta):
+    return preset(f"{method}-digits", **SMALL | delta)
+
+
+def pretrain(config, dataset, folder):
+    return training.pretrain(config, dataset, folder, device="cpu", progress=False)
+
+
+def test_the_schedule_is_supcontrasts():
+    """util.py: adjust_learning_rate by epochs from 1, warm-up by steps to the cosine's value at epoch 10."""
+    report = preset("supcon-cifar10", epochs=100)
+    steps = 49
+    low = 0.5 * 0.1 ** 3
+    at_10 = low + (0.5 - low) * (1 + math.cos(math.pi * 10 / 100)) / 2
+    assert at_10 == pytest.approx(0.48778, abs=5e-6)
+    assert training.learning_rate(report, 0, steps) == pytest.approx(0.01)
+    assert training.learning_rate(report, 245, steps) == pytest.approx((0.01 + at_10) / 2)
+    assert training.learning_rate(report, 489, steps) == pytest.approx(0.01 + (at_10 - 0.01) * 489 / 490)
+    assert training.learning_rate(report, 490, steps) == pytest.approx(
+        low + (0.5 - low) * (1 + math.cos(math.pi * 11 / 100)) / 2)
+    assert training.learning_rate(report, 100 * steps - 1, steps) == pytest.approx(low)
+    full = preset("supcon-cifar10")
+    assert training.learning_rate(full, 10 * steps - 1, steps) == pytest.approx(0.49988, abs=0.0011)
+
+
+def test_the_schedule_is_uvas():
+    """torch's own CosineAnnealingLR, stepped once an epoch, from lr to lr / 50."""
+    uva = preset("simclr-stl10")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.AdamW([parameter], lr=5e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=500, eta_min=5e-4 / 50)
+    for epoch in range(500):
+        assert training.learning_rate(uva, 390 * epoch + 17, 390) == pytest.approx(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        scheduler.step()
+
+
+def test_the_order_is_a_permutation_of_seed_and_epoch():
+    one = training.order(50, 1, 2)
+    assert sorted(one.tolist()) == list(range(50)) and torch.equal(one, training.order(50, 1, 2))
+    assert not torch.equal(one, training.order(50, 1, 3)) and not torch.equal(one, training.order(50, 2, 2))
+
+
+@pytest.mark.parametrize("method", ["simclr", "supcon", "ce"])
+def test_a_run_learns_and_leaves_a_whole_record(method, toy, tmp_path):
+    run = pretrain(config(method, epochs=6), toy, tmp_path)
+    assert run.curves[-1]["loss"] < run.curves[0]["loss"]
+    record = records.read(run.folder / "record.json")
+    assert record == run.record and record["data"]["fingerprint"] == toy.fingerprint
+    assert record["config"]["method"] == method and record["data"]["counts"]["test"] == 60
+    assert len(record["curves"]) == 6 and record["views_per_second"] > 0 and record["code"]["source"]
+    assert sorted(p.name for p in run.folder.iterdir()) == ["model.safetensors", "record.json"]
+    evaluation = training.evaluate(run, toy, "cpu")
+    assert evaluation["h"]["linear"]["correct"] / 60 > 0.6                      # guessing: 0.25
+    assert set(evaluation["z"]) == ({"classifier"} if method == "ce" else {"linear", "knn"})
+    assert records.read(run.folder / "record.json")["evaluation"] == evaluation
+
+
+def test_a_run_is_a_function_of_its_configuration(toy, tmp_path):
+    torch.manual_seed(1)
+    one = pretrain(config(), toy, tmp_path / "a")
+    torch.manual_seed(2)                                                        # the global state must not matter
+    torch.rand(5)
+    two = pretrain(config(), toy, tmp_path / "b")
+    other = pretrain(config(seed=1), toy, tmp_path / "b")
+    same = [torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values())]
+    assert all(same) and one.folder.name == two.folder.name
+    assert [r["loss"] for r in one.curves] == [r["loss"] for r in two.curves] != [r["loss"] for r in other.curves]
+
+
+@pytest.mark.parametrize("method, optimiser", [("simclr", "adamw"), ("supcon", "sgd"), ("ce", "adamw")])
+def test_an_interrupted_run_goes_on_to_the_same_end(method, optimiser, toy, tmp_path, monkeypatch):
+    chosen = config(method, optimiser=optimiser, epochs=4)
+    whole = pretrain(chosen, toy, tmp_path / "whole")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    order, epochs = training.order, []
+
+    def stop_in_epoch_3(n, seed, epoch):
+        epochs.append(epoch)
+        if epoch == 2 and epochs.count(2) == 1:
+            raise KeyboardInterrupt
+        return order(n, seed, epoch)
+
+    monkeypatch.setattr(training, "order", stop_in_epoch_3)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(chosen, toy, tmp_path / "cut")
+    cut = pretrain(chosen, toy, tmp_path / "cut")
+    assert epochs == [0, 1, 2, 2, 3]
+    assert [r["loss"] for r in cut.curves] == [r["loss"] for r in whole.curves]
+    for a, b in zip(whole.model.state_dict().values(), cut.model.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+def test_a_finished_run_is_returned_at_once(toy, tmp_path, monkeypatch):
+    one = pretrain(config(), toy, tmp_path)
+    monkeypatch.setattr(training, "_train", None)
+    assert pretrain(config(), toy, tmp_path).record == one.record
+
+
+def test_the_untrained_encoder_is_a_run_of_no_epochs(toy, tmp_path):
+    run = pretrain(config(epochs=0), toy, tmp_path)
+    fresh = training.build_model(config(epochs=0), toy).state_dict()
+    assert run.curves == [] and all(torch.equal(v, fresh[k]) for k, v in run.model.state_dict().items())
+
+
+def test_data_of_other_content_is_another_run(toy, tmp_path):
+    other = data.build("toy", **arrays(seed=1))
+    assert training.identity(config(), toy) != training.identity(config(), other)
+    run = pretrain(config(epochs=0), toy, tmp_path)
+    with pytest.raises(InputError, match="was trained on another version of toy"):
+        training.evaluate(run, other)
+
+
+def test_training_images_are_only_those_of_the_pool(toy, tmp_path):
+    assert pretrain(config(pool="train", epochs=1), toy, tmp_path).record["data"]["pool"] == 180
+    assert pretrain(config(pool="train+val", epochs=1), toy, tmp_path).record["data"]["pool"] == 200
+    assert pretrain(config(images=80, epochs=1), toy, tmp_path).record["data"]["pool"] == 72
+
+
+def test_the_last_batch_is_kept_or_left_out(toy, tmp_path, monkeypatch):
+    seen, views = [], training.views
+
+    def spy(images, *rest):
+        seen.append(len(images))
+        return views(images, *rest)
+
+    monkeypatch.setattr(training, "views", spy)
+    pretrain(config(drop_last=False, epochs=1, batch_size=50), toy, tmp_path)
+    pretrain(config(drop_last=True, epochs=1, batch_size=50), toy, tmp_path)
+    assert seen == [50, 50, 50, 30, 50, 50, 50]
+
+
+def test_supervised_methods_need_labels(tmp_path):
+    unlabeled = data.build("toy", **arrays(unlabeled=64))
+    assert pretrain(config(pool="unlabeled", epochs=1), unlabeled, tmp_path).record["data"]["pool"] == 64
+    with pytest.raises(InputError, match="supcon needs labels"):
+        pretrain(config("supcon", pool="unlabeled"), unlabeled, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
+    with pytest.raises(InputError, match="became nan in epoch"):
+        pretrain(config(optimiser="sgd", learning_rate=1e30, warmup_epochs=0), toy, tmp_path)
+
+
+def test_a_batch_larger_than_the_pool_is_named(toy, tmp_path):
+    with pytest.raises(InputError, match="180 images, fewer than one batch_size of 256"):
+        pretrain(config(batch_size=256), toy, tmp_path)
+
+
+def test_checkpoints_that_do_not_fit_are_named(toy, tmp_path, monkeypatch):
+    one, other = pretrain(config(epochs=1), toy, tmp_path), config(epochs=2)
+    target = tmp_path / training.identity(other, toy)
+    target.mkdir()
+    shutil.copy(one.folder / "model.safetensors", target / "checkpoint.safetensors")
+    with pytest.raises(InputError, match="does not fit its configuration: epochs is 1 there and 2 here"):
+        pretrain(other, toy, tmp_path)
+    (target / "checkpoint.safetensors").write_bytes(b"\x08" * 40)
+    with pytest.raises(InputError, match="checkpoint.safetensors is missing or damaged"):
+        pretrain(other, toy, tmp_path)
+    whole = (one.folder / "model.safetensors").read_bytes()
+    (one.folder / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(InputError, match="model.safetensors is missing or damaged"):
+        training.load_run(one.folder)
+    (one.folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="model.safetensors is missing or damaged"):
+        training.load_run(one.folder)
+
+
+def test_weights_of_another_shape_are_named(toy, tmp_path):
+    run = pretrain(config(epochs=0), toy, tmp_path)
+    checkpoints.save(run.folder / "model.safetensors", run.config, [], Model("slim", head="linear"))
+    with pytest.raises(InputError, match="model.safetensors does not fit its configuration: Missing"):
+        training.load_run(run.folder)
+
+
+def test_folders_and_devices_that_cannot_be_used_are_named(toy, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="can't write .*file"):
+        pretrain(config(epochs=0), toy, tmp_path / "file" / "runs")
+    with pytest.raises(InputError, match="the device 'toaster' can't be used"):
+        training.choose_device("toaster")
+
+
+def test_bfloat16_trains_too(toy, tmp_path):
+    run = pretrain(config(precision="bfloat16"), toy, tmp_path)
+    assert run.curves[-1]["loss"] < run.curves[0]["loss"]
+    assert all(p.dtype == torch.float32 for p in run.model.parameters())
