@@ -5,7 +5,6 @@ batch, view): no worker, thread, device or number of processes changes it. What 
 torchvision's float tensor operations on the same parameters.
 """
 
-import math
 from dataclasses import dataclass, fields
 from itertools import permutations
 

@@ -167,7 +167,8 @@ def _execute(path: Path, out: Path, profile: str) -> str | None:
         return f"hung: a cell ran longer than the profile's timeout_minutes of {minutes}"
     except (DeadKernelError, RuntimeError) as error:
         return f"died: {' '.join(str(error).split())}"
-    cells = [cell for cell in nbformat.read(out, as_version=4).cells if cell.cell_type == "code" and cell.source.strip()]
+    cells = nbformat.read(out, as_version=4).cells
+    cells = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
     skipped = sum(cell.execution_count is None for cell in cells)
     return f"skipped {skipped} of its {len(cells)} code cells without an error" if skipped else None
 

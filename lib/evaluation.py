@@ -4,7 +4,7 @@ Features are computed once, in eval mode, without augmentation. Every choice (th
 the chosen probe is refitted on train + val, and test is looked at once.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lib import records
 from lib.augmentations import Recipe, apply, draw
-from lib.data import Dataset, Split
+from lib.data import Dataset
 from lib.encoders import Model
 
-L2_PATH = tuple(10.0 ** k for k in range(0, -8, -1))        # 8 strengths, from strong to weak: each starts from the last
+L2_PATH = tuple(10.0 ** k for k in range(0, -8, -1))        # 8 strengths, strong to weak: each starts from the last
 BATCH = 512
 
 
@@ -67,18 +67,23 @@ def logistic_path(x: Tensor, y: Tensor, classes: int, path: tuple[float, ...] = 
     bias = torch.zeros(classes, dtype=x.dtype, device=x.device, requires_grad=True)
     probes = []
     for l2 in path:
-        solver = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-9,
-                                   history_size=20, line_search_fn="strong_wolfe")
-
-        def objective() -> Tensor:
-            solver.zero_grad()
-            loss = F.cross_entropy(x @ weight + bias, y) + l2 / 2 * weight.square().sum()
-            loss.backward()
-            return loss
-
-        solver.step(objective)
+        _minimise(x, y, weight, bias, l2)
         probes.append(Probe(weight.detach().clone(), bias.detach().clone(), mean, scale, l2))
     return probes
+
+
+def _minimise(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, l2: float) -> None:
+    """Move weight and bias to the minimum for one L2 strength."""
+    solver = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-9,
+                               history_size=20, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(x @ weight + bias, y) + l2 / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(objective)
 
 
 def linear_probe(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int) -> tuple[Probe, float]:
@@ -126,15 +131,13 @@ def evaluate(model: Model, dataset: Dataset, recipe: Recipe, classifier: bool = 
     """
     splits = {name: getattr(dataset, name) for name in ("train", "val", "test")}
     both = {name: features(model, split.images, recipe) for name, split in splits.items()}
-    labels = {name: split.labels.to(both[name][0].device) for name, split in splits.items()}
-    classes, truth = len(dataset.classes), labels["test"]
-    x = {name: h for name, (h, _) in both.items()}
-    result = {"h": _probes(x, labels, classes)}
-    x = {name: z for name, (_, z) in both.items()}
+    h, z = ({name: pair[place] for name, pair in both.items()} for place in (0, 1))
+    labels = {name: split.labels.to(h[name].device) for name, split in splits.items()}
+    result = {"h": _probes(h, labels, len(dataset.classes))}
     if classifier:
-        result["z"] = {"classifier": _result(x["test"].argmax(1), truth)}
+        result["z"] = {"classifier": _result(z["test"].argmax(1), labels["test"])}
     elif not isinstance(model.head, torch.nn.Identity):
-        result["z"] = _probes(x, labels, classes)
+        result["z"] = _probes(z, labels, len(dataset.classes))
     return result
 
 

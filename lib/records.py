@@ -45,7 +45,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         if beside.parent.is_dir():
             beside.unlink(missing_ok=True)
-        raise InputError(f"can't write {path} ({error.strerror or error}): free space or name another folder") from error
+        why = error.strerror or error
+        raise InputError(f"can't write {path} ({why}): free space or name another folder") from error
 
 
 def write(path: Path, record: dict) -> None:

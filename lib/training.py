@@ -203,8 +203,8 @@ def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimise
     recipe = recipe_for(config, dataset)
     batches = len(pool) // config.batch_size if config.drop_last else math.ceil(len(pool) / config.batch_size)
     saved = time.monotonic()
-    bar = tqdm(total=config.epochs * batches, initial=len(curves) * batches, disable=not (progress and config.epochs), mininterval=1,
-               desc=f"{config.name} s{config.seed}", unit="step", dynamic_ncols=True)
+    bar = tqdm(total=config.epochs * batches, initial=len(curves) * batches, desc=f"{config.name} s{config.seed}",
+               unit="step", mininterval=1, dynamic_ncols=True, disable=not (progress and config.epochs))
     for epoch in range(len(curves), config.epochs):
         model.train()
         started = time.monotonic()

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torchvision.transforms.v2 as v2
 import torchvision.transforms.v2.functional as F
+from scipy import stats
+
 from lib import InputError, augmentations
 from lib.augmentations import RECIPES, Recipe, apply, draw, two_views, views
-from scipy import stats
 
 OPERATIONS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 
@@ -46,7 +47,8 @@ def test_views_agree_with_torchvision_on_the_same_parameters(recipe, height, wid
     parameters = draw(recipe, 12, seed=3, step=5)
     ours = apply(x, parameters)
     for i in range(12):
-        assert (ours[i] - by_torchvision(x[i], parameters, i)).abs().max() < 2e-5       # six steps, some ill-conditioned
+        error = (ours[i] - by_torchvision(x[i], parameters, i)).abs().max()
+        assert error < 2e-5                                         # up to eight steps one after the other
     assert ours.shape == (12, 3, size or height, size or height) and ours.dtype == torch.float32
 
 

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import nbformat
-
 import pytest
 import yaml
+
 from lib import ROOT, InputError, book
 
 CELLS = {
@@ -35,13 +35,16 @@ def small_book(tmp_path, monkeypatch):
 
 
 def toc(home, names):
-    (home / "_toc.yml").write_text(yaml.dump({"root": "intro", "chapters": [{"file": f"notebooks/{n}"} for n in names]}))
+    files = [{"file": f"notebooks/{name}"} for name in names]
+    (home / "_toc.yml").write_text(yaml.dump({"root": "intro", "chapters": files}))
 
 
 def write(path, cells):
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}})
-    parameters = nbformat.v4.new_code_cell('profile = "quick"\nword = None\nepochs = None', metadata={"tags": ["parameters"]})
-    notebook.cells = [parameters, *map(nbformat.v4.new_code_cell, cells)]
+    kernel = {"name": "python3", "display_name": "", "language": "python"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    parameters = 'profile = "quick"\nword = None\nepochs = None'
+    notebook.cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+                      *map(nbformat.v4.new_code_cell, cells)]
     nbformat.write(notebook, path)
 
 
@@ -92,7 +95,8 @@ def test_bad_profiles_are_named_before_anything_runs(small_book, content, words)
 
 
 def test_a_parameter_given_wins_over_the_chapters_over_the_common(small_book):
-    (small_book / "profiles" / "quick.yml").write_text("{common: {word: a, epochs: 1}, chapters: {02_fails: {word: b}}}")
+    (small_book / "profiles" / "quick.yml").write_text(
+        "{common: {word: a, epochs: 1}, chapters: {02_fails: {word: b}}}")
     assert vars(book.settings("01_good", "quick", word=None, epochs=None, seeds=None)) == {
         "word": "a", "epochs": 1, "seeds": None, "profile": "quick"}
     assert book.settings("02_fails", "quick", word=None).word == "b"

@@ -1,21 +1,23 @@
 import pandas as pd
 import pytest
+
 from lib import InputError, claims, records
 
 
 def table(accuracies, **values):
     row = dict.fromkeys(records.COLUMNS, "x") | {"method": "simclr", "data": "stl10", "n": 1000, "minutes": 1.0,
                                                  "epochs": 500} | values
-    return pd.DataFrame([row | {"accuracy": a, "correct": round(1000 * a), "seed": i} for i, a in enumerate(accuracies)],
-                        columns=records.COLUMNS)
+    rows = [row | {"accuracy": a, "correct": round(1000 * a), "seed": i} for i, a in enumerate(accuracies)]
+    return pd.DataFrame(rows, columns=records.COLUMNS)
 
 
 CLAIM = {"id": "c", "claim": "c", "source": "s", "number": 80.0, "nearest": {},
          "like_for_like": {"method": "simclr", "data": "stl10", "epochs": 500}}
 
 
-@pytest.mark.parametrize("accuracies, verdict", [([0.79, 0.80, 0.81], "reproduced"), ([0.90, 0.901], "above"),
-                                                 ([0.70, 0.701, 0.699], "below"), ([0.8], "reproduced"), ([], "not run")])
+@pytest.mark.parametrize("accuracies, verdict", [
+    ([0.79, 0.80, 0.81], "reproduced"), ([0.90, 0.901], "above"), ([0.70, 0.701, 0.699], "below"),
+    ([0.8], "reproduced"), ([], "not run")])
 def test_a_verdict_follows_from_the_interval(accuracies, verdict):
     assert claims.decide(CLAIM, table(accuracies))["verdict"] == verdict
 

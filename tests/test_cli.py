@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+
 from lib import ROOT, records
 from lib.__main__ import main
 

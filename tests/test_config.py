@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+
 from lib import InputError
 from lib.config import PRESETS, Config, difference, parse, preset
 

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
 from lib import evaluation
 from lib.augmentations import RECIPES
 from lib.encoders import Model
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
 
 
 def blobs(n=300, d=10, classes=4, noise=2.0, seed=0):
@@ -39,8 +40,9 @@ def test_the_penalty_is_chosen_on_val_and_the_probe_refitted_on_both():
 
 def test_dead_features_do_no_harm():
     x, y = blobs()
-    probe = evaluation.logistic_path(torch.cat([x, torch.ones(len(x), 3).double()], 1), y, 4)[-1]
-    assert torch.isfinite(probe.weight).all() and float((probe.predict(torch.cat([x, torch.ones(len(x), 3)], 1)) == y).double().mean()) > 0.7
+    x = torch.cat([x, torch.ones(len(x), 3)], dim=1)
+    probe = evaluation.logistic_path(x, y, 4)[-1]
+    assert torch.isfinite(probe.weight).all() and (probe.predict(x) == y).double().mean() > 0.7
 
 
 def test_knn_is_scikit_learns_with_the_same_weights():

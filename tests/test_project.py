@@ -6,6 +6,7 @@ import sys
 import tomllib
 
 import yaml
+
 from lib import ROOT, __version__
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

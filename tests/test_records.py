@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import pytest
+
 from lib import InputError, records, training
 from lib.config import preset
 

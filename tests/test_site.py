@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag
 
 import pytest
+
 from lib import book
 
 

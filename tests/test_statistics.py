@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from lib import statistics
 from scipy import stats
+
+from lib import statistics
 
 
 def test_wilsons_interval_in_closed_form():

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+
 from lib import InputError, checkpoints, data, records, training
 from lib.config import preset
 from lib.encoders import Model
