@@ -19,7 +19,8 @@ clean:            ## delete the built book and the environment; runs/ and data/ 
 
 .venv/done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(if $(TORCH_INDEX),$(ENV)/python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
-	$(ENV)/python -m pip install -q -c constraints.txt -e '.[book,test]'
+	@echo "setting up .venv: some minutes, 6 GB with a CUDA build of torch"
+	@$(PYTHON) -m venv .venv
+	@$(if $(TORCH_INDEX),$(ENV)/python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
+	@$(ENV)/python -m pip install -q -c constraints.txt -e '.[book,test]'
 	@touch $@

@@ -41,6 +41,8 @@ def load_profile(name: str) -> dict:
     Raises InputError for an unknown profile, a file that is not YAML, or a field of another name or type.
     """
     path = PROFILES / f"{name}.yml"
+    if not PROFILES.is_dir():
+        raise InputError(f"{PROFILES} is not there: the book needs its checkout; install with pip install -e . in it")
     if not path.is_file():
         raise InputError(unknown("profile", name, sorted(p.stem for p in PROFILES.glob("*.yml"))))
     try:

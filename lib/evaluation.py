@@ -1,7 +1,9 @@
 """What do the features know? Linear probe and nearest neighbours on frozen h and z.
 
 Features are computed once, in eval mode, without augmentation. Every choice (the probe's L2 strength) is made on val;
-the chosen probe is refitted on train + val, and test is looked at once.
+the chosen probe is refitted on train + val, and test is looked at once. An encoder whose pool was train + val (the
+published presets) has seen val before, with its labels under supcon and ce; then val favours weak penalties a little.
+Test stays untouched either way.
 """
 
 from dataclasses import dataclass
