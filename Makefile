@@ -21,6 +21,5 @@ clean:            ## delete the built book and the environment; runs/ and data/ 
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "setting up .venv: some minutes, 6 GB with a CUDA build of torch"
 	@$(PYTHON) -m venv .venv
-	@$(if $(TORCH_INDEX),$(ENV)/python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
-	@$(ENV)/python -m pip install -q -c constraints.txt -e '.[book,test]'
+	@$(ENV)/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[book,test]'
 	@touch $@

@@ -2,7 +2,7 @@
 
 One way through the data, and no arrow back::
 
-    data.load -> augmentations.two_views -> encoders.Model -> (h, z) -> losses
+    data.load -> augmentations.views -> encoders.Model -> (h, z) -> losses
               -> training.pretrain -> evaluation.evaluate -> records -> figures -> a chapter
 
 ``config``, ``data``, ``augmentations``, ``encoders``, ``losses``, ``statistics`` and ``records`` stand on the

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; what was done is kept, the same command goes on", file=sys.stderr)
+        print("interrupted; the same command goes on from the last checkpoint or finished chapter", file=sys.stderr)
         return 130
     return 0
 
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--epochs", type=int, help="instead of the preset's; 0: the untrained encoder")
     sub.add_argument("--seed", type=int, help="of initialisation, order and views")
     sub.add_argument("--data", help="a data set instead of the preset's")
+    sub.add_argument("--runs", type=Path, metavar="DIR", help="folder of all runs (default runs/)")
     sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change any other field")
     _where(sub)
 
@@ -67,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _where(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of all runs (default runs/)")
     parser.add_argument("--data-root", metavar="DIR", help="folder of data sets (default DATA_ROOT, else data/)")
     parser.add_argument("--device", help="cuda, mps or cpu (default the best there is)")
 
@@ -96,8 +96,9 @@ def _probe(args) -> None:
 
     for folder in args.run_folder:
         run = training.load_run(folder)
-        dataset = data.load(run.config.data, args.data_root)
-        for features, probes in training.evaluate(run, dataset, args.device).items():
+        if not run.record["evaluation"]:
+            training.evaluate(run, data.load(run.config.data, args.data_root), args.device)
+        for features, probes in run.record["evaluation"].items():
             for probe, result in probes.items():
                 interval = statistics.binomial(result["correct"], result["n"])
                 print(f"{run.folder.name}  {features}  {probe:10}  {interval.percent()} %  n = {result['n']}")

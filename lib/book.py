@@ -6,24 +6,24 @@ A chapter is a notebook with flat parameters; a profile gives them values. What 
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
 import yaml
 
 from lib import ROOT, InputError, records
-from lib.config import Config, unknown
+from lib.config import FIELDS, unknown
+from lib.data import data_root
 
 BOOK = ROOT / "book"
 PROFILES = BOOK / "profiles"
 BUILD = ROOT / "build"
 SITE = BUILD / "html"
-_CONFIG_FIELDS = {field.name for field in fields(Config)}
 
 
 class Settings(SimpleNamespace):
@@ -32,7 +32,7 @@ class Settings(SimpleNamespace):
     @property
     def delta(self) -> dict:
         """Those that are fields of a Config and set: what to change in a preset."""
-        return {key: value for key, value in vars(self).items() if key in _CONFIG_FIELDS and value is not None}
+        return {key: value for key, value in vars(self).items() if key in FIELDS and value is not None}
 
 
 def load_profile(name: str) -> dict:
@@ -47,7 +47,7 @@ def load_profile(name: str) -> dict:
         raise InputError(unknown("profile", name, sorted(p.stem for p in PROFILES.glob("*.yml"))))
     try:
         profile = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     kinds = {"about": str, "timeout_minutes": (int, float), "common": dict, "chapters": dict}
     if not isinstance(profile, dict):
@@ -55,9 +55,11 @@ def load_profile(name: str) -> dict:
     for field, value in ({"common": {}, "chapters": {}, "timeout_minutes": 10} | profile).items():
         if field not in kinds:
             raise InputError(f"{path}: {unknown('field', field, kinds)}")
-        if not isinstance(value, kinds[field]):
+        if not isinstance(value, kinds[field]) or isinstance(value, bool):
             raise InputError(f"{path}: {field} is of the wrong type, {type(value).__name__}")
         profile[field] = value
+    if not 0 < profile["timeout_minutes"] < float("inf"):
+        raise InputError(f"{path}: timeout_minutes must be greater than 0, got {profile['timeout_minutes']}")
     for chapter, own in profile["chapters"].items():
         if not isinstance(own, dict):
             raise InputError(f"{path}: chapters.{chapter} must map parameters to values")
@@ -98,8 +100,10 @@ def chapters() -> list[Path]:
 
 def parameters(notebook: Path) -> list[str]:
     """The names in a notebook's cell tagged "parameters"."""
-    import papermill
-
+    try:
+        import papermill
+    except ImportError as error:
+        raise InputError("running the book needs papermill; install it with: pip install -e '.[book]'") from error
     return list(papermill.inspect_notebook(str(notebook)))
 
 
@@ -161,7 +165,7 @@ def _execute(path: Path, out: Path, profile: str) -> str | None:
     try:
         with open(out.with_suffix(".log"), "w") as log:
             papermill.execute_notebook(str(path), str(out), {"profile": profile}, progress_bar=False, cwd=str(ROOT),
-                                       execution_timeout=int(60 * minutes), start_timeout=120, stdout_file=log,
+                                       execution_timeout=math.ceil(60 * minutes), start_timeout=120, stdout_file=log,
                                        stderr_file=log, extra_arguments=["--log-level=40"])
     except papermill.PapermillExecutionError as error:
         return f"failed in code cell {error.exec_count}: {error.ename}: {' '.join(error.evalue.split())}"
@@ -176,8 +180,9 @@ def _execute(path: Path, out: Path, profile: str) -> str | None:
 
 
 def _stamp(path: Path, profile: str) -> str:
-    """A hash of all that a chapter is made from: text, profile, package, records, claims, versions."""
-    digest = hashlib.sha256(json.dumps([records.code()["source"], records.versions()]).encode())
+    """A hash of all that a chapter is made from: text, profile, package, versions, records, claims, data files."""
+    data = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(data_root().glob("*.npz"))]
+    digest = hashlib.sha256(json.dumps([records.code()["source"], records.versions(), data]).encode())
     inputs = [path, PROFILES / f"{profile}.yml", BOOK / "claims.yml", *sorted(records.RESULTS.glob("*.json"))]
     for file in filter(Path.is_file, inputs):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
@@ -185,8 +190,9 @@ def _stamp(path: Path, profile: str) -> str:
 
 
 def build(profile: str = "quick") -> Path:
-    """Build the site from the executed chapters (those not executed appear without outputs). Returns its index.
+    """Build the site from the executed chapters; those not executed, or not since a change, appear without outputs.
 
+    Returns the site's index.
     Strict: a warning is an error. Raises InputError where Jupyter Book is missing or finds fault.
     """
     stage = BUILD / "source"
@@ -194,7 +200,8 @@ def build(profile: str = "quick") -> Path:
     shutil.copytree(BOOK, stage, ignore=shutil.ignore_patterns("profiles", ".ipynb_checkpoints", "__pycache__"))
     for path in chapters():
         executed = BUILD / "executed" / profile / path.name
-        if executed.with_suffix(".stamp").is_file():
+        mark = executed.with_suffix(".stamp")
+        if mark.is_file() and mark.read_text() == _stamp(path, profile):
             _stage(executed, stage / "notebooks" / path.name)
     stamp, mark = _tree_hash(stage), BUILD / "html.stamp"
     index = SITE / "index.html"

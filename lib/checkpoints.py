@@ -7,6 +7,7 @@ ever unpickled.
 import json
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
@@ -15,7 +16,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from lib import InputError, records
-from lib.config import Config
+from lib.config import Config, difference
 
 
 def save(path: Path, config: Config, curves: list[dict], model: Module, optimiser: Optimizer | None = None) -> None:
@@ -34,15 +35,14 @@ def resume(path: Path, config: Config, model: Module, optimiser: Optimizer | Non
     Raises InputError, naming the file, where it is missing, damaged, or of another configuration.
     """
     theirs, curves, tensors = _read(path)
-    ours = json.loads(json.dumps(asdict(config)))
-    for key in sorted(ours.keys() | theirs.keys()):
-        if key != "name" and ours.get(key) != theirs.get(key):
-            raise InputError(f"{path} does not fit its configuration: {key} is {theirs.get(key)} there and "
-                             f"{ours.get(key)} here; delete it to train anew")
+    for field, (there, here) in difference(theirs, config).items():
+        raise InputError(f"{path} does not fit its configuration: {field} is {there} there and {here} here; delete it "
+                         f"to train anew")
     try:
         model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     except RuntimeError as error:
-        raise InputError(f"{path} does not fit its configuration: {str(error).splitlines()[1].strip()}") from error
+        why = shorten(str(error).splitlines()[1], 120, placeholder=" ...")
+        raise InputError(f"{path} does not fit its configuration: {why}") from error
     if optimiser:
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -53,12 +53,12 @@ def resume(path: Path, config: Config, model: Module, optimiser: Optimizer | Non
     return curves
 
 
-def _read(path: Path) -> tuple[dict, list[dict], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Config, list[dict], dict[str, Tensor]]:
     """Configuration, curves and tensors of a file of ours."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            config, curves = json.loads(metadata["config"]), json.loads(metadata["curves"])
+            config, curves = Config(**json.loads(metadata["config"])), json.loads(metadata["curves"])
             return config, curves, {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is missing or damaged ({error}); delete its folder to train anew") from error

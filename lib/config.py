@@ -5,6 +5,8 @@ An experiment is a preset plus a delta: ``preset("simclr-cifar10", epochs=100, s
 
 import ast
 import difflib
+import math
+import re
 from dataclasses import dataclass, fields, replace
 
 from lib import InputError
@@ -33,6 +35,7 @@ class Config:
     learning_rate: float
     weight_decay: float                 # on all parameters
     temperature: float = 0.5            # of the contrastive losses; unused by ce
+    base_temperature: float | None = None   # SupContrast multiplies its loss by temperature / base_temperature
     pool: str = "train+val"             # what is trained on; "unlabeled" where the data set has it, else train+val
     images: int | None = None           # a stratified slice of so many labelled images; None: all
     size: int | None = None             # side of a view in pixels; None: the data set's
@@ -60,16 +63,29 @@ class Config:
                             ("head", HEADS), ("optimiser", OPTIMISERS), ("precision", PRECISIONS), ("pool", POOLS)):
             if getattr(self, name) not in known:
                 raise InputError(unknown(name, getattr(self, name), known))
-        lowest = {"epochs": 0, "batch_size": 1, "seed": 0, "warmup_epochs": 0, "weight_decay": 0, "embedding": 1,
+        lowest = {"epochs": 0, "batch_size": 2, "seed": 0, "warmup_epochs": 0, "weight_decay": 0, "embedding": 1,
                   "knn_every": 0, "final_rate": 0, "warmup_from": 0, "images": 2, "size": 8}
         for name, bound in lowest.items():
             if getattr(self, name) is not None and getattr(self, name) < bound:
                 raise InputError(f"{name} must be at least {bound}, got {getattr(self, name)}")
-        for name in ("learning_rate", "temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} must be a finite number greater than 0, got {getattr(self, name)}")
-        if self.batch_size < 2:
-            raise InputError("batch_size must be at least 2: BatchNorm and a contrastive loss compare images, got 1")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not all(math.isfinite(v) for v in (value if isinstance(value, tuple) else (value,))
+                       if isinstance(v, float)):
+                raise InputError(f"{field.name} must be finite, got {value}")
+        positive = {"learning_rate": self.learning_rate, "temperature": self.temperature,
+                    "base_temperature": self.base_temperature, "std": min(self.std or (1.0,))}
+        for name, value in positive.items():
+            if value is not None and value <= 0:
+                raise InputError(f"{name} must be greater than 0, got {value}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if self.seed >= 2**63:
+            raise InputError(f"seed must be below 2**63, got {self.seed}")
+        if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
+            raise InputError(f"name must be letters, digits, '_', '.' and '-', got {self.name!r}")
+        if self.method == "ce" and self.head == "none" and self.epochs:
+            raise InputError("cross-entropy needs a classifier: set head=linear")
         if self.encoder == "pixels" and (self.head != "none" or self.epochs):
             raise InputError("the encoder 'pixels' has nothing to train: set head=none and epochs=0")
 
@@ -80,8 +96,13 @@ class Config:
 
     @property
     def delta(self) -> dict:
-        """What differs from the preset of the same name."""
-        return {field: ours for field, (ours, _) in difference(self, PRESETS[self.name]).items()}
+        """What differs from the preset of the same name; nothing where there is none."""
+        return {field: ours for field, (ours, _) in difference(self, PRESETS.get(self.name, self)).items()}
+
+    @property
+    def loss_scale(self) -> float:
+        """SupContrast's factor on the loss, a hidden learning rate: 1 where base_temperature is None."""
+        return self.temperature / self.base_temperature if self.base_temperature else 1.0
 
     @property
     def views(self) -> int:
@@ -89,7 +110,7 @@ class Config:
         return 1 if self.method == "ce" else 2
 
 
-_FIELDS = {field.name: field for field in fields(Config)}
+FIELDS = frozenset(field.name for field in fields(Config)) - {"name"}
 
 
 def unknown(what: str, value, known) -> str:
@@ -101,32 +122,32 @@ def unknown(what: str, value, known) -> str:
 
 def _typed(name: str, kind, value):
     """The value as the field's type; an int serves as a float, a list as a tuple."""
-    if isinstance(value, list):
-        value = tuple(value)
+    if isinstance(value, (list, tuple)):
+        value = tuple(float(v) if type(v) is int else v for v in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     wanted = tuple if "tuple" in str(kind) else kind
     optional = value is None and "None" in str(kind)
     if not (optional or isinstance(value, wanted)) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
-    if isinstance(value, tuple) and not (len(value) == 3 and all(isinstance(v, (int, float)) for v in value)):
+    if isinstance(value, tuple) and not (len(value) == 3 and all(isinstance(v, float) for v in value)):
         raise InputError(f"{name} must be three numbers, one a channel, got {value!r}")
     return value
 
 
 def difference(a: Config, b: Config) -> dict[str, tuple]:
     """The fields in which two runs differ, each with a's value and b's; their names apart."""
-    pairs = {name: (getattr(a, name), getattr(b, name)) for name in _FIELDS if name != "name"}
+    pairs = {field.name: (getattr(a, field.name), getattr(b, field.name)) for field in fields(Config)[1:]}
     return {name: (ours, theirs) for name, (ours, theirs) in pairs.items() if ours != theirs}
 
 
-def preset(name: str, **delta) -> Config:
+def preset(name: str, /, **delta) -> Config:
     """The preset of that name with some fields changed. Raises InputError for an unknown preset or field."""
     if name not in PRESETS:
         raise InputError(unknown("preset", name, PRESETS))
     for field in delta:
-        if field not in _FIELDS:
-            raise InputError(unknown("field", field, _FIELDS))
+        if field not in FIELDS:
+            raise InputError(unknown("field", field, sorted(FIELDS)))
     return replace(PRESETS[name], **delta)
 
 
@@ -145,12 +166,13 @@ def parse(assignments: list[str]) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# SupContrast, main_supcon.py at 66a8fe5 and its README. The loss there carries a further factor temperature/0.07.
+# SupContrast, main_supcon.py and losses.py at 66a8fe5, and its README
 _SUPCONTRAST = Config(
     name="supcon-cifar10", method="supcon", data="cifar10", recipe="supcontrast",
     epochs=1000, batch_size=1024,
     learning_rate=0.5, weight_decay=1e-4, momentum=0.9, optimiser="sgd",    # README; the script's own default is .05
     temperature=0.1,                                                        # README
+    base_temperature=0.07,                                                  # losses.py: the loss times 1.43
     warmup_epochs=10, warmup_from=0.01,                                     # forced where batch_size > 256
     final_rate=0.1 ** 3, first_epoch=1,                                     # eta_min = lr * 0.1^3, epochs from 1
     encoder="resnet50", stem="cifar", head="mlp", embedding=128,
@@ -173,11 +195,11 @@ _SLIM = Config(
 
 _PRESETS = (
     _SUPCONTRAST,
-    # SupContrast main_supcon.py --method SimCLR --temp 0.5
+    # SupContrast main_supcon.py --method SimCLR --temp 0.5: the loss times 7.14
     replace(_SUPCONTRAST, name="simclr-cifar10", method="simclr", temperature=0.5),
     # SupContrast main_ce.py: one view, crop and flip only, lr 0.8, 500 epochs
     replace(_SUPCONTRAST, name="ce-cifar10", method="ce", recipe="crop-flip", epochs=500, learning_rate=0.8,
-            head="linear"),
+            head="linear", base_temperature=None),
     _UVA,
     _SLIM,
     replace(_SLIM, name="supcon-cifar10-slim", method="supcon", temperature=0.1),

@@ -7,6 +7,7 @@ download of that name; CIFAR-10 and CIFAR-100 are downloaded by torchvision.
 import hashlib
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -101,7 +102,9 @@ class Dataset:
             return self.train
         if name == "unlabeled" and self.unlabeled is not None:
             return self.unlabeled
-        return self.train + self.val
+        if name in ("unlabeled", "train+val"):
+            return self.train + self.val
+        raise InputError(f"unknown pool '{name}'; known: train, train+val, unlabeled")
 
     def take(self, images: int | None) -> "Dataset":
         """A stratified slice of so many labelled training images, val's share included; test stays whole."""
@@ -111,6 +114,8 @@ class Dataset:
         if images > total:
             raise InputError(f"{self.name} has {total} labelled training images, {images} were asked for")
         val = max(len(self.classes), round(images * VAL_SHARE))
+        if images < 2 * val:
+            raise InputError(f"a slice of {self.name} needs {2 * val} images or more, {images} were asked for")
         return replace(self, train=self.train[stratified(self.train.labels, images - val)],
                        val=self.val[stratified(self.val.labels, val)])
 
@@ -132,15 +137,19 @@ def stratified(labels: Tensor, n: int) -> Tensor:
     return torch.from_numpy(np.sort(np.argsort(rank, kind="stable")[:n]))
 
 
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder of data sets: the one given, else the environment's DATA_ROOT, else the checkout's ``data``."""
+    return Path(root or os.environ.get("DATA_ROOT") or ROOT / "data")
+
+
 def load(name: str, root: str | Path | None = None) -> Dataset:
     """Load a data set by name.
 
-    root: the folder of downloads and NAME.npz files; default the environment's DATA_ROOT, else the
-    checkout's ``data``.
+    root: the folder of downloads and NAME.npz files, see ``data_root``.
     Raises InputError for an unknown name, a damaged file, arrays of the wrong shape or type, labels out of range,
     a download that fails, or a root that can't be written.
     """
-    root = Path(root or os.environ.get("DATA_ROOT") or ROOT / "data")
+    root = data_root(root)
     path = root / f"{name}.npz"
     if path.is_file():
         return _from_npz(name, path)
@@ -159,23 +168,30 @@ def build(name: str, x_train, y_train, x_test, y_test, classes=None, x_unlabeled
     """
     arrays = {"x_train": x_train, "x_test": x_test} | ({} if x_unlabeled is None else {"x_unlabeled": x_unlabeled})
     for key, x in arrays.items():
-        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != 3 or not len(x):
+        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != 3 or not x.size:
             raise InputError(f"{name}: {key} must be uint8 (N, H, W, 3), got {x.dtype} {x.shape}")
         if x.shape[1:] != x_train.shape[1:]:
             raise InputError(f"{name}: {key} has images of {x.shape[1:]}, x_train of {x_train.shape[1:]}")
     for key, y, x in (("y_train", y_train, x_train), ("y_test", y_test, x_test)):
         if y.ndim != 1 or y.dtype.kind not in "iu" or len(y) != len(x):
             raise InputError(f"{name}: {key} must be {len(x)} integers, got {y.dtype} {y.shape}")
-    highest = int(max(y_train.max(), y_test.max()))
-    classes = tuple(map(str, range(highest + 1) if classes is None else np.atleast_1d(classes)))
+    if classes is None:
+        highest = int(max(y_train.max(), y_test.max()))
+        if highest >= len(y_train):
+            raise InputError(f"{name}: the label {highest} means more classes than there are training images")
+        classes = range(highest + 1)
+    elif np.ndim(classes) != 1:
+        raise InputError(f"{name}: classes must be a list of names, got the shape {np.shape(classes)}")
+    classes = tuple(map(str, classes))
     for key, y in (("y_train", y_train), ("y_test", y_test)):
         wrong = y[(y < 0) | (y >= len(classes))]
         if len(wrong):
             raise InputError(f"{name}: {key} has the label {wrong[0]}, outside 0..{len(classes) - 1}")
     train = Split(_tensor(x_train), torch.from_numpy(y_train.astype(np.int64)))
-    few = min(np.bincount(y_train.astype(np.int64), minlength=len(classes)))
-    if few < 2:
-        raise InputError(f"{name}: every class needs two training images or more, one has {few}")
+    counts = np.bincount(y_train.astype(np.int64), minlength=len(classes))
+    if counts.min() < 2:
+        raise InputError(f"{name}: every class needs two training images or more, class {counts.argmin()} "
+                         f"('{classes[counts.argmin()]}') has {counts.min()}; labels count from 0")
     held = torch.zeros(len(train), dtype=torch.bool)
     held[stratified(train.labels, max(len(classes), round(VAL_SHARE * len(train))))] = True
     return Dataset(name, classes, train[~held], train[held],
@@ -195,9 +211,12 @@ def _from_npz(name: str, path: Path) -> Dataset:
             if missing:
                 raise InputError(f"{path} lacks the array{'s' * (len(missing) > 1)} {', '.join(sorted(missing))}")
             arrays = {key: file[key] for key in keys & set(file.files)}
+            foreign = sorted(key for key, value in arrays.items() if not isinstance(value, np.ndarray))
+            if foreign:
+                raise ValueError(f"{foreign[0]} is no array")
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, ValueError, TypeError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is not a whole .npz file ({error}); make or copy it again") from error
     return build(name, **arrays)
 

@@ -4,6 +4,7 @@ h is the representation, kept for use downstream; z is the embedding, on which t
 For cross-entropy the head is the linear classifier, and z are its logits.
 """
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -62,6 +63,11 @@ def _head(kind: str, width: int | None, embedding: int) -> nn.Module:
         return nn.Linear(width, embedding)
     # as in SimCLR's and SupContrast's CIFAR code and the UvA tutorial: as wide inside as h, no BatchNorm
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, embedding))
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The layout that makes convolutions fast; on Apple's MPS channels_last has given wrong BatchNorm gradients."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 class Model(nn.Module):

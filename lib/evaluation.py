@@ -15,7 +15,7 @@ from torch import Tensor
 from lib import records
 from lib.augmentations import Recipe, apply, draw
 from lib.data import Dataset
-from lib.encoders import Model
+from lib.encoders import Model, memory_format
 
 L2_PATH = tuple(10.0 ** k for k in range(0, -8, -1))        # 8 strengths, strong to weak: each starts from the last
 BATCH = 512
@@ -31,7 +31,7 @@ def features(model: Model, images: Tensor, recipe: Recipe) -> tuple[Tensor, Tens
     device = next((p.device for p in model.parameters()), images.device)
     h, z = [], []
     for batch in images.split(BATCH):
-        x = apply(batch.to(device), draw(recipe, len(batch), 0, 0)).contiguous(memory_format=torch.channels_last)
+        x = apply(batch.to(device), draw(recipe, len(batch), 0, 0)).contiguous(memory_format=memory_format(device))
         for out, rows in zip((h, z), model(x)):
             out.append(rows.float())
     return torch.cat(h), torch.cat(z)

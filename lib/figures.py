@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from torch import Tensor
 
-from lib.statistics import Interval
+from lib.statistics import Interval, Paired
 
 # Okabe and Ito's palette: told apart by colour-blind readers; a method keeps its colour throughout the book
 COLOURS = {"simclr": "#0072B2", "supcon": "#D55E00", "ce": "#009E73", "untrained": "#999999", "pixels": "#CC79A7"}
@@ -86,6 +86,14 @@ def matrix(axes: Axes, values: Tensor, title: str = "", low: float = -1, high: f
                 yticklabels=False, annot=digits is not None, fmt=f".{digits or 0}f", cbar_kws={"shrink": 0.7})
     axes.set_title(title, fontsize=10)
     return axes
+
+
+def paired_table(pairs: list[Paired], first: str, second: str, n: int) -> pd.DataFrame:
+    """One row per seed: the difference in points, the images that only one gets right, p of McNemar's test."""
+    names = [f"{first} - {second} (points)", f"only {first} right", f"only {second} right", "p"]
+    table = pd.DataFrame(pairs).set_axis(names, axis=1)
+    table[names[0]] *= 100
+    return table.assign(**{"test images": n}).rename_axis("seed").round(4)
 
 
 def accuracy_table(summary: pd.DataFrame) -> Styler:

@@ -85,11 +85,13 @@ def chance(m: int) -> float:
 
 
 def floor(m: int, positives: int, temperature: float) -> float:
-    """A bound that no embedding of M points with this many positives each can beat, in nats.
+    """The loss no M embeddings with P positives each can beat, ``log(P + (M-1-P) exp(-M / ((M-1-P) t)))``, in nats.
 
-    Positives at similarity 1, everything else at -1: ``log(P + (M - 1 - P) exp(-2 / t))``.
+    Reached where positives coincide and the groups of P + 1 are the corners of a regular simplex, at the cosine
+    -(P + 1) / (M - 1 - P); a bound in any case, by Jensen's inequality and |sum of z|^2 >= 0.
     """
-    return math.log(positives + (m - 1 - positives) * math.exp(-2 / temperature))
+    negatives = m - 1 - positives
+    return math.log(positives + (negatives * math.exp(-m / (negatives * temperature)) if negatives else 0))
 
 
 def _at_least_float32(z: Tensor) -> Tensor:

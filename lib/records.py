@@ -5,10 +5,12 @@ to ``results/ID.json``, which is what the chapters read.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from functools import cache
 from importlib.metadata import version
@@ -25,8 +27,8 @@ RESULTS = ROOT / "results"
 REQUIRED = {"schema": int, "id": str, "config": dict, "data": dict, "code": dict, "versions": dict, "device": dict,
             "seconds": (int, float), "curves": list, "evaluation": dict}
 
-COLUMNS = ["id", "name", "method", "data", "variant", "images", "encoder", "head", "epochs", "seed", "temperature",
-           "recipe", "features", "probe", "accuracy", "correct", "n", "minutes", "views_per_second"]
+COLUMNS = ["id", "protocol", "name", "method", "data", "variant", "images", "encoder", "head", "epochs", "seed",
+           "temperature", "recipe", "features", "probe", "accuracy", "correct", "n", "minutes", "views_per_second"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -43,10 +45,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        if beside.parent.is_dir():
-            beside.unlink(missing_ok=True)
         why = error.strerror or error
         raise InputError(f"can't write {path} ({why}): free space or name another folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
 
 
 def write(path: Path, record: dict) -> None:
@@ -69,6 +72,12 @@ def read(path: Path) -> dict:
             raise InputError(f"{path} is not a record: its field '{field}' is missing or of the wrong type")
     if record["schema"] != SCHEMA:
         raise InputError(f"{path} has the schema {record['schema']}, this version reads {SCHEMA}")
+    if not re.fullmatch(r"[\w-][\w.-]*", record["id"]):
+        raise InputError(f"{path} is not a record: its id {record['id']!r} is not a file name")
+    try:
+        table([record])
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{path} is not a whole record ({type(error).__name__}: {error})") from error
     return record
 
 
@@ -89,28 +98,35 @@ def load_all(results: Path = RESULTS) -> list[dict]:
 
 
 def table(records: list[dict]) -> pd.DataFrame:
-    """One row a measured accuracy: which run, read from which features, by which probe, on how many images.
+    """One row per measured accuracy: which run, read from which features, by which probe, on how many images.
 
-    method is what the features owe their quality to: simclr, supcon, ce, or "untrained" and "pixels" for the baselines.
-    Columns: id, name, method, data, variant, images, encoder, head, epochs, seed, features, probe, accuracy, correct,
-    n, minutes, views_per_second.
+    The columns are COLUMNS. protocol is a hash of everything that decides the numbers but the seed: only equal ones may
+    be averaged. method is what the features owe their quality to: simclr, supcon, ce, or "untrained" and "pixels" for
+    the baselines. accuracy is a fraction.
     """
     rows = []
     for record in records:
-        config = record["config"]
-        run = {"id": record["id"]} | {key: config[key] for key in ("name", "method", "encoder", "head", "epochs",
-                                                                   "seed", "temperature", "recipe")}
-        if config["epochs"] == 0:
-            run["method"] = "pixels" if config["encoder"] == "pixels" else "untrained"
-        run |= {"data": record["data"]["name"], "variant": record["data"]["variant"],
-                "images": config["images"] or record["data"]["counts"]["train"] + record["data"]["counts"]["val"],
-                "minutes": record["seconds"] / 60, "views_per_second": record["views_per_second"]}
+        run = _run_columns(record)
         for features, probes in record["evaluation"].items():
             for probe, result in probes.items():
-                rows.append(run | {"features": features, "probe": probe,
-                                   "accuracy": result["correct"] / result["n"],
-                                   "correct": result["correct"], "n": result["n"]})
+                if not 0 <= result["correct"] <= result["n"]:
+                    raise ValueError(f"{result['correct']} of {result['n']} images correct")
+                rows.append(run | {"features": features, "probe": probe, "correct": result["correct"],
+                                   "n": result["n"], "accuracy": result["correct"] / result["n"]})
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _run_columns(record: dict) -> dict:
+    """The columns of the table that are the same for all of a run's accuracies."""
+    config, data = record["config"], record["data"]
+    decisive = {key: value for key, value in config.items() if key not in ("name", "seed") and value is not None}
+    decisive = json.dumps([decisive, data["fingerprint"], record["numerics"]], sort_keys=True)
+    method = config["method"] if config["epochs"] else "pixels" if config["encoder"] == "pixels" else "untrained"
+    return {key: config[key] for key in ("name", "encoder", "head", "epochs", "seed", "temperature", "recipe")} | {
+        "id": record["id"], "protocol": hashlib.sha256(decisive.encode()).hexdigest()[:10], "method": method,
+        "data": data["name"], "variant": data["variant"],
+        "images": config["images"] or data["counts"]["train"] + data["counts"]["val"],
+        "minutes": record["seconds"] / 60, "views_per_second": record["views_per_second"]}
 
 
 def pack_bits(correct) -> str:

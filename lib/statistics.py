@@ -62,12 +62,13 @@ def mcnemar(first, second) -> Paired:
 def summarise(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean accuracy of each group of runs that differ in nothing but the seed.
 
-    table: columns accuracy, correct, n, seed, minutes and those in by, one row a run (``lib.records.table``).
+    table: columns accuracy, correct, n, protocol, minutes and those in by, one row per run (``lib.records.table``).
+    Runs of different protocols (configuration apart from the seed, or data) are never averaged: they get a row each.
     Returns by, mean, low, high, seeds, n (test images), minutes (mean a run) and interval: what the 95 % interval
     tells of, "seeds" (Student's t) where there are several, else "test images" (Wilson's).
     """
     rows = []
-    for key, group in table.groupby(by, sort=False, dropna=False):
+    for (*key, _), group in table.groupby([*by, "protocol"], sort=False, dropna=False):
         if len(group) > 1:
             mean, low, high = over_seeds(group["accuracy"])
         else:

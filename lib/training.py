@@ -1,8 +1,9 @@
 """One loop for SimCLR, SupCon and cross-entropy.
 
-A run is a pure function of its configuration and data: the order of images is a function of (seed, epoch), the views
-of (seed, step). It has an identity, the hash of both, so asking for a run that is done returns it at once, and
-asking for one that is half done goes on from its checkpoint.
+The order of images is a function of (seed, epoch), the views are one of (seed, step); so a run is determined by its
+configuration and data, to the bit on one kind of CPU with one number of threads, elsewhere up to rounding. It has an
+identity, the hash of both: asking for a run that is done returns it at once, and asking for one that is half done goes
+on from its checkpoint.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from lib import ROOT, InputError, checkpoints, evaluation, losses, records
 from lib.augmentations import RECIPES, Recipe, views
 from lib.config import Config
 from lib.data import Dataset, Split
-from lib.encoders import Model
+from lib.encoders import Model, memory_format
 
 NUMERICS = 1                # raise when a change makes earlier runs incomparable: it enters every run's identity
 CHECKPOINT_SECONDS = 60     # a checkpoint at the first end of an epoch after so long
@@ -87,9 +88,9 @@ def recipe_for(config: Config, dataset: Dataset, name: str | None = None) -> Rec
 
 
 def build_model(config: Config, dataset: Dataset) -> Model:
-    """The model of a run, freshly initialised from its seed. The global random state is left as it was."""
+    """The model of a run, freshly initialised from its seed, on the CPU. The global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         embedding = len(dataset.classes) if config.method == "ce" else config.embedding
         return Model(config.encoder, config.stem, config.head, embedding)
 
@@ -107,10 +108,12 @@ def build_optimiser(config: Config, model: Model) -> torch.optim.Optimizer | Non
 def loss_of(config: Config, z: Tensor, labels: Tensor | None) -> Tensor:
     """The run's loss on z (V, N, D) and labels (N,)."""
     if config.method == "simclr":
-        return losses.nt_xent(z, config.temperature)
+        return config.loss_scale * losses.nt_xent(z, config.temperature)
     if config.method == "supcon":
-        return losses.sup_con(z, labels, config.temperature)
-    return F.cross_entropy(z.flatten(0, 1).float(), labels.repeat(len(z)))
+        return config.loss_scale * losses.sup_con(z, labels, config.temperature)
+    if config.method == "ce":
+        return F.cross_entropy(z.flatten(0, 1).float(), labels.repeat(len(z)))
+    raise InputError(f"no loss is known for the method '{config.method}'")
 
 
 def identity(config: Config, dataset: Dataset) -> str:
@@ -130,7 +133,9 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
     Raises InputError where data and configuration don't fit, a checkpoint is damaged or of another configuration, the
     folder can't be written, or the loss stops being finite (the last good checkpoint stays).
     """
-    folder = Path(runs) / identity(config, dataset)
+    if dataset.name != config.data:
+        raise InputError(f"the configuration is for the data set '{config.data}', the one given is '{dataset.name}'")
+    folder, code = Path(runs) / identity(config, dataset), records.code()       # the code that runs, not a later edit
     if (folder / "record.json").is_file():
         return load_run(folder)
     device = choose_device(device)
@@ -138,10 +143,11 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
     pool = part.pool(config.pool)
     if config.method != "simclr" and pool.labels is None:
         raise InputError(f"{config.method} needs labels, the pool '{config.pool}' of {dataset.name} has none")
-    if config.drop_last and len(pool) < config.batch_size and config.epochs:
-        raise InputError(f"the pool has {len(pool)} images, fewer than one batch_size of {config.batch_size}; "
-                         f"set a smaller batch_size")
-    model = build_model(config, dataset).to(device, memory_format=torch.channels_last)
+    least = config.batch_size if config.drop_last else 2
+    if config.epochs and len(pool) < least:
+        raise InputError(f"the pool '{config.pool}' of {dataset.name} has {len(pool)} images, fewer than one batch of "
+                         f"{least}; set a smaller batch_size or more images")
+    model = build_model(config, dataset).to(device, memory_format=memory_format(device))
     optimiser = build_optimiser(config, model)
     path = folder / "checkpoint.safetensors"
     if path.is_file():
@@ -154,7 +160,7 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
         "schema": records.SCHEMA, "id": folder.name, "config": asdict(config), "delta": config.delta,
         "data": {"name": dataset.name, "variant": dataset.variant, "fingerprint": dataset.fingerprint,
                  "classes": list(dataset.classes), "counts": part.counts, "pool": len(pool)},
-        "numerics": NUMERICS, "code": records.code(), "versions": records.versions(),
+        "numerics": NUMERICS, "code": code, "versions": records.versions(),
         "device": records.device(device), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": sum(row["seconds"] for row in curves),
         "views_per_second": _rate(curves), "curves": curves, "evaluation": {},
@@ -171,7 +177,7 @@ def load_run(folder: str | Path) -> Run:
     record = records.read(folder / "record.json")
     try:
         config = Config(**record["config"])
-    except TypeError as error:
+    except (TypeError, InputError) as error:
         raise InputError(f"{folder / 'record.json'} holds a configuration of another version ({error})") from error
     embedding = len(record["data"]["classes"]) if config.method == "ce" else config.embedding
     model = Model(config.encoder, config.stem, config.head, embedding)
@@ -184,10 +190,10 @@ def evaluate(run: Run, dataset: Dataset, device: str | None = None) -> dict:
 
     Returns the record's "evaluation". Raises InputError where dataset is not the one the run was trained on.
     """
+    if dataset.fingerprint != run.record["data"]["fingerprint"]:
+        raise InputError(f"{run.folder.name} was trained on another version of {run.record['data']['name']}: the "
+                         f"fingerprint of {dataset.name} differs")
     if not run.record["evaluation"]:
-        if dataset.fingerprint != run.record["data"]["fingerprint"]:
-            raise InputError(f"{run.folder.name} was trained on another version of {run.record['data']['name']}: the "
-                             f"fingerprint of {dataset.name} differs")
         part, model = dataset.take(run.config.images), run.model.to(choose_device(device))
         recipe = recipe_for(run.config, part, "none")
         run.record["evaluation"] = evaluation.evaluate(model, part, recipe, classifier=run.config.method == "ce")
@@ -220,7 +226,7 @@ def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimise
                 continue
             x = views(pool.images[rows], recipe, config.seed, step, config.views)      # (V, N, 3, S, S)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                _, z = model(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))     # (V N, D)
+                _, z = model(x.flatten(0, 1).contiguous(memory_format=memory_format(device)))   # (V N, D)
             labels = None if pool.labels is None else pool.labels[rows]
             loss = loss_of(config, z.unflatten(0, (config.views, len(rows))), labels)
             optimiser.zero_grad(set_to_none=True)
@@ -229,7 +235,7 @@ def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimise
             total += loss.detach() * len(rows)
             seen += len(rows)
             bar.update()
-        mean = float(total) / seen                                                      # the epoch's only wait
+        mean = float(total) / seen
         if not math.isfinite(mean):
             raise InputError(f"the loss of {folder.name} became {mean} in epoch {epoch + 1}; lower learning_rate or "
                              f"raise temperature (the last checkpoint is kept)")

@@ -84,6 +84,7 @@ def test_a_second_run_starts_with_the_first_chapter_that_is_not_done(small_book,
     ("{chapters: {01_god: {epochs: 1}}}", "unknown chapter '01_god'; did you mean '01_good'"),
     ("{comon: {}}", "unknown field 'comon'; did you mean 'common'"),
     ("{timeout_minutes: soon}", "timeout_minutes is of the wrong type"),
+    ("{timeout_minutes: 0}", "timeout_minutes must be greater than 0"), ("{about: 2024-13-45}", "is not YAML"),
     ("{chapters: {01_good: 3}}", "chapters.01_good must map"),
     ("[1]", "must hold the fields"), ("{", "is not YAML"), ("", "must hold the fields"),
 ])

@@ -5,8 +5,8 @@ from lib import InputError, claims, records
 
 
 def table(accuracies, **values):
-    row = dict.fromkeys(records.COLUMNS, "x") | {"method": "simclr", "data": "stl10", "n": 1000, "minutes": 1.0,
-                                                 "epochs": 500} | values
+    row = dict.fromkeys(records.COLUMNS, "x") | {"method": "simclr", "variant": "", "data": "stl10", "epochs": 500,
+                                                 "n": 1000, "minutes": 1.0} | values
     rows = [row | {"accuracy": a, "correct": round(1000 * a), "seed": i} for i, a in enumerate(accuracies)]
     return pd.DataFrame(rows, columns=records.COLUMNS)
 
@@ -20,6 +20,11 @@ CLAIM = {"id": "c", "claim": "c", "source": "s", "number": 80.0, "nearest": {},
     ([0.8], "reproduced"), ([], "not run")])
 def test_a_verdict_follows_from_the_interval(accuracies, verdict):
     assert claims.decide(CLAIM, table(accuracies))["verdict"] == verdict
+
+
+def test_changed_pixels_are_named_in_the_row():
+    assert claims.decide(CLAIM, table([0.8]))["pixels"] == "official"
+    assert claims.decide(CLAIM, table([0.8], variant="59907 of 60000 images exact"))["pixels"].startswith("59907")
 
 
 @pytest.mark.parametrize("other", [{"data": "imagenette96"}, {"epochs": 100}, {"method": "untrained"}])
@@ -36,6 +41,8 @@ def test_the_reports_claims_are_all_there():
     ("a: [", "can't be read as YAML"), ("a: 1", "must be a list of claims"),
     ("- {id: c}", "claim c: the field '.*' is missing"),
     ("- {id: c, claim: c, source: s, number: 1, like_for_like: {dataset: x}, nearest: {}}", "no column 'dataset'"),
+    ("- {id: c, claim: c, source: s, number: 1, like_for_like: {epochs: [1]}, nearest: {}}", "epochs must be one text"),
+    ("[]", "must be a list of claims"),
 ])
 def test_bad_claims_are_named(content, words, tmp_path):
     (tmp_path / "claims.yml").write_text(content)

@@ -9,9 +9,9 @@ from lib.__main__ import main
 
 
 def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkeypatch):
-    where = ["--runs", str(tmp_path / "runs"), "--data-root", str(toy_root), "--device", "cpu"]
+    where = ["--data-root", str(toy_root), "--device", "cpu"]
     assert main(["pretrain", "simclr-digits", "--data", "toy", "--epochs", "1", "--seed", "3",
-                 "--set", "batch_size=32", *where]) == 0
+                 "--set", "batch_size=32", "--runs", str(tmp_path / "runs"), *where]) == 0
     folder = next((tmp_path / "runs").iterdir())
     assert folder.name.startswith("simclr-digits-e1-s3-") and str(folder) in capsys.readouterr().out
     assert main(["probe", str(folder), *where]) == 0

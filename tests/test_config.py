@@ -24,6 +24,7 @@ def test_presets_have_the_published_values():
         assert config.mean == (0.4914, 0.4822, 0.4465) and config.std == (0.2023, 0.1994, 0.2010)
     assert (supcon.epochs, supcon.learning_rate, supcon.temperature) == (1000, 0.5, 0.1)
     assert (simclr.epochs, simclr.learning_rate, simclr.temperature) == (1000, 0.5, 0.5)
+    assert (supcon.loss_scale, simclr.loss_scale, ce.loss_scale) == pytest.approx((1 / 0.7, 5 / 0.7, 1))
     assert (ce.epochs, ce.learning_rate, ce.recipe, ce.head) == (500, 0.8, "crop-flip", "linear")
     assert (uva.encoder, uva.stem, uva.batch_size, uva.temperature) == ("resnet18", "imagenet", 256, 0.07)
     assert (uva.optimiser, uva.learning_rate, uva.weight_decay) == ("adamw", 5e-4, 1e-4)
@@ -36,8 +37,14 @@ def test_presets_have_the_published_values():
     ({"epochs": True}, "epochs must be int, got True"),
     ({"epochs": -1}, "epochs must be at least 0"),
     ({"batch_size": 1}, "batch_size must be at least 2"),
-    ({"temperature": 0}, "temperature must be a finite number greater than 0"),
-    ({"temperature": float("nan")}, "temperature must be"),
+    ({"temperature": 0}, "temperature must be greater than 0"),
+    ({"temperature": float("nan")}, "temperature must be finite"),
+    ({"std": (0, 1, 1)}, "std must be greater than 0"),
+    ({"momentum": -1.0}, "momentum must lie in"),
+    ({"seed": 2**63}, "seed must be below"),
+    ({"weight_decay": float("inf")}, "weight_decay must be finite"),
+    ({"name": "mine"}, "unknown field 'name'"),
+    ({"method": "ce", "head": "none"}, "cross-entropy needs a classifier"),
     ({"learning_rate": "1e-3"}, "learning_rate must be float, got '1e-3'"),
     ({"method": "simclrr"}, "unknown method 'simclrr'; did you mean 'simclr'"),
     ({"encoder": "vit"}, "unknown encoder 'vit'; known: resnet18"),

@@ -1,4 +1,5 @@
 import pickle
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -61,6 +62,10 @@ def test_a_slice_is_stratified_nested_in_train_and_keeps_test_whole(toy):
     assert toy.take(None) is toy and toy.take(200) is toy
     with pytest.raises(InputError, match="has 200 labelled training images, 201"):
         toy.take(201)
+    with pytest.raises(InputError, match="needs 8 images or more, 7 were asked for"):
+        toy.take(7)
+    with pytest.raises(InputError, match="unknown pool 'trian'"):
+        toy.pool("trian")
 
 
 def test_the_fingerprint_tells_every_change(toy):
@@ -101,7 +106,10 @@ def changed(**arrays_):
     (changed(y_test=np.zeros(60)), "y_test must be 60 integers, got float64"),
     (changed(y_test=np.full(60, -1)), "y_test has the label -1, outside"),
     (changed(classes=["a", "b"]), r"y_train has the label 2, outside 0\.\.1"),
-    (changed(classes=list("abcde")), "every class needs two training images"),
+    (changed(classes=list("abcde")), r"every class needs two training images or more, class 4 \('e'\) has 0"),
+    (changed(classes=[["a", "b"]]), "classes must be a list of names"),
+    (changed(y_test=np.full(60, 10**9)), "the label 1000000000 means more classes"),
+    (changed(x_train=np.zeros((200, 0, 0, 3), np.uint8), x_test=np.zeros((60, 0, 0, 3), np.uint8)), "x_train must be"),
 ])
 def test_wrong_arrays_are_named(given, words):
     with pytest.raises(InputError, match=words):
@@ -114,6 +122,19 @@ def test_damaged_and_foreign_files_are_named(toy_root):
         (toy_root / "cut.npz").write_bytes(whole[:place])
         with pytest.raises(InputError, match="cut.npz is not a whole .npz file"):
             data.load("cut", toy_root)
+    squeezed = toy_root / "squeezed.npz"
+    np.savez_compressed(squeezed, **arrays())
+    torn = bytearray(squeezed.read_bytes())
+    torn[len(torn) // 3:len(torn) // 2] = bytes(len(torn) // 2 - len(torn) // 3)
+    squeezed.write_bytes(torn)
+    np.save(toy_root / "single", np.zeros(3))
+    (toy_root / "single.npy").rename(toy_root / "single.npz")
+    with zipfile.ZipFile(toy_root / "zip.npz", "w") as file:
+        for key in ("x_train", "y_train", "x_test", "y_test"):
+            file.writestr(key, b"nothing of numpy's")
+    for name in ("squeezed", "single", "zip"):
+        with pytest.raises(InputError, match=f"{name}.npz is not a whole .npz file"):
+            data.load(name, toy_root)
     (toy_root / "text.npz").write_text("hello")
     with pytest.raises(InputError, match="text.npz is not a whole"):
         data.load("text", toy_root)

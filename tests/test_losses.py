@@ -66,8 +66,14 @@ def test_collapsed_embeddings_pay_chance_exactly():
 def test_no_embedding_beats_the_floor():
     z = embeddings(1, 6, 4).repeat(2, 1, 1)
     assert losses.nt_xent(z, 0.5).item() > losses.floor(12, 1, 0.5)
-    two = torch.tensor([[[1.0], [-1.0]], [[1.0], [-1.0]]])                      # two images can reach it
-    assert losses.nt_xent(two, 0.5).item() == pytest.approx(losses.floor(4, 1, 0.5), abs=1e-6)
+    corners = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)
+    simplex = torch.stack([corners, corners])                                   # the best there is
+    assert losses.nt_xent(simplex, 0.5).item() == pytest.approx(losses.floor(8, 1, 0.5), abs=1e-12)
+    labels = torch.arange(4).repeat(3)
+    floor = losses.floor(24, 5, 0.1)
+    assert losses.sup_con(simplex.repeat(1, 3, 1), labels, 0.1).item() == pytest.approx(floor, abs=1e-12)
+    assert losses.floor(2048, 1, 0.5) * 0.5 / 0.07 == pytest.approx(40.2, abs=0.05)     # "the loss is stuck at 41"
+    assert losses.floor(8, 7, 0.5) == pytest.approx(losses.chance(8))           # one class: only positives are left
 
 
 def test_sup_con_with_unique_labels_is_nt_xent():

@@ -64,6 +64,18 @@ def test_a_record_of_another_schema_is_refused(run):
         records.read(run.folder / "none.json")
 
 
+@pytest.mark.parametrize("change, words", [
+    ({"config": {}}, "KeyError"), ({"data": {}}, "KeyError"), ({"evaluation": {"h": 3}}, "AttributeError"),
+    ({"evaluation": {"h": {"knn": {"n": 0, "correct": 0}}}}, "ZeroDivisionError"),
+    ({"evaluation": {"h": {"knn": {"n": 2, "correct": 3}}}}, "3 of 2 images correct"),
+    ({"id": "../x"}, "not a file name"),
+])
+def test_half_a_record_is_named(run, change, words):
+    (run.folder / "record.json").write_text(json.dumps(run.record | change))
+    with pytest.raises(InputError, match=f"record.json is not a .*{words}"):
+        records.read(run.folder / "record.json")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file.json"
     records.write_atomically(path, b"old")

@@ -47,8 +47,10 @@ def test_mcnemar_by_counting():
 
 def test_summaries_say_which_interval_they_give():
     table = pd.DataFrame({"method": ["a", "a", "b"], "accuracy": [0.5, 0.7, 0.9], "correct": [5, 7, 9], "n": 10,
-                          "seed": [0, 1, 0], "minutes": [1.0, 2.0, 4.0]})
+                          "protocol": "x", "minutes": [1.0, 2.0, 4.0]})
     a, b = statistics.summarise(table, ["method"]).itertuples()
     assert (a.seeds, a.interval, a.minutes) == (2, "seeds", 1.5) and (a.mean, a.low) == pytest.approx(
         statistics.over_seeds([0.5, 0.7])[:2])
+    apart = statistics.summarise(table.assign(protocol=["x", "y", "x"]), ["method"])    # one seed each of two protocols
+    assert list(apart.seeds) == [1, 1, 1] and list(apart["mean"]) == [0.5, 0.7, 0.9]
     assert (b.seeds, b.interval) == (1, "test images") and b.low == pytest.approx(statistics.binomial(9, 10).low)

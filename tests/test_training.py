@@ -157,8 +157,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
 
 
 def test_a_batch_larger_than_the_pool_is_named(toy, tmp_path):
-    with pytest.raises(InputError, match="180 images, fewer than one batch_size of 256"):
+    with pytest.raises(InputError, match="180 images, fewer than one batch of 256"):
         pretrain(config(batch_size=256), toy, tmp_path)
+
+
+def test_the_data_set_must_be_the_configurations(toy, tmp_path):
+    with pytest.raises(InputError, match="is for the data set 'digits', the one given is 'toy'"):
+        pretrain(config(data="digits"), toy, tmp_path)
+
+
+def test_supcontrasts_factor_scales_the_loss():
+    z = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
+    plain, theirs = config(temperature=0.5), config(temperature=0.5, base_temperature=0.07)
+    assert training.loss_of(theirs, z, None) == pytest.approx(float(training.loss_of(plain, z, None)) * 0.5 / 0.07)
 
 
 def test_checkpoints_that_do_not_fit_are_named(toy, tmp_path, monkeypatch):
