@@ -1,7 +1,7 @@
 """Images as one uint8 tensor: a data set is loaded whole, split once, and can live on the training device.
 
 ``digits`` comes with scikit-learn. Any ``NAME.npz`` under the data root is a data set of that name, and wins over a
-download of that name; CIFAR-10 and CIFAR-100 are downloaded by torchvision.
+download of that name; CIFAR-10, CIFAR-100 and STL-10 are downloaded by torchvision.
 """
 
 import hashlib
@@ -238,22 +238,41 @@ def _digits(root: Path) -> Dataset:
     return build("digits", images[~test], labels[~test], images[test], labels[test], variant="8x8 enlarged to 32x32")
 
 
+def _fetch(name: str, root: Path, *splits):
+    """torchvision's data sets, each made by a function of the root, downloaded where they are not there whole."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return [split(root) for split in splits]
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"can't get {name} into {root} ({error}); check the network and the folder, delete what is "
+                         f"partial there, or put {name}.npz there") from error
+
+
 def _cifar(name: str, root: Path) -> Dataset:
     """Official pickles, which torchvision reads only after their md5 is right."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        train, test = kind(root, train=True, download=True), kind(root, train=False, download=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"can't get {name} into {root} ({error}); check the network and the folder, delete what is "
-                         f"partial there, or put {name}.npz there") from error
+    train, test = _fetch(name, root, lambda root: kind(root, train=True, download=True),
+                         lambda root: kind(root, train=False, download=True))
     return build(name, train.data, np.array(train.targets), test.data, np.array(test.targets), train.classes)
+
+
+def _stl10(root: Path) -> Dataset:
+    """5,000 labelled images for training, 8,000 for test, 100,000 unlabeled ones: 96x96, 2.7 GB in memory."""
+    from torchvision.datasets import STL10
+
+    def split(name: str):
+        return lambda root: STL10(root, split=name, download=True)
+
+    train, test, more = _fetch("stl10", root, split("train"), split("test"), split("unlabeled"))
+    x_train, x_test, x_unlabeled = (np.moveaxis(part.data, 1, 3) for part in (train, test, more))
+    return build("stl10", x_train, train.labels, x_test, test.labels, train.classes, x_unlabeled)
 
 
 LOADERS = {
     "digits": _digits,
     "cifar10": lambda root: _cifar("cifar10", root),
     "cifar100": lambda root: _cifar("cifar100", root),
+    "stl10": _stl10,
 }

@@ -179,6 +179,39 @@ def test_cifar10_in_its_official_format_after_its_checksum(tmp_path, monkeypatch
         data.load("cifar10", tmp_path)
 
 
+def test_stl10_in_its_official_format(tmp_path, monkeypatch):
+    """Raw bytes, image by image, channel by channel, column by column; labels from 1."""
+    import hashlib
+
+    folder, random = tmp_path / "stl10_binary", np.random.default_rng(0)
+    folder.mkdir()
+    images = {name: random.integers(0, 256, (n, 96, 96, 3), dtype=np.uint8)
+              for name, n in (("train", 40), ("test", 10), ("unlabeled", 12))}
+    for name, x in images.items():
+        x.transpose(0, 3, 2, 1).tofile(folder / f"{name}_X.bin")
+    for name, n in (("train", 40), ("test", 10)):
+        (np.arange(n, dtype=np.uint8) % 10 + 1).tofile(folder / f"{name}_y.bin")
+    (folder / "class_names.txt").write_text("\n".join(f"class {i}" for i in range(10)))
+    (folder / "fold_indices.txt").write_text("0 1 2\n" * 10)
+
+    def listed(*files):
+        return [[file, hashlib.md5((folder / file).read_bytes()).hexdigest()] for file in files]
+
+    kind = torchvision.datasets.STL10
+    monkeypatch.setattr(kind, "train_list", listed("train_X.bin", "train_y.bin", "unlabeled_X.bin"))
+    monkeypatch.setattr(kind, "test_list", listed("test_X.bin", "test_y.bin"))
+    stl = data.load("stl10", tmp_path)
+    assert stl.counts == {"train": 30, "val": 10, "test": 10, "unlabeled": 12} and stl.classes[9] == "class 9"
+    assert torch.equal(stl.test.images, torch.from_numpy(images["test"]).permute(0, 3, 1, 2))
+    assert torch.equal(stl.unlabeled.images, torch.from_numpy(images["unlabeled"]).permute(0, 3, 1, 2))
+    assert stl.test.labels.tolist() == list(range(10)) and len(stl.pool("unlabeled")) == 12
+
+    (folder / "test_y.bin").write_bytes(b"\x01")
+    monkeypatch.setattr(kind, "url", "http://127.0.0.1:9/none.tar.gz")
+    with pytest.raises(InputError, match="can't get stl10 into"):
+        data.load("stl10", tmp_path)
+
+
 def test_a_root_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't get cifar10 into"):
