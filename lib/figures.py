@@ -97,13 +97,18 @@ def paired_table(pairs: list[Paired], first: str, second: str, n: int) -> pd.Dat
 
 
 def accuracy_table(summary: pd.DataFrame) -> Styler:
-    """``lib.statistics.summarise``'s rows as a table to read: accuracies in percent with their 95 % intervals."""
+    """``lib.statistics.summarise``'s rows as a table to read: accuracies in percent with their 95 % intervals.
+
+    What is the same in every row moves into the caption.
+    """
     if summary.empty:
         return pd.DataFrame({"": ["no published record yet"]}).style.hide(axis="index").hide(axis="columns")
-    text = [Interval(r.mean, r.low, r.high).percent() for r in summary.itertuples()]
-    of = [f"{r.seeds} seeds" if r.seeds > 1 else "test images" for r in summary.itertuples()]
-    shown = summary.drop(columns=["mean", "low", "high", "seeds", "interval"])
-    place = shown.columns.get_loc("n")
-    shown.insert(place, "accuracy (%)", text)
-    shown.insert(place + 1, "interval over", of)
-    return shown.rename(columns={"n": "test images"}).style.hide(axis="index").format(precision=1)
+    shown = summary.drop(columns=["mean", "low", "high", "seeds", "interval"]).rename(columns={"n": "test images"})
+    place = shown.columns.get_loc("test images")
+    shown.insert(place, "accuracy (%)", [Interval(r.mean, r.low, r.high).percent() for r in summary.itertuples()])
+    shown.insert(place + 1, "interval over", [f"{r.seeds} seeds" if r.seeds > 1 else "test images"
+                                              for r in summary.itertuples()])
+    same = {name: column.iloc[0] for name, column in shown.items() if len(shown) > 1 and column.nunique() == 1}
+    caption = "; ".join(f"{name}: {value}" for name, value in same.items())
+    table = shown.drop(columns=same.keys() - {"accuracy (%)"}).style.hide(axis="index").format(precision=1)
+    return table.set_caption(f"In every row: {caption}") if same else table
