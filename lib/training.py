@@ -41,7 +41,7 @@ class Run:
 
     @property
     def curves(self) -> list[dict]:
-        """One dictionary an epoch: epoch, loss, learning_rate, seconds and, where measured, knn."""
+        """One dictionary per epoch: epoch, loss, learning_rate, seconds and, where measured, knn."""
         return self.record["curves"]
 
 
@@ -204,7 +204,7 @@ def evaluate(run: Run, dataset: Dataset, device: str | None = None) -> dict:
 
 def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimiser, curves: list[dict],
            folder: Path, progress: bool) -> None:
-    """The loop. Appends one row an epoch to curves."""
+    """The loop. Appends one row per epoch to curves."""
     device = pool.images.device
     recipe = recipe_for(config, dataset)
     batches = len(pool) // config.batch_size if config.drop_last else math.ceil(len(pool) / config.batch_size)
