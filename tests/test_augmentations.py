@@ -136,6 +136,10 @@ def test_parameters_are_distributed_as_torchvisions(height, width):
     pairs["sigma"] = ours.sigma, [float(blur.make_params([image])["sigma"][0]) for _ in range(n)]
     for name, (mine, theirs) in pairs.items():
         assert stats.ks_2samp(np.asarray(mine), np.asarray(theirs)).pvalue > 0.001, name
+    area, ratio = ours.crop.flatten(0, 1).T.numpy()         # every attempt: the boxes alone hardly tell the ratio's law
+    low, high = np.log(recipe.crop_ratio)
+    assert stats.kstest(area, stats.uniform(0.08, 0.92).cdf).pvalue > 0.001
+    assert stats.kstest(np.log(ratio), stats.uniform(low, high - low).cdf).pvalue > 0.001
     for mine, share in ((ours.flip, 0.5), (ours.jittered, 0.8), (ours.grey, 0.2)):
         assert stats.binomtest(int(mine.sum()), n, share).pvalue > 0.001
     _, counts = np.unique(ours.order.numpy(), axis=0, return_counts=True)
