@@ -76,14 +76,15 @@ def test_half_a_record_is_named(run, change, words):
         records.read(run.folder / "record.json")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(step, tmp_path, monkeypatch):
     path = tmp_path / "file.json"
     records.write_atomically(path, b"old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, step, full)
     with pytest.raises(InputError, match="can't write .*file.json .No space left"):
         records.write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file.json"]
