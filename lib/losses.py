@@ -39,7 +39,8 @@ def positives_by_class(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     _, of = labels.unique(return_inverse=True)
     member = F.one_hot(of).to(z.dtype)                                  # (M, C)
-    others = (member.T @ z)[of] - z                                     # (M, D)  sum over the other members
+    others = member @ (member.T @ z) - z        # (M, D)  sum over the other members; no gather: its backward is not
+                                                # deterministic on several threads
     count = member.sum(0).long()[of] - 1                                # (M,)
     return (z * others).sum(1) / count.clamp(min=1), count
 

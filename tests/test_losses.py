@@ -113,3 +113,10 @@ def test_without_any_positive_the_loss_and_its_gradient_are_zero():
 def test_bad_input_is_named(call, words):
     with pytest.raises(InputError, match=words):
         call(embeddings(2, 4, 3))
+
+
+def test_gradients_are_the_same_to_the_bit_every_time():
+    """A gather in the forward pass would be an unordered sum over threads in the backward pass."""
+    z, labels = embeddings(2, 256, 128).float().requires_grad_(), torch.arange(256) % 10
+    gradients = [torch.autograd.grad(losses.sup_con(z, labels, 0.1), z)[0] for _ in range(30)]
+    assert all(torch.equal(gradients[0], other) for other in gradients)
