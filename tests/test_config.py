@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 
@@ -75,6 +76,8 @@ def test_short_runs_warm_up_for_a_tenth():
     assert preset("supcon-cifar10", epochs=10).warmup == 1
 
 
-def test_every_field_has_a_source_or_a_default():
+def test_presets_are_filed_under_their_names_and_come_back_from_a_record():
+    for config in PRESETS.values():
+        assert Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
     assert {f.name for f in dataclasses.fields(Config)} >= {"method", "seed", "precision"}
     assert all(config.name == name for name, config in PRESETS.items())
