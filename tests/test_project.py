@@ -58,6 +58,25 @@ def test_one_version_and_one_address():
     assert config["repository"]["url"] == PROJECT["urls"]["Repository"] == citation["repository-code"]
 
 
+def test_workflows_call_make_and_pin_every_action_to_a_major_version():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.M))
+    variables = set(re.findall(r"^([A-Z_]+) \?=", makefile, re.M))
+    workflows = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}
+    assert workflows.keys() == {"test.yml"}
+    for name, workflow in workflows.items():
+        assert workflow["permissions"] == {"contents": "read"}, name
+        for job in workflow["jobs"].values():
+            assert job["timeout-minutes"] <= 30, name
+            for step in job["steps"]:
+                if "uses" in step:
+                    assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"]), step
+                else:
+                    make, assignment, target = step["run"].split()
+                    assert make == "make" and assignment.split("=")[0] in variables and target in targets, step
+                    assert f"# CPU-only torch: make {assignment} " in makefile, step
+
+
 def test_training_needs_neither_papermill_nor_jupyter():
     code = ("import sys; import lib.training, lib.evaluation, lib.__main__\n"
             "assert not {'papermill', 'nbformat', 'jupyter_client', 'matplotlib'} & set(sys.modules)")
