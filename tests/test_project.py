@@ -77,6 +77,21 @@ def test_workflows_call_make_and_pin_every_action_to_a_major_version():
                     assert f"# CPU-only torch: make {assignment} " in makefile, step
 
 
+def test_binder_installs_the_package_in_the_pinned_versions():
+    """As Binder calls pip: in the checkout, where -e . points; -c starts from the file's own folder."""
+    from packaging.specifiers import SpecifierSet
+
+    binder = ROOT / "binder"
+    lines = [line for line in (binder / "requirements.txt").read_text().splitlines() if line[0] != "#"]
+    options = dict(line.split() for line in lines)
+    assert options.keys() == {"--extra-index-url", "-c", "-e"} and options["-e"] == "."
+    assert (binder / options["-c"]).resolve() == ROOT / "constraints.txt"
+    assert f"TORCH_INDEX={options['--extra-index-url']} " in (ROOT / "Makefile").read_text()
+    version = (binder / "runtime.txt").read_text().strip().removeprefix("python-")
+    assert SpecifierSet(PROJECT["requires-python"]).contains(version)
+    assert f"(Python {version}, Linux)" in (ROOT / "constraints.txt").read_text()
+
+
 def test_training_needs_neither_papermill_nor_jupyter():
     code = ("import sys; import lib.training, lib.evaluation, lib.__main__\n"
             "assert not {'papermill', 'nbformat', 'jupyter_client', 'matplotlib'} & set(sys.modules)")
