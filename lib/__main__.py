@@ -53,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(_probe, "probe", "linear probe and kNN on a run's h and z")
     sub.add_argument("run_folder", metavar="RUN", type=Path, nargs="+", help="a run's folder")
+    sub.add_argument("--with", dest="wanted", action="append", default=[], metavar="PROBE",
+                     help="also uva or supcontrast (as published), or labels (the sweep); may be repeated")
     _where(sub)
 
     sub = command(_publish, "publish", "copy runs' records into results/")
@@ -96,12 +98,12 @@ def _probe(args) -> None:
 
     for folder in args.run_folder:
         run = training.load_run(folder)
-        if not run.record["evaluation"]:
-            training.evaluate(run, data.load(run.config.data, args.data_root), args.device)
+        wanted = ("linear", "knn", *args.wanted)
+        training.evaluate(run, data.load(run.config.data, args.data_root), args.device, wanted)
         for features, probes in run.record["evaluation"].items():
             for probe, result in probes.items():
                 interval = statistics.binomial(result["correct"], result["n"])
-                print(f"{run.folder.name}  {features}  {probe:10}  {interval.percent()} %  n = {result['n']}")
+                print(f"{run.folder.name}  {features}  {probe:16}  {interval.percent()} %  n = {result['n']}")
 
 
 def _publish(args) -> None:

@@ -52,6 +52,11 @@ RECIPES = {
     # UvA deep-learning tutorial 17: STL-10, always blurred
     "uva": Recipe(crop_scale=(0.08, 1.0), flip=0.5, jitter=(0.5, 0.5, 0.5, 0.1), jitter_probability=0.8,
                   greyscale=0.2, blur_kernel=9, blur_sigma=(0.1, 2.0)),
+    # ours: the same without blur, to see what blur costs on small images
+    "uva-sharp": Recipe(crop_scale=(0.08, 1.0), flip=0.5, jitter=(0.5, 0.5, 0.5, 0.1), jitter_probability=0.8,
+                        greyscale=0.2),
+    # UvA deep-learning tutorial 17, the supervised baseline: milder, no colour jitter
+    "uva-supervised": Recipe(crop_scale=(0.8, 1.0), flip=0.5, greyscale=0.2, blur_kernel=9, blur_sigma=(0.1, 0.5)),
     # ours, for grey handwritten digits: a mirrored 2 is no 2, and there is no colour to change
     "digits": Recipe(crop_scale=(0.5, 1.0), jitter=(0.4, 0.4, 0.0, 0.0), jitter_probability=0.8,
                      blur_kernel=5, blur_sigma=(0.1, 1.0)),

@@ -9,9 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.nn import Module
 from torch.optim import Optimizer
 
@@ -19,18 +21,22 @@ from lib import InputError, records
 from lib.config import Config, difference
 
 
-def save(path: Path, config: Config, curves: list[dict], model: Module, optimiser: Optimizer | None = None) -> None:
-    """Write a checkpoint atomically; without an optimiser it holds the model alone."""
+def save(path: Path, config: Config, curves: list[dict], model: Module, optimiser: Optimizer | None = None,
+         scaler: GradScaler | None = None) -> None:
+    """Write a checkpoint atomically; without an optimiser and float16's scaler it holds the model alone."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for place, state in optimiser.state_dict()["state"].items() if optimiser else ():
         tensors |= {f"optimiser.{place}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+    scales = scaler.state_dict() if scaler else {}
+    tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in scales.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"config": json.dumps(asdict(config)), "curves": json.dumps(curves)}
     records.write_atomically(path, serialise(tensors, metadata))
 
 
-def resume(path: Path, config: Config, model: Module, optimiser: Optimizer | None = None) -> list[dict]:
-    """Load a checkpoint into model and optimiser, and return its curves.
+def resume(path: Path, config: Config, model: Module, optimiser: Optimizer | None = None,
+           scaler: GradScaler | None = None) -> list[dict]:
+    """Load a checkpoint into model, optimiser and scaler, and return its curves.
 
     Raises InputError, naming the file, where it is missing, damaged, or of another configuration.
     """
@@ -50,6 +56,8 @@ def resume(path: Path, config: Config, model: Module, optimiser: Optimizer | Non
                 _, place, key = name.split(".", 2)
                 state.setdefault(int(place), {})[key] = value
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    if scaler and scaler.is_enabled():
+        scaler.load_state_dict({n[7:]: value.item() for n, value in tensors.items() if n.startswith("scaler.")})
     return curves
 
 

@@ -15,7 +15,7 @@ from lib.encoders import ENCODERS, HEADS, STEMS
 
 METHODS = ("simclr", "supcon", "ce")
 OPTIMISERS = ("sgd", "adamw")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 POOLS = ("train", "train+val", "unlabeled")
 
 
@@ -51,9 +51,11 @@ class Config:
     warmup_from: float = 0.0            # learning rate at the first step of the warm-up
     final_rate: float = 0.0             # the cosine's end, as a share of learning_rate
     first_epoch: int = 0                # what the cosine calls the first epoch: 0 (PyTorch) or 1 (SupContrast)
+    milestones: tuple[float, ...] | None = None     # instead of the cosine: the rate falls to a tenth at these shares
     drop_last: bool = False             # leave out the last, smaller batch of an epoch
-    precision: str = "float32"          # or bfloat16 (autocast); sums stay in float32
+    precision: str = "float32"          # or bfloat16, float16 (autocast); weights and sums stay in float32
     knn_every: int = 0                  # kNN accuracy of h on val every so many epochs; 0: never
+    test_every: int = 0                 # ce: accuracy on test every so many epochs, shown beside, choosing nothing
     seed: int = 0                       # of initialisation, order and views
 
     def __post_init__(self):
@@ -64,7 +66,7 @@ class Config:
             if getattr(self, name) not in known:
                 raise InputError(unknown(name, getattr(self, name), known))
         lowest = {"epochs": 0, "batch_size": 2, "seed": 0, "warmup_epochs": 0, "weight_decay": 0, "embedding": 1,
-                  "knn_every": 0, "final_rate": 0, "warmup_from": 0, "images": 2, "size": 8}
+                  "knn_every": 0, "test_every": 0, "final_rate": 0, "warmup_from": 0, "images": 2, "size": 8}
         for name, bound in lowest.items():
             if getattr(self, name) is not None and getattr(self, name) < bound:
                 raise InputError(f"{name} must be at least {bound}, got {getattr(self, name)}")
@@ -84,6 +86,11 @@ class Config:
             raise InputError(f"seed must be below 2**63, got {self.seed}")
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
             raise InputError(f"name must be letters, digits, '_', '.' and '-', got {self.name!r}")
+        shares = (0.0, *(self.milestones or ()), 1.0)
+        if any(a >= b for a, b in zip(shares, shares[1:])):
+            raise InputError(f"milestones must rise between 0 and 1, got {self.milestones}")
+        if self.test_every and self.method != "ce":
+            raise InputError(f"test_every follows a classifier: only ce has one, not {self.method}")
         if self.method == "ce" and self.head == "none" and self.epochs:
             raise InputError("cross-entropy needs a classifier: set head=linear")
         if self.encoder == "pixels" and (self.head != "none" or self.epochs):
@@ -96,8 +103,15 @@ class Config:
 
     @property
     def delta(self) -> dict:
-        """What differs from the preset of the same name; nothing where there is none."""
-        return {field: ours for field, (ours, _) in difference(self, PRESETS.get(self.name, self)).items()}
+        """What differs from the preset of the same name, a shortened warm-up included; nothing where there is none."""
+        shortened = {"warmup_epochs": self.warmup} if self.warmup != self.warmup_epochs else {}
+        return {field: ours for field, (ours, _) in difference(self, PRESETS.get(self.name, self)).items()} | shortened
+
+    @property
+    def decisive(self) -> dict:
+        """The fields that decide a run's numbers and are not at their default, so that a new field changes none."""
+        return {field.name: getattr(self, field.name) for field in fields(self)
+                if field.name != "name" and getattr(self, field.name) != field.default}
 
     @property
     def loss_scale(self) -> float:
@@ -130,7 +144,9 @@ def _typed(name: str, kind, value):
     optional = value is None and "None" in str(kind)
     if not (optional or isinstance(value, wanted)) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
-    if isinstance(value, tuple) and not (len(value) == 3 and all(isinstance(v, float) for v in value)):
+    if isinstance(value, tuple) and not all(isinstance(v, float) for v in value):
+        raise InputError(f"{name} must be numbers, got {value!r}")
+    if name in ("mean", "std") and value and len(value) != 3:
         raise InputError(f"{name} must be three numbers, one a channel, got {value!r}")
     return value
 
@@ -194,23 +210,43 @@ _SLIM = Config(
     epochs=20, batch_size=256, drop_last=True, learning_rate=2e-3, weight_decay=1e-4, optimiser="adamw",
     temperature=0.5, warmup_epochs=1, encoder="slim", knn_every=5)
 
-_PRESETS = (
+# the embedded default: 1,437 handwritten digits train in seconds
+_DIGITS = replace(_SLIM, name="simclr-digits", data="digits", recipe="digits", images=None, epochs=15, batch_size=128)
+
+# the stand-in of STL-10's kind, seen at 64 pixels
+_SLIM96 = replace(_SLIM, name="simclr-imagenette96-slim", data="imagenette96", recipe="uva", images=4_000,
+                  batch_size=128, size=64, stem="imagenet")
+
+
+def _slim_family(simclr: Config, ce_epochs: int, ce_knn: int, **supcon) -> tuple[Config, ...]:
+    """The same slice for SimCLR, SupCon and cross-entropy."""
+    data = simclr.name.removeprefix("simclr-")
+    return (simclr, replace(simclr, name=f"supcon-{data}", method="supcon", temperature=0.1, **supcon),
+            # one view, so twice the epochs: as many image passes as the contrastive runs
+            replace(simclr, name=f"ce-{data}", method="ce", epochs=ce_epochs, head="linear", knn_every=ce_knn))
+
+
+_PUBLISHED = (
     _SUPCONTRAST,
     # SupContrast main_supcon.py --method SimCLR --temp 0.5: the loss times 7.14
     replace(_SUPCONTRAST, name="simclr-cifar10", method="simclr", temperature=0.5),
     # SupContrast main_ce.py: one view, crop and flip only, lr 0.8, 500 epochs
     replace(_SUPCONTRAST, name="ce-cifar10", method="ce", recipe="crop-flip", epochs=500, learning_rate=0.8,
-            head="linear", base_temperature=None),
+            head="linear", base_temperature=None, test_every=1))
+
+_PRESETS = (
+    *_PUBLISHED,
+    *(replace(config, name=f"{config.name}-r18", encoder="resnet18") for config in _PUBLISHED),
+    # the student report: main_supcon.py --batch_size 1024 --learning_rate 0.5 --temp 0.1 --cosine, for 100 epochs
+    replace(_SUPCONTRAST, name="supcon-cifar10-report", epochs=100),
     _UVA,
-    _SLIM,
-    replace(_SLIM, name="supcon-cifar10-slim", method="supcon", temperature=0.1),
-    # twice the epochs of one view: as many image passes as the contrastive runs
-    replace(_SLIM, name="ce-cifar10-slim", method="ce", epochs=40, head="linear", knn_every=10),
-    # the embedded default: 1,437 handwritten digits train in seconds
-    replace(_SLIM, name="simclr-digits", data="digits", recipe="digits", images=None, epochs=15, batch_size=128),
-    replace(_SLIM, name="supcon-digits", method="supcon", data="digits", recipe="digits", images=None, epochs=10,
-            batch_size=128, temperature=0.1),
-    replace(_SLIM, name="ce-digits", method="ce", data="digits", recipe="digits", images=None, epochs=20,
-            batch_size=128, head="linear", knn_every=5),
+    # the student report: simclr.py --epochs 100, with a cosine of its own
+    replace(_UVA, name="simclr-stl10-100", epochs=100),
+    # UvA tutorial 17's supervised baseline: ResNet-18 from scratch on the 5,000 labelled images
+    replace(_UVA, name="ce-stl10", method="ce", recipe="uva-supervised", pool="train+val", epochs=100, batch_size=64,
+            learning_rate=1e-3, weight_decay=2e-4, milestones=(0.7, 0.9), head="linear", test_every=2),
+    *_slim_family(_SLIM, ce_epochs=40, ce_knn=10),
+    *_slim_family(_SLIM96, ce_epochs=40, ce_knn=10),
+    *_slim_family(_DIGITS, ce_epochs=20, ce_knn=5, epochs=10),
 )
 PRESETS = {config.name: config for config in _PRESETS}

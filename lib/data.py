@@ -1,7 +1,7 @@
 """Images as one uint8 tensor: a data set is loaded whole, split once, and can live on the training device.
 
-``digits`` comes with scikit-learn. Any ``NAME.npz`` under the data root is a data set of that name, and wins over a
-download of that name; CIFAR-10, CIFAR-100 and STL-10 are downloaded by torchvision.
+Any ``NAME.npz`` under the data root is a data set of that name, and wins over a download of that name. What can be
+downloaded is listed in ``lib.downloads``.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lib import ROOT, InputError
@@ -25,22 +24,31 @@ VAL_SHARE = 0.1         # of train
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, 3, H, W) uint8 and their labels (N,) int64, or None where there are none."""
+    """Images (N, 3, H, W) uint8, their labels (N,) int64 or None where there are none, and for the training images
+    their places (N,) int64 in the data set's official order."""
 
     images: Tensor
     labels: Tensor | None = None
+    places: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, rows) -> "Split":
-        return Split(self.images[rows], None if self.labels is None else self.labels[rows])
+        return self._map(lambda x: x[rows])
 
     def __add__(self, other: "Split") -> "Split":
-        return Split(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
+        return Split(*(None if a is None else torch.cat([a, b]) for a, b in zip(self._parts, other._parts)))
 
     def to(self, device) -> "Split":
-        return Split(self.images.to(device), None if self.labels is None else self.labels.to(device))
+        return self._map(lambda x: x.to(device))
+
+    @property
+    def _parts(self) -> tuple:
+        return self.images, self.labels, self.places
+
+    def _map(self, function) -> "Split":
+        return Split(*(None if part is None else function(part) for part in self._parts))
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Dataset:
 
     val is held out of the official training images, stratified by class. Choices are made on val, the chosen is
     refitted on train + val, and test is touched once. variant says how the pixels differ from the official ones.
+    folds are STL-10's ten official ones, each 1,000 places of training images.
     """
 
     name: str
@@ -58,6 +67,7 @@ class Dataset:
     test: Split
     unlabeled: Split | None = None
     variant: str = ""
+    folds: tuple[Tensor, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -70,7 +80,8 @@ class Dataset:
         digest = hashlib.sha256(repr((self.variant, self.classes)).encode())
         for name, split in self.splits.items():
             digest.update(repr((name, tuple(split.images.shape))).encode())
-            digest.update(memoryview(split.images.numpy()).cast("B"))
+            for part in split.images.split(4096):       # in parts: the images may lie in a file, or in another order
+                digest.update(memoryview(part.contiguous().numpy()).cast("B"))
             if split.labels is not None:
                 digest.update(memoryview(split.labels.numpy()).cast("B"))
         return digest.hexdigest()
@@ -137,6 +148,40 @@ def stratified(labels: Tensor, n: int) -> Tensor:
     return torch.from_numpy(np.sort(np.argsort(rank, kind="stable")[:n]))
 
 
+def subsets(split: Split, per_class: int, count: int) -> list[Tensor]:
+    """Rows of so many random subsets with per_class images of every class, each in random order.
+
+    Always the same ones for the same labels and per_class. Raises InputError where a class has fewer images.
+    """
+    chosen = []
+    for number in range(count):
+        key = [SPLIT_SEED, per_class]
+        generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, number]))
+        shuffled = torch.from_numpy(generator.permutation(len(split)))
+        chosen.append(shuffled[_first(split.labels[shuffled], per_class)])
+    return chosen
+
+
+def first(split: Split, per_class: int) -> Tensor:
+    """Rows of the first per_class images of every class in the official order, as UvA's tutorial takes them."""
+    official = split.places.argsort()
+    return official[_first(split.labels[official], per_class)]
+
+
+def _first(labels: Tensor, per_class: int) -> Tensor:
+    """Places of the first per_class of every class, in ascending order."""
+    of_class = [(labels == c).nonzero()[:per_class, 0] for c in labels.unique()]
+    if min(map(len, of_class)) < per_class:
+        raise InputError(f"a class has {min(map(len, of_class))} images, {per_class} were asked for")
+    return torch.cat(of_class).sort().values
+
+
+def order(n: int, seed: int, epoch: int) -> Tensor:
+    """The images' order in an epoch, a function of (seed, epoch): (n,) int64."""
+    key = [seed, epoch]
+    return torch.from_numpy(np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, 2**32])).permutation(n))
+
+
 def data_root(root: str | Path | None = None) -> Path:
     """The folder of data sets: the one given, else the environment's DATA_ROOT, else the checkout's ``data``."""
     return Path(root or os.environ.get("DATA_ROOT") or ROOT / "data")
@@ -149,6 +194,8 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     Raises InputError for an unknown name, a damaged file, arrays of the wrong shape or type, labels out of range,
     a download that fails, or a root that can't be written.
     """
+    from lib.downloads import LOADERS
+
     root = data_root(root)
     path = root / f"{name}.npz"
     if path.is_file():
@@ -160,11 +207,12 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
                      f"(DATA_ROOT names another folder)")
 
 
-def build(name: str, x_train, y_train, x_test, y_test, classes=None, x_unlabeled=None, variant="") -> Dataset:
-    """A data set from arrays: images (N, H, W, 3) uint8, labels (N,) integers from 0.
+def build(name: str, x_train, y_train, x_test, y_test, classes=None, x_unlabeled=None, variant="",
+          folds=()) -> Dataset:
+    """A data set from arrays: images (N, H, W, 3) uint8, labels (N,) integers from 0, folds of places in x_train.
 
-    Holds a tenth of train out as val. Raises InputError where an array has another shape or type, or a label is
-    out of range.
+    Holds a tenth of train out as val. x_unlabeled may lie in a file (numpy's memmap) and stays there. Raises InputError
+    where an array has another shape or type, or a label is out of range.
     """
     arrays = {"x_train": x_train, "x_test": x_test} | ({} if x_unlabeled is None else {"x_unlabeled": x_unlabeled})
     for key, x in arrays.items():
@@ -187,7 +235,7 @@ def build(name: str, x_train, y_train, x_test, y_test, classes=None, x_unlabeled
         wrong = y[(y < 0) | (y >= len(classes))]
         if len(wrong):
             raise InputError(f"{name}: {key} has the label {wrong[0]}, outside 0..{len(classes) - 1}")
-    train = Split(_tensor(x_train), torch.from_numpy(y_train.astype(np.int64)))
+    train = Split(_tensor(x_train), torch.from_numpy(y_train.astype(np.int64)), torch.arange(len(x_train)))
     counts = np.bincount(y_train.astype(np.int64), minlength=len(classes))
     if counts.min() < 2:
         raise InputError(f"{name}: every class needs two training images or more, class {counts.argmin()} "
@@ -196,11 +244,14 @@ def build(name: str, x_train, y_train, x_test, y_test, classes=None, x_unlabeled
     held[stratified(train.labels, max(len(classes), round(VAL_SHARE * len(train))))] = True
     return Dataset(name, classes, train[~held], train[held],
                    test=Split(_tensor(x_test), torch.from_numpy(y_test.astype(np.int64))),
-                   unlabeled=None if x_unlabeled is None else Split(_tensor(x_unlabeled)), variant=str(variant))
+                   unlabeled=None if x_unlabeled is None else Split(_tensor(x_unlabeled)), variant=str(variant),
+                   folds=tuple(map(torch.as_tensor, folds)))
 
 
 def _tensor(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    """(N, H, W, 3) as (N, 3, H, W), in memory, or in the file where it is a memmap."""
+    images = images.transpose(0, 3, 1, 2)
+    return torch.from_numpy(images if isinstance(images, np.memmap) else np.ascontiguousarray(images))
 
 
 def _from_npz(name: str, path: Path) -> Dataset:
@@ -219,60 +270,3 @@ def _from_npz(name: str, path: Path) -> Dataset:
     except (OSError, ValueError, TypeError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is not a whole .npz file ({error}); make or copy it again") from error
     return build(name, **arrays)
-
-
-def _digits(root: Path) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits of 8x8 and 17 levels, enlarged to 32x32, a fifth of them for test.
-
-    Bilinear by a factor of four: every weight is a multiple of 1/64, so the pixels are the same on every machine.
-    """
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    small = torch.from_numpy(raw.images).float()[:, None]                                   # (1797, 1, 8, 8) 0..16
-    large = F.interpolate(small, scale_factor=4, mode="bilinear", align_corners=False) * (255 / 16)
-    images = large.round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
-    labels = raw.target.astype(np.int64)
-    test = np.zeros(len(labels), dtype=bool)
-    test[stratified(torch.from_numpy(labels), round(0.2 * len(labels))).numpy()] = True
-    return build("digits", images[~test], labels[~test], images[test], labels[test], variant="8x8 enlarged to 32x32")
-
-
-def _fetch(name: str, root: Path, *splits):
-    """torchvision's data sets, each made by a function of the root, downloaded where they are not there whole."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        return [split(root) for split in splits]
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"can't get {name} into {root} ({error}); check the network and the folder, delete what is "
-                         f"partial there, or put {name}.npz there") from error
-
-
-def _cifar(name: str, root: Path) -> Dataset:
-    """Official pickles, which torchvision reads only after their md5 is right."""
-    from torchvision.datasets import CIFAR10, CIFAR100
-
-    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    train, test = _fetch(name, root, lambda root: kind(root, train=True, download=True),
-                         lambda root: kind(root, train=False, download=True))
-    return build(name, train.data, np.array(train.targets), test.data, np.array(test.targets), train.classes)
-
-
-def _stl10(root: Path) -> Dataset:
-    """5,000 labelled images for training, 8,000 for test, 100,000 unlabeled ones: 96x96, 2.7 GB in memory."""
-    from torchvision.datasets import STL10
-
-    def split(name: str):
-        return lambda root: STL10(root, split=name, download=True)
-
-    train, test, more = _fetch("stl10", root, split("train"), split("test"), split("unlabeled"))
-    x_train, x_test, x_unlabeled = (np.moveaxis(part.data, 1, 3) for part in (train, test, more))
-    return build("stl10", x_train, train.labels, x_test, test.labels, train.classes, x_unlabeled)
-
-
-LOADERS = {
-    "digits": _digits,
-    "cifar10": lambda root: _cifar("cifar10", root),
-    "cifar100": lambda root: _cifar("cifar100", root),
-    "stl10": _stl10,
-}

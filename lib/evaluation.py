@@ -1,24 +1,26 @@
-"""What do the features know? Linear probe and nearest neighbours on frozen h and z.
+"""What do the features know? Linear probes and nearest neighbours on frozen h and z.
 
-Features are computed once, in eval mode, without augmentation. Every choice (the probe's L2 strength) is made on val;
-the chosen probe is refitted on train + val, and test is looked at once. An encoder whose pool was train + val (the
-published presets) has seen val before, with its labels under supcon and ce; then val favours weak penalties a little.
-Test stays untouched either way.
+Features are computed once, in eval mode, without augmentation. Every choice of ours (the probe's L2 strength) is made
+on val; the chosen probe is refitted on train + val, and test is looked at once. An encoder whose pool was train + val
+(the published presets) has seen val before, with its labels under supcon and ce; then val favours weak penalties a
+little. Test stays untouched either way. The published probes choose by test accuracy, as published; their last epoch
+stands beside the best one.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lib import records
-from lib.augmentations import Recipe, apply, draw
-from lib.data import Dataset
+from lib import probes, records
+from lib.augmentations import RECIPES, Recipe, apply, draw
+from lib.data import Dataset, Split, first, subsets
 from lib.encoders import Model, memory_format
 
-L2_PATH = tuple(10.0 ** k for k in range(0, -8, -1))        # 8 strengths, strong to weak: each starts from the last
 BATCH = 512
+PER_CLASS = (10, 20, 50, 100, 200)      # labels per class in the sweep, as in UvA's tutorial; "all" is evaluate's own
+SUBSETS = 5                             # random ones of each size
+PROBES = ("linear", "knn", *probes.PROTOCOLS, "labels")     # "labels": the sweep
 
 
 @torch.no_grad()
@@ -37,117 +39,119 @@ def features(model: Model, images: Tensor, recipe: Recipe) -> tuple[Tensor, Tens
     return torch.cat(h), torch.cat(z)
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A fitted linear probe: logits = ((x - mean) / scale) @ weight + bias."""
-
-    weight: Tensor      # (D, C)
-    bias: Tensor        # (C,)
-    mean: Tensor        # (D,)
-    scale: Tensor       # (D,)
-    l2: float
-
-    def logits(self, x: Tensor) -> Tensor:
-        """(N, D) features -> (N, C)."""
-        return (x - self.mean) / self.scale @ self.weight + self.bias
-
-    def predict(self, x: Tensor) -> Tensor:
-        """(N, D) features -> (N,) classes."""
-        return self.logits(x).argmax(1)
-
-
-def logistic_path(x: Tensor, y: Tensor, classes: int, path: tuple[float, ...] = L2_PATH) -> list[Probe]:
-    """Multinomial logistic regression by full-batch L-BFGS, one probe for each L2 strength, each from the last.
-
-    Minimises ``mean cross-entropy + l2 / 2 |weight|^2`` on features standardised by their own mean and deviation; the
-    bias is not penalised (scikit-learn's LogisticRegression with C = 1 / (l2 N)). x: (N, D) float; y: (N,) classes.
-    """
-    mean, scale = x.mean(0), x.std(0, unbiased=False)
-    scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale))      # dead features stay 0
-    x = (x - mean) / scale
-    weight = torch.zeros(x.shape[1], classes, dtype=x.dtype, device=x.device, requires_grad=True)
-    bias = torch.zeros(classes, dtype=x.dtype, device=x.device, requires_grad=True)
-    probes = []
-    for l2 in path:
-        _minimise(x, y, weight, bias, l2)
-        probes.append(Probe(weight.detach().clone(), bias.detach().clone(), mean, scale, l2))
-    return probes
-
-
-def _minimise(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, l2: float) -> None:
-    """Move weight and bias to the minimum for one L2 strength."""
-    solver = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-9,
-                               history_size=20, line_search_fn="strong_wolfe")
-
-    def objective() -> Tensor:
-        solver.zero_grad()
-        loss = F.cross_entropy(x @ weight + bias, y) + l2 / 2 * weight.square().sum()
-        loss.backward()
-        return loss
-
-    solver.step(objective)
-
-
-def linear_probe(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int) -> tuple[Probe, float]:
-    """The probe whose L2 strength did best on val, refitted on train + val, and its accuracy on val before that.
-
-    train, val: features (N, D) and labels (N,). Ties go to the stronger penalty.
-    """
-    path = logistic_path(*train, classes)
-    accuracy = [float((probe.predict(val[0]) == val[1]).float().mean()) for probe in path]
-    best = max(range(len(path)), key=lambda i: (accuracy[i], -i))
-    both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
-    return logistic_path(*both, classes, L2_PATH[:best + 1])[-1], accuracy[best]
-
-
-def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = 20, temperature: float = 0.07) -> Tensor:
-    """Weighted k nearest neighbours by cosine (Wu et al., arXiv 1805.01978, section 3.4): (N,) classes.
-
-    Each neighbour votes for its class with exp(cosine / temperature). train: (M, D); labels: (M,); test: (N, D).
-    """
-    train, k = F.normalize(train, dim=1), min(k, len(train))
-    predicted = []
-    for batch in F.normalize(test, dim=1).split(1024):
-        similarity, place = (batch @ train.T).topk(k, dim=1)
-        votes = torch.zeros(len(batch), classes, device=train.device)
-        votes.scatter_add_(1, labels[place], ((similarity - 1) / temperature).exp())
-        predicted.append(votes.argmax(1))
-    return torch.cat(predicted)
-
-
 def knn_on_val(model: Model, dataset: Dataset, recipe: Recipe) -> float:
     """kNN accuracy of h, train against val: cheap enough to follow a run by, and test stays untouched."""
     device = next(model.parameters()).device
     train, val = (split.to(device) for split in (dataset.train, dataset.val))
-    predicted = knn(features(model, train.images, recipe)[0], train.labels,
-                    features(model, val.images, recipe)[0], len(dataset.classes))
+    predicted = probes.knn(features(model, train.images, recipe)[0], train.labels,
+                           features(model, val.images, recipe)[0], len(dataset.classes))
     return float((predicted == val.labels).float().mean())
 
 
-def evaluate(model: Model, dataset: Dataset, recipe: Recipe, classifier: bool = False) -> dict:
+def classified(model: Model, split: Split, recipe: Recipe) -> int:
+    """How many images of a split a cross-entropy model's own classifier gets right."""
+    logits = features(model, split.images, recipe)[1]
+    return int((logits.argmax(1) == split.labels.to(logits.device)).sum())
+
+
+def evaluate(model: Model, dataset: Dataset, recipe: Recipe, method: str = "simclr",
+             wanted: tuple[str, ...] = ("linear", "knn")) -> dict:
     """Probe h and z (where the head makes them differ): ``{"h": {"linear": ..., "knn": ...}, "z": ...}``.
 
-    classifier: z are logits of dataset's classes; then "z" holds their own predictions as "classifier" instead.
+    method: where it is "ce", z are logits, and "z" holds their own predictions as "classifier" instead; SupContrast's
+    probe has the learning rate 1 for "simclr" and 5 else, and reads h only. wanted: which of PROBES.
     Each result: n test images, how many were correct, which ones (packed bits), and for the linear probe the L2
-    strength and the accuracy on val it was chosen by.
+    strength and the accuracy on val it was chosen by. A published probe gives two: the epoch best on test under its own
+    name, with its curve, and the last epoch as "NAME-last".
     """
     splits = {name: getattr(dataset, name) for name in ("train", "val", "test")}
     both = {name: features(model, split.images, recipe) for name, split in splits.items()}
-    h, z = ({name: pair[place] for name, pair in both.items()} for place in (0, 1))
-    labels = {name: split.labels.to(h[name].device) for name, split in splits.items()}
-    result = {"h": _probes(h, labels, len(dataset.classes))}
-    if classifier:
-        result["z"] = {"classifier": _result(z["test"].argmax(1), labels["test"])}
-    elif not isinstance(model.head, torch.nn.Identity):
-        result["z"] = _probes(z, labels, len(dataset.classes))
+    kinds = ("h",) if isinstance(model.head, torch.nn.Identity) or method == "ce" else ("h", "z")
+    result = {}
+    for place, kind in enumerate(kinds):
+        data = {name: (pair[place], splits[name].labels.to(pair[place].device)) for name, pair in both.items()}
+        result[kind] = _probed(data, len(dataset.classes), wanted)
+        if "supcontrast" in wanted and kind == "h":
+            protocol = replace(probes.PROTOCOLS["supcontrast"], learning_rate=1.0 if method == "simclr" else 5.0)
+            batch = _augmented(model, dataset.train + dataset.val, recipe, protocol)
+            result[kind] |= _published("supcontrast", protocol, batch, data, len(dataset.classes))
+    if method == "ce":
+        result["z"] = {"classifier": _result(both["test"][1].argmax(1), data["test"][1])}
     return result
 
 
-def _probes(x: dict[str, Tensor], labels: dict[str, Tensor], classes: int) -> dict:
-    probe, on_val = linear_probe((x["train"], labels["train"]), (x["val"], labels["val"]), classes)
-    neighbours = knn(torch.cat([x["train"], x["val"]]), torch.cat([labels["train"], labels["val"]]), x["test"], classes)
-    return {"linear": _result(probe.predict(x["test"]), labels["test"]) | {"l2": probe.l2, "val_accuracy": on_val},
-            "knn": _result(neighbours, labels["test"])}
+def label_sweep(model: Model, dataset: Dataset, recipe: Recipe) -> list[dict]:
+    """h read with few labels: PER_CLASS of every class, as many sizes as the training images allow.
+
+    The converged probe ("linear") on random subsets, its L2 strength cross-validated within each; at 100 per class on
+    the data set's own folds where it has them (STL-10). UvA's probe on the first images of each class, as published,
+    its best epoch by test accuracy ("uva") and its last one.
+    Returns one row each: features, probe, per_class, labels, subset, n, correct.
+    """
+    pool, classes = dataset.pool("train+val"), len(dataset.classes)
+    x, x_test = features(model, pool.images, recipe)[0], features(model, dataset.test.images, recipe)[0]
+    y, y_test = pool.labels.to(x.device), dataset.test.labels.to(x.device)
+    rows = []
+
+    def add(probe: str, per_class: int, subset: str, of: Tensor, predicted: Tensor) -> None:
+        rows.append({"features": "h", "probe": probe, "per_class": per_class, "labels": len(of), "subset": subset,
+                     "n": len(y_test), "correct": int((predicted == y_test).sum())})
+
+    for size in (size for size in PER_CLASS if size < int(pool.labels.bincount().min())):
+        official = size == 100 and dataset.folds
+        for number, of in enumerate(_folds(dataset, pool) if official else subsets(pool, size, SUBSETS)):
+            probe = probes.cross_validated_probe(x[of], y[of], classes)
+            add("linear", size, f"{'fold' if official else 'random'} {number}", of, probe.predict(x_test))
+        of = first(pool, size).to(x.device)
+        best, last, _ = probes.published_probe(probes.PROTOCOLS["uva"], lambda rows, _, of=of: x[of[rows]], y[of],
+                                               (x_test, y_test), classes)
+        add("uva", size, "first", of, best)
+        add("uva-last", size, "first", of, last)
+    return rows
+
+
+def _folds(dataset: Dataset, pool: Split) -> list[Tensor]:
+    """The data set's folds as rows of the pool, whose images are in another order."""
+    rows = torch.empty_like(pool.places).scatter_(0, pool.places, torch.arange(len(pool)))
+    return [rows[fold] for fold in dataset.folds]
+
+
+def _probed(data: dict[str, tuple[Tensor, Tensor]], classes: int, wanted: tuple[str, ...]) -> dict:
+    """Every probe that reads features computed once. data: features and labels of train, val and test."""
+    both, (test, truth), result = _both(data), data["test"], {}
+    if "linear" in wanted:
+        probe, on_val = probes.linear_probe(data["train"], data["val"], classes)
+        result["linear"] = _result(probe.predict(test), truth) | {"l2": probe.l2, "val_accuracy": on_val}
+    if "knn" in wanted:
+        result["knn"] = _result(probes.knn(*both, test, classes), truth)
+    if "uva" in wanted:
+        result |= _published("uva", probes.PROTOCOLS["uva"], lambda rows, _: both[0][rows], data, classes)
+    return result
+
+
+def _published(name: str, protocol: probes.Protocol, batch, data: dict, classes: int) -> dict:
+    best, last, curve = probes.published_probe(protocol, batch, _both(data)[1], data["test"], classes)
+    truth = data["test"][1]
+    return {name: _result(best, truth) | {"curve": curve}, f"{name}-last": _result(last, truth)}
+
+
+def _both(data: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Features and labels of train + val."""
+    return tuple(torch.cat(pair) for pair in zip(data["train"], data["val"]))
+
+
+def _augmented(model: Model, pool: Split, recipe: Recipe, protocol: probes.Protocol):
+    """h of new views of the pool's images in every step, as SupContrast's linear stage sees them."""
+    device = next(model.parameters()).device
+    images, views = pool.images.to(device), replace(RECIPES[protocol.augment], size=recipe.size, mean=recipe.mean,
+                                                    std=recipe.std)
+
+    @torch.no_grad()
+    def batch(rows: Tensor, step: int) -> Tensor:
+        x = apply(images[rows], draw(views, len(rows), 0, step))
+        return model.encoder(x.contiguous(memory_format=memory_format(device))).float()
+
+    return batch
 
 
 def _result(predicted: Tensor, truth: Tensor) -> dict:

@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 
 from lib import ROOT, InputError
+from lib.config import Config
 
 SCHEMA = 1
 RESULTS = ROOT / "results"
@@ -76,7 +77,7 @@ def read(path: Path) -> dict:
         raise InputError(f"{path} is not a record: its id {record['id']!r} is not a file name")
     try:
         table([record])
-    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, InputError) as error:
         raise InputError(f"{path} is not a whole record ({type(error).__name__}: {error})") from error
     return record
 
@@ -116,10 +117,29 @@ def table(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def label_table(records: list[dict]) -> pd.DataFrame:
+    """One row per probe fitted on few labels: the runs' columns and per_class, labels, subset.
+
+    The rows of "all" labels are those of ``table``: linear, uva and uva-last on h, for runs that have a sweep.
+    """
+    rows = []
+    for record in records:
+        run, classes = _run_columns(record), len(record["data"]["classes"])
+        for row in record.get("label_sweep", ()):
+            rows.append(run | row | {"accuracy": row["correct"] / row["n"]})
+        swept = {row["probe"] for row in record.get("label_sweep", ())}
+        for probe in swept & record["evaluation"].get("h", {}).keys():
+            result = record["evaluation"]["h"][probe]
+            rows.append(run | {"features": "h", "probe": probe, "per_class": run["images"] // classes,
+                               "labels": run["images"], "subset": "all", "n": result["n"],
+                               "correct": result["correct"], "accuracy": result["correct"] / result["n"]})
+    return pd.DataFrame(rows, columns=[*COLUMNS, "per_class", "labels", "subset"])
+
+
 def _run_columns(record: dict) -> dict:
     """The columns of the table that are the same for all of a run's accuracies."""
     config, data = record["config"], record["data"]
-    decisive = {key: value for key, value in config.items() if key not in ("name", "seed") and value is not None}
+    decisive = {key: value for key, value in Config(**config).decisive.items() if key != "seed"}
     decisive = json.dumps([decisive, data["fingerprint"], record["numerics"]], sort_keys=True)
     method = config["method"] if config["epochs"] else "pixels" if config["encoder"] == "pixels" else "untrained"
     return {key: config[key] for key in ("name", "encoder", "head", "epochs", "seed", "temperature", "recipe")} | {

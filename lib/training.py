@@ -10,10 +10,9 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +20,8 @@ from tqdm import tqdm
 
 from lib import ROOT, InputError, checkpoints, evaluation, losses, records
 from lib.augmentations import RECIPES, Recipe, views
-from lib.config import Config
-from lib.data import Dataset, Split
+from lib.config import Config, unknown
+from lib.data import Dataset, Split, order
 from lib.encoders import Model, memory_format
 
 NUMERICS = 1                # raise when a change makes earlier runs incomparable: it enters every run's identity
@@ -60,10 +59,14 @@ def choose_device(name: str | None = None) -> torch.device:
 def learning_rate(config: Config, step: int, steps: int) -> float:
     """Learning rate of a step, counted from 0, in a run with so many steps an epoch.
 
-    A cosine that changes once an epoch, ``low + (high - low)(1 + cos(pi e / E)) / 2`` with low = final_rate * high,
-    e counted from first_epoch; before it a warm-up, linear step by step, from warmup_from to the cosine's value at the
-    warm-up's end (SupContrast util.py, adjust_learning_rate and warmup_learning_rate).
+    With milestones, a tenth of what it was after each of them, in whole epochs (PyTorch's MultiStepLR). Else a cosine
+    that changes once an epoch, ``low + (high - low)(1 + cos(pi e / E)) / 2`` with low = final_rate * high, e counted
+    from first_epoch; before it a warm-up, linear step by step, from warmup_from to the cosine's value at the warm-up's
+    end (SupContrast util.py, adjust_learning_rate and warmup_learning_rate).
     """
+    if config.milestones:
+        passed = sum(step // steps >= int(config.epochs * share) for share in config.milestones)
+        return config.learning_rate * 0.1 ** passed
     high, low = config.learning_rate, config.learning_rate * config.final_rate
 
     def cosine(epoch: float) -> float:
@@ -75,10 +78,10 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
     return cosine(step // steps + config.first_epoch)
 
 
-def order(n: int, seed: int, epoch: int) -> Tensor:
-    """The images' order in an epoch, a function of (seed, epoch): (n,) int64."""
-    key = [seed, epoch]
-    return torch.from_numpy(np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, 2**32])).permutation(n))
+def batch_sizes(config: Config, images: int) -> list[int]:
+    """How many images each step of an epoch sees. A last batch of one is left out: BatchNorm needs two."""
+    whole, rest = divmod(images, config.batch_size)
+    return [config.batch_size] * whole + ([rest] if rest > 1 and not config.drop_last else [])
 
 
 def recipe_for(config: Config, dataset: Dataset, name: str | None = None) -> Recipe:
@@ -118,9 +121,7 @@ def loss_of(config: Config, z: Tensor, labels: Tensor | None) -> Tensor:
 
 def identity(config: Config, dataset: Dataset) -> str:
     """The run's name: preset, epochs, seed, and a hash of everything that decides its numbers."""
-    decisive = {f.name: getattr(config, f.name) for f in fields(config)         # a field added later, left at its
-                if f.name != "name" and getattr(config, f.name) != f.default}   # default, changes no identity
-    text = json.dumps([decisive, dataset.fingerprint, NUMERICS], sort_keys=True)
+    text = json.dumps([config.decisive, dataset.fingerprint, NUMERICS], sort_keys=True)
     return f"{config.name}-e{config.epochs}-s{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -149,13 +150,14 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
                          f"{least}; set a smaller batch_size or more images")
     model = build_model(config, dataset).to(device, memory_format=memory_format(device))
     optimiser = build_optimiser(config, model)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
     path = folder / "checkpoint.safetensors"
     if path.is_file():
-        curves = checkpoints.resume(path, config, model, optimiser)
+        curves = checkpoints.resume(path, config, model, optimiser, scaler)
     else:
         curves = []
-        checkpoints.save(path, config, curves, model, optimiser)    # a folder that can't be written shows at once
-    _train(config, part, pool.to(device), model, optimiser, curves, folder, progress)
+        checkpoints.save(path, config, curves, model, optimiser, scaler)    # can the folder be written? Now, not later
+    _train(config, part, pool.to(device), model, optimiser, scaler, curves, folder, progress)
     record = {
         "schema": records.SCHEMA, "id": folder.name, "config": asdict(config), "delta": config.delta,
         "data": {"name": dataset.name, "variant": dataset.variant, "fingerprint": dataset.fingerprint,
@@ -185,29 +187,48 @@ def load_run(folder: str | Path) -> Run:
     return Run(folder, config, record, model.eval())
 
 
-def evaluate(run: Run, dataset: Dataset, device: str | None = None) -> dict:
-    """Probe the run's h and z (lib.evaluation.evaluate) and write the result into its record, once.
+def evaluate(run: Run, dataset: Dataset, device: str | None = None,
+             wanted: tuple[str, ...] = ("linear", "knn")) -> dict:
+    """Probe the run's h and z (lib.evaluation) and write what is new into its record.
 
-    Returns the record's "evaluation". Raises InputError where dataset is not the one the run was trained on.
+    wanted: which of evaluation.PROBES; those in the record already are not computed again. "labels" is the label sweep,
+    which goes into the record's "label_sweep".
+    Returns the record's "evaluation". Raises InputError for an unknown probe, or where dataset is not the one the run
+    was trained on.
     """
     if dataset.fingerprint != run.record["data"]["fingerprint"]:
         raise InputError(f"{run.folder.name} was trained on another version of {run.record['data']['name']}: the "
                          f"fingerprint of {dataset.name} differs")
-    if not run.record["evaluation"]:
-        part, model = dataset.take(run.config.images), run.model.to(choose_device(device))
-        recipe = recipe_for(run.config, part, "none")
-        run.record["evaluation"] = evaluation.evaluate(model, part, recipe, classifier=run.config.method == "ce")
+    for name in wanted:
+        if name not in evaluation.PROBES:
+            raise InputError(unknown("probe", name, evaluation.PROBES))
+    record, config, part = run.record, run.config, dataset.take(run.config.images)
+    missing = tuple(name for name in wanted if name not in record["evaluation"].get("h", {}) and name != "labels")
+    sweep = "labels" in wanted and "label_sweep" not in record
+    if missing or sweep:
+        model, recipe = run.model.to(choose_device(device)), recipe_for(config, part, "none")
+        if missing:
+            found = evaluation.evaluate(model, part, recipe, config.method, missing)
+            for kind, results in found.items():
+                record["evaluation"].setdefault(kind, {}).update(results)
+        looks = [row["test_correct"] for row in run.curves if "test_correct" in row]
+        if looks:
+            record["evaluation"]["z"]["classifier-best"] = {"n": len(part.test), "correct": max(looks)}
+        if sweep:
+            record["label_sweep"] = evaluation.label_sweep(model, part, recipe)
         run.model.cpu()
-        records.write(run.folder / "record.json", run.record)
-    return run.record["evaluation"]
+        records.write(run.folder / "record.json", record)
+    return record["evaluation"]
 
 
-def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimiser, curves: list[dict],
+def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimiser, scaler, curves: list[dict],
            folder: Path, progress: bool) -> None:
     """The loop. Appends one row per epoch to curves."""
     device = pool.images.device
     recipe = recipe_for(config, dataset)
-    batches = len(pool) // config.batch_size if config.drop_last else math.ceil(len(pool) / config.batch_size)
+    sizes = batch_sizes(config, len(pool))
+    batches = len(sizes)
+    precision = getattr(torch, config.precision)
     saved = time.monotonic()
     bar = tqdm(total=config.epochs * batches, initial=len(curves) * batches, desc=f"{config.name} s{config.seed}",
                unit="step", mininterval=1, dynamic_ncols=True, disable=not (progress and config.epochs))
@@ -216,22 +237,20 @@ def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimise
         started = time.monotonic()
         total, seen = torch.zeros((), device=device), 0
         places = order(len(pool), config.seed, epoch).to(device)
-        for batch in range(batches):
+        for batch, rows in enumerate(places[:sum(sizes)].split(config.batch_size)):
             step = epoch * batches + batch
             rate = learning_rate(config, step, batches)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            rows = places[batch * config.batch_size:(batch + 1) * config.batch_size]
-            if len(rows) < 2:                                                           # no BatchNorm of one image
-                continue
             x = views(pool.images[rows], recipe, config.seed, step, config.views)      # (V, N, 3, S, S)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 _, z = model(x.flatten(0, 1).contiguous(memory_format=memory_format(device)))   # (V N, D)
             labels = None if pool.labels is None else pool.labels[rows]
             loss = loss_of(config, z.unflatten(0, (config.views, len(rows))), labels)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimiser)
+            scaler.update()
             total += loss.detach() * len(rows)
             seen += len(rows)
             bar.update()
@@ -243,12 +262,13 @@ def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimise
         row = {"epoch": epoch + 1, "loss": mean, "learning_rate": rate, "seconds": seconds,
                "views_per_second": seen * config.views / seconds}
         if config.knn_every and (epoch + 1) % config.knn_every == 0:
-            plain = recipe_for(config, dataset, "none")
-            row["knn"] = evaluation.knn_on_val(model, dataset, plain)
+            row["knn"] = evaluation.knn_on_val(model, dataset, recipe_for(config, dataset, "none"))
+        if config.test_every and (epoch + 1) % config.test_every == 0:
+            row["test_correct"] = evaluation.classified(model, dataset.test, recipe_for(config, dataset, "none"))
         curves.append(row)
         bar.set_postfix(loss=f"{mean:.3f}", views_s=f"{row['views_per_second']:.0f}")
         if epoch + 1 < config.epochs and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            checkpoints.save(folder / "checkpoint.safetensors", config, curves, model, optimiser)
+            checkpoints.save(folder / "checkpoint.safetensors", config, curves, model, optimiser, scaler)
             saved = time.monotonic()
     bar.close()
 

@@ -1,56 +1,12 @@
-import numpy as np
-import pytest
+from dataclasses import replace
+
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
 
-from lib import evaluation
+from lib import data, evaluation, probes
 from lib.augmentations import RECIPES
+from lib.data import Split
 from lib.encoders import Model
-
-
-def blobs(n=300, d=10, classes=4, noise=2.0, seed=0):
-    random = np.random.default_rng(seed)
-    y = np.arange(n) % classes
-    centres = np.random.default_rng(1).normal(size=(classes, d))
-    x = centres[y] * 1.5 + random.normal(size=(n, d)) * noise
-    return torch.from_numpy(x).double() * torch.logspace(-2, 3, d).double(), torch.from_numpy(y)
-
-
-def test_the_probe_is_scikit_learns_at_the_same_penalty():
-    x, y = blobs()
-    path = (1.0, 1e-1, 1e-2, 1e-3)
-    for probe, l2 in zip(evaluation.logistic_path(x, y, 4, path), path):
-        standard = ((x - x.mean(0)) / x.std(0, unbiased=False)).numpy()
-        theirs = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, max_iter=5000).fit(standard, y)
-        weight = probe.weight - probe.weight.mean(1, keepdim=True)      # softmax leaves a shift free
-        assert np.abs(weight.numpy().T - (theirs.coef_ - theirs.coef_.mean(0))).max() < 2e-3
-        assert (probe.predict(x).numpy() == theirs.predict(standard)).mean() > 0.995
-
-
-def test_the_penalty_is_chosen_on_val_and_the_probe_refitted_on_both():
-    train, val = blobs(120, noise=4, seed=2), blobs(80, noise=4, seed=3)
-    probe, on_val = evaluation.linear_probe(train, val, 4)
-    scores = [float((p.predict(val[0]) == val[1]).double().mean()) for p in evaluation.logistic_path(*train, 4)]
-    assert on_val == pytest.approx(max(scores)) and probe.l2 == evaluation.L2_PATH[scores.index(max(scores))]
-    both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
-    refitted = evaluation.logistic_path(*both, 4, (probe.l2,))[0]
-    assert torch.allclose(probe.mean, both[0].mean(0)) and torch.allclose(probe.weight, refitted.weight, atol=5e-3)
-
-
-def test_dead_features_do_no_harm():
-    x, y = blobs()
-    x = torch.cat([x, torch.ones(len(x), 3)], dim=1)
-    probe = evaluation.logistic_path(x, y, 4)[-1]
-    assert torch.isfinite(probe.weight).all() and (probe.predict(x) == y).double().mean() > 0.7
-
-
-def test_knn_is_scikit_learns_with_the_same_weights():
-    (x, y), (test, _) = blobs(), blobs(50, seed=5)
-    x, test = x / torch.logspace(-2, 3, 10), test / torch.logspace(-2, 3, 10)
-    theirs = KNeighborsClassifier(7, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07)).fit(x, y)
-    ours = evaluation.knn(x.float(), y, test.float(), 4, k=7, temperature=0.07)
-    assert (ours.numpy() == theirs.predict(test)).all()
+from tests.conftest import arrays
 
 
 def test_features_do_not_depend_on_the_batch_and_leave_batchnorm_alone(toy, monkeypatch):
@@ -67,9 +23,6 @@ def test_features_do_not_depend_on_the_batch_and_leave_batchnorm_alone(toy, monk
 
 def test_test_labels_choose_nothing(toy):
     """Shuffling the test labels changes the score and nothing else."""
-    from dataclasses import replace
-
-    from lib.data import Split
     model = Model("slim", head="none")
     one = evaluation.evaluate(model, toy, RECIPES["none"])
     other = replace(toy, test=Split(toy.test.images, toy.test.labels.roll(1)))
@@ -77,3 +30,56 @@ def test_test_labels_choose_nothing(toy):
     assert one["h"]["linear"]["l2"] == two["h"]["linear"]["l2"] and "z" not in one
     assert one["h"]["linear"]["val_accuracy"] == two["h"]["linear"]["val_accuracy"]
     assert one["h"]["linear"]["correct"] > two["h"]["linear"]["correct"]
+
+
+def test_published_probes_stand_beside_ours_with_their_last_epoch(toy, monkeypatch):
+    monkeypatch.setattr(probes, "PROTOCOLS", {k: replace(v, epochs=10) for k, v in probes.PROTOCOLS.items()})
+    rates, fit = [], probes.published_probe
+    monkeypatch.setattr(probes, "published_probe", lambda p, *rest: (rates.append(p.learning_rate), fit(p, *rest))[1])
+    for method, rate in (("simclr", 1.0), ("supcon", 5.0)):
+        found = evaluation.evaluate(Model("slim"), toy, RECIPES["none"], method, ("uva", "supcontrast"))
+        assert list(found["h"]) == ["uva", "uva-last", "supcontrast", "supcontrast-last"]
+        assert list(found["z"]) == ["uva", "uva-last"]
+        best, last = found["h"]["supcontrast"], found["h"]["supcontrast-last"]
+        assert best["correct"] == max(right for _, right in best["curve"]) >= last["correct"] == best["curve"][-1][1]
+        assert rates[-2:] == [rate, 1e-3]               # h: uva, supcontrast; z: uva
+
+
+def test_supcontrasts_probe_sees_new_crops_in_every_step_and_leaves_batchnorm_alone(toy):
+    model = Model("slim").eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    batch = evaluation._augmented(model, toy.train, RECIPES["none"], probes.PROTOCOLS["supcontrast"])
+    rows = torch.arange(8)
+    assert torch.equal(batch(rows, 0), batch(rows, 0)) and not torch.equal(batch(rows, 0), batch(rows, 1))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and not batch(rows, 0).requires_grad
+
+
+def test_the_label_sweep_uses_no_more_labels_than_it_says(toy, monkeypatch):
+    monkeypatch.setattr(evaluation, "PER_CLASS", (5, 10, 100))          # toy has 50 a class: 100 is left out
+    monkeypatch.setattr(probes, "PROTOCOLS", {k: replace(v, epochs=10) for k, v in probes.PROTOCOLS.items()})
+    seen, fit = [], probes.cross_validated_probe
+    monkeypatch.setattr(probes, "cross_validated_probe", lambda x, y, c: (seen.append(y), fit(x, y, c))[1])
+    rows = evaluation.label_sweep(Model("slim"), toy, RECIPES["none"])
+    assert [len(y) for y in seen] == [20] * 5 + [40] * 5 and all(set(y.bincount().tolist()) <= {5, 10} for y in seen)
+    assert [(r["probe"], r["per_class"], r["labels"], r["subset"]) for r in rows[:7]] == [
+        *(("linear", 5, 20, f"random {i}") for i in range(5)), ("uva", 5, 20, "first"), ("uva-last", 5, 20, "first")]
+    assert len(rows) == 14 and all(row["n"] == 60 and 0 <= row["correct"] <= 60 for row in rows)
+
+
+def test_official_folds_are_used_at_a_hundred_labels_a_class(monkeypatch):
+    given = arrays(n=480)
+    folds = [torch.arange(480)[i::10][:20] for i in range(10)]
+    stl = data.build("toy", **given, folds=folds)
+    pool = stl.pool("train+val")
+    official = torch.from_numpy(given["x_train"]).permute(0, 3, 1, 2)
+    for fold, rows in zip(folds, evaluation._folds(stl, pool)):
+        assert torch.equal(pool.images[rows], official[fold])
+    found = evaluation.label_sweep(Model("slim"), stl, RECIPES["none"])
+    names = [row["subset"] for row in found if row["per_class"] == 100 and row["probe"] == "linear"]
+    assert names == [f"fold {i}" for i in range(10)]
+
+
+def test_a_classifiers_own_accuracy(toy):
+    model = Model("slim", head="linear", embedding=4)
+    found = evaluation.evaluate(model, toy, RECIPES["none"], "ce")
+    assert evaluation.classified(model, toy.test, RECIPES["none"]) == found["z"]["classifier"]["correct"]

@@ -65,7 +65,8 @@ def test_a_record_of_another_schema_is_refused(run):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"config": {}}, "KeyError"), ({"data": {}}, "KeyError"), ({"evaluation": {"h": 3}}, "AttributeError"),
+    ({"config": {}}, "TypeError"), ({"config": {"batch_size": 1}}, "TypeError"),
+    ({"data": {}}, "KeyError"), ({"evaluation": {"h": 3}}, "AttributeError"),
     ({"evaluation": {"h": {"knn": {"n": 0, "correct": 0}}}}, "ZeroDivisionError"),
     ({"evaluation": {"h": {"knn": {"n": 2, "correct": 3}}}}, "3 of 2 images correct"),
     ({"id": "../x"}, "not a file name"),

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import PredefinedSplit
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from lib import probes
+from lib.data import order
+
+
+def blobs(n=300, d=10, classes=4, noise=2.0, seed=0):
+    random = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    centres = np.random.default_rng(1).normal(size=(classes, d))
+    x = centres[y] * 1.5 + random.normal(size=(n, d)) * noise
+    return torch.from_numpy(x).double() * torch.logspace(-2, 3, d).double(), torch.from_numpy(y)
+
+
+def test_the_probe_is_scikit_learns_at_the_same_penalty():
+    x, y = blobs()
+    path = (1.0, 1e-1, 1e-2, 1e-3)
+    for probe, l2 in zip(probes.logistic_path(x, y, 4, path), path):
+        standard = ((x - x.mean(0)) / x.std(0, unbiased=False)).numpy()
+        theirs = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, max_iter=5000).fit(standard, y)
+        weight = probe.weight - probe.weight.mean(1, keepdim=True)      # softmax leaves a shift free
+        assert np.abs(weight.numpy().T - (theirs.coef_ - theirs.coef_.mean(0))).max() < 2e-3
+        assert (probe.predict(x).numpy() == theirs.predict(standard)).mean() > 0.995
+
+
+def test_the_penalty_is_chosen_on_val_and_the_probe_refitted_on_both():
+    train, val = blobs(120, noise=4, seed=2), blobs(80, noise=4, seed=3)
+    probe, on_val = probes.linear_probe(train, val, 4)
+    scores = [float((p.predict(val[0]) == val[1]).double().mean()) for p in probes.logistic_path(*train, 4)]
+    assert on_val == pytest.approx(max(scores)) and probe.l2 == probes.L2_PATH[scores.index(max(scores))]
+    both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
+    refitted = probes.logistic_path(*both, 4, (probe.l2,))[0]
+    assert torch.allclose(probe.mean, both[0].mean(0)) and torch.allclose(probe.weight, refitted.weight, atol=5e-3)
+
+
+def test_dead_features_do_no_harm():
+    x, y = blobs()
+    x = torch.cat([x, torch.ones(len(x), 3)], dim=1)
+    probe = probes.logistic_path(x, y, 4)[-1]
+    assert torch.isfinite(probe.weight).all() and (probe.predict(x) == y).double().mean() > 0.7
+
+
+def test_knn_is_scikit_learns_with_the_same_weights():
+    (x, y), (test, _) = blobs(), blobs(50, seed=5)
+    x, test = x / torch.logspace(-2, 3, 10), test / torch.logspace(-2, 3, 10)
+    theirs = KNeighborsClassifier(7, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07)).fit(x, y)
+    ours = probes.knn(x.float(), y, test.float(), 4, k=7, temperature=0.07)
+    assert (ours.numpy() == theirs.predict(test)).all()
+
+
+@pytest.mark.parametrize("noise", [8.0, 2.0, 0.3])
+def test_cross_validation_chooses_what_scikit_learn_chooses_and_fits_on_all(noise):
+    """The same five folds, every strength fitted by scikit-learn; then the whole subset at the chosen one."""
+    x, y = blobs(80, noise=noise, seed=4)
+    probe = probes.cross_validated_probe(x, y, 4)
+    fold, path = (torch.arange(80) // 4 % 5).numpy(), probes.L2_PATH[:5]       # the classes take turns in blobs
+    scores = []
+    for l2 in path:
+        right = 0
+        for train, test in PredefinedSplit(fold).split():
+            scaler = StandardScaler().fit(x[train])
+            model = LogisticRegression(C=1 / (l2 * len(train)), tol=1e-8, max_iter=5000)
+            model.fit(scaler.transform(x[train]), y[train])
+            right += (model.predict(scaler.transform(x[test])) == y[test].numpy()).sum()
+        scores.append(right)
+    assert probe.l2 == path[int(np.argmax(scores))] and torch.allclose(probe.mean, x.mean(0))
+    alone = probes.logistic_path(x, y, 4, (probe.l2,))[0]
+    assert torch.allclose(probe.weight, alone.weight, atol=5e-3)
+
+
+def by_hand(protocol, x, y, test, classes, rates):
+    """A published probe written out: the learning rate of every epoch given, the looks at test listed."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(x.shape[1], classes)
+    weights = list(layer.parameters())
+    optimiser = (torch.optim.AdamW(weights, 1e-3, weight_decay=1e-3) if protocol == "uva"
+                 else torch.optim.SGD(weights, 5.0, momentum=0.9))
+    looks = {}
+    for epoch in range(1, 101):
+        optimiser.param_groups[0]["lr"] = rates(epoch)
+        places = order(len(y), 0, epoch)
+        for start in range(0, len(y), 64 if protocol == "uva" else 512):
+            rows = places[start:start + (64 if protocol == "uva" else 512)]
+            optimiser.zero_grad()
+            F.cross_entropy(layer(x[rows]), y[rows]).backward()
+            optimiser.step()
+        looks[epoch] = int((layer(test[0]).argmax(1) == test[1]).sum())
+    return looks
+
+
+def test_the_published_probes_are_the_sources_step_by_step():
+    (x, y), test = blobs(150, noise=6), blobs(200, noise=6, seed=9)
+    x, test = x.float() / 100, (test[0].float() / 100, test[1])
+    uva = by_hand("uva", x, y, test, 4, lambda e: 1e-3 * 0.1 ** ((e > 60) + (e > 80)))
+    theirs = by_hand("supcontrast", x, y, test, 4, lambda e: 5 * 0.2 ** ((e > 60) + (e > 75) + (e > 90)))
+    for name, looks, every in (("uva", uva, 10), ("supcontrast", theirs, 1)):
+        steps = []
+
+        def batch(rows, step, steps=steps):
+            steps.append(step)
+            return x[rows]
+
+        best, last, curve = probes.published_probe(probes.PROTOCOLS[name], batch, y, test, 4)
+        assert curve == [[epoch, looks[epoch]] for epoch in range(every, 101, every)]
+        assert int((best == test[1]).sum()) == max(right for _, right in curve)
+        assert int((last == test[1]).sum()) == curve[-1][1]
+        assert steps == list(range(len(steps))) and len(steps) == (300 if name == "uva" else 100)
+
+
+def test_uvas_probe_takes_as_many_steps_as_published():
+    """200 steps at 10 labels a class, 7,900 at 500: what confounds the label sweep."""
+    for n, steps in ((100, 200), (5000, 7900)):
+        assert 100 * len(order(n, 0, 1).split(probes.PROTOCOLS["uva"].batch_size)) == steps
