@@ -26,6 +26,13 @@ BUILD = ROOT / "build"
 SITE = BUILD / "html"
 
 
+def found_profile(name: str) -> str:
+    """The name itself, but for "auto": "colab" where there is a CUDA device, else "quick"."""
+    import torch
+
+    return name if name != "auto" else "colab" if torch.cuda.is_available() else "quick"
+
+
 class Settings(SimpleNamespace):
     """A chapter's parameters with every None filled in from the profile, as attributes."""
 
@@ -36,15 +43,16 @@ class Settings(SimpleNamespace):
 
 
 def load_profile(name: str) -> dict:
-    """A profile: ``about``, ``timeout_minutes`` a cell, ``common`` parameters, and ``chapters`` with their own.
+    """A profile ("auto": by the device found).
 
+    Its fields: ``about``, ``timeout_minutes`` a cell, ``common`` parameters, and ``chapters`` with their own.
     Raises InputError for an unknown profile, a file that is not YAML, or a field of another name or type.
     """
-    path = PROFILES / f"{name}.yml"
+    path = PROFILES / f"{found_profile(name)}.yml"
     if not PROFILES.is_dir():
         raise InputError(f"{PROFILES} is not there: the book needs its checkout; install with pip install -e . in it")
     if not path.is_file():
-        raise InputError(unknown("profile", name, sorted(p.stem for p in PROFILES.glob("*.yml"))))
+        raise InputError(unknown("profile", name, ["auto", *sorted(p.stem for p in PROFILES.glob("*.yml"))]))
     try:
         profile = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -79,7 +87,7 @@ def settings(chapter: str, profile: str, **given) -> Settings:
             raise InputError(f"profile {profile}, chapter {chapter}: {unknown('field', field, given)}")
     common = {key: value for key, value in values["common"].items() if key in given}
     chosen = {key: value for key, value in given.items() if value is not None}
-    return Settings(**{key: None for key in given} | common | own | chosen, profile=profile)
+    return Settings(**{key: None for key in given} | common | own | chosen, profile=found_profile(profile))
 
 
 def chapters() -> list[Path]:
@@ -127,6 +135,7 @@ def run(profile: str = "quick", only: str | None = None) -> list[Path]:
     only: run just the chapters whose name starts so. Raises InputError after the last chapter where one failed, hung
     or skipped a cell; what was executed of it is kept, and the next call starts with it.
     """
+    profile = found_profile(profile)
     check(profile)
     todo = [path for path in chapters() if path.stem.startswith(only or "")]
     if not todo:
@@ -195,9 +204,10 @@ def build(profile: str = "quick") -> Path:
     Returns the site's index.
     Strict: a warning is an error. Raises InputError where Jupyter Book is missing or finds fault.
     """
-    stage = BUILD / "source"
+    profile, stage = found_profile(profile), BUILD / "source"
     shutil.rmtree(stage, ignore_errors=True)
-    shutil.copytree(BOOK, stage, ignore=shutil.ignore_patterns("profiles", ".ipynb_checkpoints", "__pycache__"))
+    shutil.copytree(BOOK, stage, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
+    shutil.copy(ROOT / "README.md", stage)                  # rerun.md shows a part of it
     for path in chapters():
         executed = BUILD / "executed" / profile / path.name
         mark = executed.with_suffix(".stamp")

@@ -15,8 +15,8 @@ from lib.statistics import Interval, summarise
 
 CLAIMS = ROOT / "book" / "claims.yml"
 FIELDS = {"id": str, "claim": str, "source": str, "number": (int, float), "like_for_like": dict, "nearest": dict}
-SAME_RUN = ["data", "variant", "images", "encoder", "head", "recipe", "method", "temperature", "epochs", "features",
-            "probe"]
+SAME_RUN = ["data", "variant", "images", "encoder", "stem", "head", "recipe", "method", "temperature", "epochs",
+            "features", "probe"]
 """What runs have in common that differ in nothing but the seed."""
 
 

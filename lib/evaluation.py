@@ -13,14 +13,21 @@ import torch
 from torch import Tensor
 
 from lib import probes, records
-from lib.augmentations import RECIPES, Recipe, apply, draw
-from lib.data import Dataset, Split, first, subsets
+from lib.augmentations import RECIPES, Recipe, apply, draw, luma
+from lib.data import Dataset, Split, first, stratified, subsets
 from lib.encoders import Model, memory_format
 
 BATCH = 512
 PER_CLASS = (10, 20, 50, 100, 200)      # labels per class in the sweep, as in UvA's tutorial; "all" is evaluate's own
 SUBSETS = 5                             # random ones of each size
-PROBES = ("linear", "knn", *probes.PROTOCOLS, "labels")     # "labels": the sweep
+READ_OUT = 2_000                        # images of each split, at most, from which a transformation is read
+TRANSFORMATIONS = {                     # images (N, 3, H, W) uint8 -> their versions, which a probe must tell apart
+    "rotation": lambda x: [x.rot90(turns, (2, 3)) for turns in range(4)],
+    "grey": lambda x: [x, luma(x.float()).round().to(torch.uint8).expand(-1, 3, -1, -1)],
+    "noise": lambda x: [x, (x + 25 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+                        .round().clamp(0, 255).to(torch.uint8)],
+}
+PROBES = ("linear", "knn", *probes.PROTOCOLS, *TRANSFORMATIONS, "labels")       # "labels": the sweep
 
 
 @torch.no_grad()
@@ -60,9 +67,10 @@ def evaluate(model: Model, dataset: Dataset, recipe: Recipe, method: str = "simc
 
     method: where it is "ce", z are logits, and "z" holds their own predictions as "classifier" instead; SupContrast's
     probe has the learning rate 1 for "simclr" and 5 else, and reads h only. wanted: which of PROBES.
-    Each result: n test images, how many were correct, which ones (packed bits), and for the linear probe the L2
-    strength and the accuracy on val it was chosen by. A published probe gives two: the epoch best on test under its own
-    name, with its curve, and the last epoch as "NAME-last".
+    Each result: n test images, how many were correct, which ones (packed bits), and for a linear probe the L2 strength
+    and the accuracy on val it was chosen by. A published probe gives two: the epoch best on test under its own name,
+    with its curve, and the last epoch as "NAME-last". A transformation ("rotation") is read by a linear probe that must
+    say how an image was changed (SimCLR section 4.2, table 3); its n counts versions of images.
     """
     splits = {name: getattr(dataset, name) for name in ("train", "val", "test")}
     both = {name: features(model, split.images, recipe) for name, split in splits.items()}
@@ -75,6 +83,10 @@ def evaluate(model: Model, dataset: Dataset, recipe: Recipe, method: str = "simc
             protocol = replace(probes.PROTOCOLS["supcontrast"], learning_rate=1.0 if method == "simclr" else 5.0)
             batch = _augmented(model, dataset.train + dataset.val, recipe, protocol)
             result[kind] |= _published("supcontrast", protocol, batch, data, len(dataset.classes))
+    for name in (name for name in TRANSFORMATIONS if name in wanted):
+        for kind, found in _transformation(model, splits, recipe, TRANSFORMATIONS[name]).items():
+            if kind in result:
+                result[kind][name] = found
     if method == "ce":
         result["z"] = {"classifier": _result(both["test"][1].argmax(1), data["test"][1])}
     return result
@@ -120,13 +132,30 @@ def _probed(data: dict[str, tuple[Tensor, Tensor]], classes: int, wanted: tuple[
     """Every probe that reads features computed once. data: features and labels of train, val and test."""
     both, (test, truth), result = _both(data), data["test"], {}
     if "linear" in wanted:
-        probe, on_val = probes.linear_probe(data["train"], data["val"], classes)
-        result["linear"] = _result(probe.predict(test), truth) | {"l2": probe.l2, "val_accuracy": on_val}
+        result["linear"] = _linear(data, classes)
     if "knn" in wanted:
         result["knn"] = _result(probes.knn(*both, test, classes), truth)
     if "uva" in wanted:
         result |= _published("uva", probes.PROTOCOLS["uva"], lambda rows, _: both[0][rows], data, classes)
     return result
+
+
+def _transformation(model: Model, splits: dict[str, Split], recipe: Recipe, versions) -> dict:
+    """The linear probe's result on h and z, the class being the version of an image."""
+    data = {"h": {}, "z": {}}
+    for name, split in splits.items():
+        changed = versions(split.images[stratified(split.labels, min(READ_OUT, len(split)))])
+        pairs = [features(model, images, recipe) for images in changed]
+        for place, kind in enumerate(data):
+            x = torch.cat([pair[place] for pair in pairs])
+            data[kind][name] = x, torch.arange(len(changed), device=x.device).repeat_interleave(len(x) // len(changed))
+    return {kind: _linear(of_kind, len(changed)) for kind, of_kind in data.items()}
+
+
+def _linear(data: dict[str, tuple[Tensor, Tensor]], classes: int) -> dict:
+    probe, on_val = probes.linear_probe(data["train"], data["val"], classes)
+    x, truth = data["test"]
+    return _result(probe.predict(x), truth) | {"l2": probe.l2, "val_accuracy": on_val}
 
 
 def _published(name: str, protocol: probes.Protocol, batch, data: dict, classes: int) -> dict:

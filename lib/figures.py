@@ -79,6 +79,31 @@ def accuracy_bars(axes: Axes, summary: pd.DataFrame, chance: float | None = None
     return axes
 
 
+def label_curve(axes: Axes, summary: pd.DataFrame) -> Axes:
+    """Accuracy by labels per class, one line a probe. summary: columns probe, per_class, mean, low, high (fractions)."""
+    for style, (probe, rows) in zip(("o-", "s--", "^:"), summary.groupby("probe", sort=False)):
+        rows = rows.sort_values("per_class")
+        axes.plot(rows["per_class"], 100 * rows["mean"], style, color=COLOURS["simclr"], ms=5, label=probe)
+        axes.fill_between(rows["per_class"], 100 * rows["low"], 100 * rows["high"], color=COLOURS["simclr"], alpha=0.15,
+                          lw=0)
+    ticks = sorted(summary["per_class"].unique())
+    axes.set(xscale="log", xlabel="labels per class", ylabel="test accuracy (%)")
+    axes.set_xticks(ticks, ticks, rotation=45)
+    axes.minorticks_off()
+    axes.legend()
+    return axes
+
+
+def embedding_map(axes: Axes, points: np.ndarray, labels, classes: tuple[str, ...], title: str = "") -> Axes:
+    """Points (N, 2) in the colours of their classes. The axes of such a map mean nothing: they are not drawn."""
+    for c, colour in zip(range(len(classes)), sns.color_palette("husl", len(classes))):
+        of_class = np.asarray(labels) == c
+        axes.scatter(*points[of_class].T, s=6, color=colour, label=classes[c], lw=0)
+    axes.set(xticks=[], yticks=[], aspect="equal")
+    axes.set_title(title, fontsize=10)
+    return axes
+
+
 def matrix(axes: Axes, values: Tensor, title: str = "", low: float = -1, high: float = 1, digits: int | None = None,
            cmap: str = "vlag") -> Axes:
     """A matrix as colours, with its numbers where digits is given."""

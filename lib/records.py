@@ -28,8 +28,9 @@ RESULTS = ROOT / "results"
 REQUIRED = {"schema": int, "id": str, "config": dict, "data": dict, "code": dict, "versions": dict, "device": dict,
             "seconds": (int, float), "curves": list, "evaluation": dict}
 
-COLUMNS = ["id", "protocol", "name", "method", "data", "variant", "images", "encoder", "head", "epochs", "seed",
-           "temperature", "recipe", "features", "probe", "accuracy", "correct", "n", "minutes", "views_per_second"]
+RUN_COLUMNS = ["name", "encoder", "stem", "head", "epochs", "seed", "temperature", "recipe"]   # as configured
+COLUMNS = ["id", "protocol", "method", "data", "variant", "images", *RUN_COLUMNS, "features", "probe", "accuracy",
+           "correct", "n", "minutes", "views_per_second"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -142,7 +143,7 @@ def _run_columns(record: dict) -> dict:
     decisive = {key: value for key, value in Config(**config).decisive.items() if key != "seed"}
     decisive = json.dumps([decisive, data["fingerprint"], record["numerics"]], sort_keys=True)
     method = config["method"] if config["epochs"] else "pixels" if config["encoder"] == "pixels" else "untrained"
-    return {key: config[key] for key in ("name", "encoder", "head", "epochs", "seed", "temperature", "recipe")} | {
+    return {key: config[key] for key in RUN_COLUMNS} | {
         "id": record["id"], "protocol": hashlib.sha256(decisive.encode()).hexdigest()[:10], "method": method,
         "data": data["name"], "variant": data["variant"],
         "images": config["images"] or data["counts"]["train"] + data["counts"]["val"],

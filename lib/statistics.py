@@ -77,3 +77,23 @@ def summarise(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
                                           "n": int(group["n"].iloc[0]), "minutes": group["minutes"].mean(),
                                           "interval": "seeds" if len(group) > 1 else "test images"})
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds", "n", "minutes", "interval"])
+
+
+def summarise_labels(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean accuracy by number of labels, over runs where there are several, else over subsets of the labels.
+
+    table: ``lib.records.label_table``. A run's subsets of one size are averaged first: what the interval of several runs
+    tells of is the noise of runs, each read with its own average subset. A single run with a single subset has Wilson's
+    interval over test images. Returns by, protocol, probe, per_class, labels, mean, low, high, runs, subsets, interval.
+    """
+    rows, keys = [], [*by, "protocol", "probe", "per_class", "labels"]
+    for key, group in table.groupby(keys, sort=False):
+        runs = group.groupby("id")["accuracy"].mean()
+        subsets = group["subset"].nunique()
+        over, values = ("runs", runs) if len(runs) > 1 else ("subsets", group["accuracy"])
+        mean, low, high = over_seeds(values)
+        if len(values) == 1:
+            over, (mean, low, high) = "test images", binomial(int(group["correct"].iloc[0]), int(group["n"].iloc[0]))
+        rows.append(dict(zip(keys, key)) | {"mean": mean, "low": low, "high": high, "runs": len(runs),
+                                            "subsets": subsets, "interval": over})
+    return pd.DataFrame(rows, columns=[*keys, "mean", "low", "high", "runs", "subsets", "interval"])

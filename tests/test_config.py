@@ -4,6 +4,7 @@ import json
 import pytest
 
 from lib import InputError
+from lib.augmentations import RECIPES, Recipe
 from lib.config import PRESETS, Config, difference, parse, preset
 
 
@@ -18,6 +19,20 @@ def test_a_preset_plus_a_delta():
 def test_presets_have_the_published_values():
     """protocols of SupContrast (README, main_supcon.py, main_ce.py) and of UvA tutorial 17, typed a second time."""
     supcon, simclr, ce, uva = (PRESETS[k] for k in ("supcon-cifar10", "simclr-cifar10", "ce-cifar10", "simclr-stl10"))
+    for config in (supcon, simclr, ce):
+        assert difference(PRESETS[f"{config.name}-r18"], config) == {"encoder": ("resnet18", "resnet50")}
+        assert (config.pool, config.drop_last, config.embedding, config.recipe) == (
+            "train+val", False, 128, "crop-flip" if config is ce else "supcontrast")
+    assert difference(PRESETS["supcon-cifar10-report"], supcon) == {"epochs": (100, 1000)}
+    assert difference(PRESETS["simclr-stl10-100"], uva) == {"epochs": (100, 500)}
+    baseline = PRESETS["ce-stl10"]
+    assert (baseline.encoder, baseline.stem, baseline.optimiser, baseline.pool) == (
+        "resnet18", "imagenet", "adamw", "train+val")
+    assert (baseline.epochs, baseline.batch_size, baseline.learning_rate, baseline.weight_decay) == (100, 64, 1e-3, 2e-4)
+    assert (baseline.milestones, baseline.drop_last, baseline.test_every) == ((0.7, 0.9), True, 2)
+    assert RECIPES[baseline.recipe] == Recipe(crop_scale=(0.8, 1.0), flip=0.5, greyscale=0.2, blur_kernel=9,
+                                              blur_sigma=(0.1, 0.5))
+    assert (ce.test_every, uva.epochs, uva.seed, uva.mean, uva.std) == (1, 500, 42, (0.5,) * 3, (0.5,) * 3)
     for config in (supcon, simclr, ce):
         assert (config.encoder, config.stem, config.batch_size, config.optimiser) == ("resnet50", "cifar", 1024, "sgd")
         assert (config.momentum, config.weight_decay, config.final_rate) == (0.9, 1e-4, pytest.approx(1e-3))
@@ -50,6 +65,11 @@ def test_presets_have_the_published_values():
     ({"method": "simclrr"}, "unknown method 'simclrr'; did you mean 'simclr'"),
     ({"encoder": "vit"}, "unknown encoder 'vit'; known: resnet18"),
     ({"mean": (1, 2)}, "mean must be three numbers"),
+    ({"milestones": (0.9, 0.7)}, "milestones must rise between 0 and 1"),
+    ({"milestones": (0.5, 1.0)}, "milestones must rise between 0 and 1"),
+    ({"milestones": ("a",)}, "milestones must be numbers"),
+    ({"test_every": 1}, "only ce has one, not simclr"),
+    ({"precision": "half"}, "unknown precision 'half'"),
     ({"images": 1}, "images must be at least 2"),
     ({"encoder": "pixels"}, "'pixels' has nothing to train"),
 ])
@@ -74,6 +94,8 @@ def test_assignments_are_read_as_python_or_text():
 def test_short_runs_warm_up_for_a_tenth():
     assert preset("supcon-cifar10").warmup == 10 and preset("supcon-cifar10", epochs=20).warmup == 10
     assert preset("supcon-cifar10", epochs=10).warmup == 1
+    assert preset("supcon-cifar10", epochs=10).delta == {"epochs": 10, "warmup_epochs": 1}      # told, not hidden
+    assert preset("supcon-cifar10", epochs=20).delta == {"epochs": 20}
 
 
 def test_presets_are_filed_under_their_names_and_come_back_from_a_record():

@@ -1,13 +1,17 @@
+import hashlib
 import pickle
+import tarfile
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from torchvision import transforms
 
-from lib import InputError, data
+from lib import InputError, data, downloads
 from tests.conftest import arrays
 
 
@@ -150,8 +154,6 @@ def test_damaged_and_foreign_files_are_named(toy_root):
 
 def test_cifar10_in_its_official_format_after_its_checksum(tmp_path, monkeypatch):
     """A small archive in the official layout; torchvision reads the pickles only where the md5 is right."""
-    import hashlib
-
     folder, random = tmp_path / "cifar-10-batches-py", np.random.default_rng(0)
     folder.mkdir()
     images = {}
@@ -179,10 +181,9 @@ def test_cifar10_in_its_official_format_after_its_checksum(tmp_path, monkeypatch
         data.load("cifar10", tmp_path)
 
 
-def test_stl10_in_its_official_format(tmp_path, monkeypatch):
-    """Raw bytes, image by image, channel by channel, column by column; labels from 1."""
-    import hashlib
-
+@pytest.fixture
+def stl10_root(tmp_path, monkeypatch):
+    """A small STL-10: raw bytes, image by image, channel by channel, column by column; labels from 1; ten folds."""
     folder, random = tmp_path / "stl10_binary", np.random.default_rng(0)
     folder.mkdir()
     images = {name: random.integers(0, 256, (n, 96, 96, 3), dtype=np.uint8)
@@ -192,7 +193,7 @@ def test_stl10_in_its_official_format(tmp_path, monkeypatch):
     for name, n in (("train", 40), ("test", 10)):
         (np.arange(n, dtype=np.uint8) % 10 + 1).tofile(folder / f"{name}_y.bin")
     (folder / "class_names.txt").write_text("\n".join(f"class {i}" for i in range(10)))
-    (folder / "fold_indices.txt").write_text("0 1 2\n" * 10)
+    (folder / "fold_indices.txt").write_text("\n".join(f"{i} {i + 10} {i + 20} " for i in range(10)))
 
     def listed(*files):
         return [[file, hashlib.md5((folder / file).read_bytes()).hexdigest()] for file in files]
@@ -200,16 +201,132 @@ def test_stl10_in_its_official_format(tmp_path, monkeypatch):
     kind = torchvision.datasets.STL10
     monkeypatch.setattr(kind, "train_list", listed("train_X.bin", "train_y.bin", "unlabeled_X.bin"))
     monkeypatch.setattr(kind, "test_list", listed("test_X.bin", "test_y.bin"))
-    stl = data.load("stl10", tmp_path)
+    monkeypatch.setattr(kind, "url", "http://127.0.0.1:9/none.tar.gz")
+    return tmp_path, images
+
+
+def test_stl10_in_its_official_format(stl10_root):
+    root, images = stl10_root
+    stl = data.load("stl10", root)
     assert stl.counts == {"train": 30, "val": 10, "test": 10, "unlabeled": 12} and stl.classes[9] == "class 9"
     assert torch.equal(stl.test.images, torch.from_numpy(images["test"]).permute(0, 3, 1, 2))
     assert torch.equal(stl.unlabeled.images, torch.from_numpy(images["unlabeled"]).permute(0, 3, 1, 2))
     assert stl.test.labels.tolist() == list(range(10)) and len(stl.pool("unlabeled")) == 12
+    assert [fold.tolist() for fold in stl.folds] == [[i, i + 10, i + 20] for i in range(10)]
+    pool = stl.pool("train+val")
+    assert torch.equal(torch.from_numpy(images["train"]).permute(0, 3, 1, 2)[pool.places], pool.images)
+    theirs = torchvision.datasets.STL10(root, split="train", folds=3)
+    assert np.array_equal(theirs.data, images["train"].transpose(0, 3, 1, 2)[stl.folds[3]])
 
-    (folder / "test_y.bin").write_bytes(b"\x01")
-    monkeypatch.setattr(kind, "url", "http://127.0.0.1:9/none.tar.gz")
-    with pytest.raises(InputError, match="can't get stl10 into"):
-        data.load("stl10", tmp_path)
+
+def test_a_large_file_of_images_stays_where_it_is(stl10_root, monkeypatch):
+    root, images = stl10_root
+    resident = data.load("stl10", root)
+    monkeypatch.setattr(downloads, "RESIDENT", 10 * 96 * 96 * 3)
+    mapped = data.load("stl10", root)
+    assert mapped.fingerprint == resident.fingerprint
+    assert torch.equal(mapped.unlabeled[torch.tensor([7, 2])].images, resident.unlabeled[torch.tensor([7, 2])].images)
+    assert not mapped.unlabeled.images.is_contiguous() and resident.unlabeled.images.is_contiguous()
+    file = root / "stl10_binary" / "unlabeled_X.bin"
+    assert str(file) in Path("/proc/self/maps").read_text() or not Path("/proc/self/maps").exists()
+    mapped.unlabeled.images[0] = 0                                  # whoever writes to it writes to a copy
+    assert np.array_equal(np.fromfile(file, np.uint8), images["unlabeled"].transpose(0, 3, 2, 1).ravel())
+
+
+@pytest.mark.parametrize("file, content, words", [
+    ("test_y.bin", b"\x01", "can't get stl10 into"),
+    ("unlabeled_X.bin", b"\x01" * 1000, "can't get stl10 into"),
+    ("fold_indices.txt", b"0 1 2\n" * 9, "fold_indices.txt must hold ten lines of different places below 40"),
+    ("fold_indices.txt", b"0 1 1\n" * 10, "must hold ten lines of different places"),
+    ("fold_indices.txt", b"0 1 40\n" * 10, "must hold ten lines of different places"),
+    ("fold_indices.txt", b"<html>\n" * 10, "can't be read as folds"),
+])
+def test_a_partial_or_wrong_stl10_is_refused(stl10_root, file, content, words):
+    root, _ = stl10_root
+    (root / "stl10_binary" / file).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        data.load("stl10", root)
+
+
+@pytest.fixture
+def imagenette_root(tmp_path, monkeypatch):
+    """A small Imagenette as its archive unpacks: folders of JPEGs, some upright, some wide."""
+    from PIL import Image
+
+    random, kind = np.random.default_rng(0), torchvision.datasets.Imagenette
+    build = tmp_path / "build" / "imagenette2-320"
+    for split, count in (("train", 3), ("val", 2)):
+        for wnid in kind._WNID_TO_CLASS:
+            (build / split / wnid).mkdir(parents=True)
+            for i in range(count):
+                small = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                size = [(320, 400), (480, 320), (320, 320)][i]
+                Image.fromarray(small).resize(size).save(build / split / wnid / f"{split}_{i}.JPEG")
+    archive = tmp_path / "imagenette2-320.tgz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(build, "imagenette2-320")
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    address = ("http://127.0.0.1:9/imagenette2-320.tgz", md5)
+    monkeypatch.setattr(kind, "_ARCHIVES", {"320px": address})
+    monkeypatch.setattr(downloads, "IMAGENETTE", (30, 20))
+    return tmp_path
+
+
+def test_imagenette96_is_made_from_the_official_archive(imagenette_root):
+    """Against torchvision's own resize and centre crop, with Pillow's Lanczos."""
+    from PIL import Image
+
+    made = data.load("imagenette96", imagenette_root)
+    assert made.size == (96, 96) and made.classes[:2] == ("tench", "English springer") and "Lanczos" in made.variant
+    assert made.counts == {"train": 20, "val": 10, "test": 20}
+    recipe = transforms.Compose([transforms.Resize(96, transforms.InterpolationMode.LANCZOS),
+                                 transforms.CenterCrop(96)])
+    files = sorted((imagenette_root / "imagenette2-320" / "val").rglob("*.JPEG"))
+    for path, image, label in zip(files, made.test.images, made.test.labels):
+        theirs = np.asarray(recipe(Image.open(path).convert("RGB")))
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), theirs) and int(label) == files.index(path) // 2
+    (imagenette_root / "imagenette2-320" / "val").rename(imagenette_root / "gone")      # made once, then kept
+    assert data.load("imagenette96", imagenette_root).fingerprint == made.fingerprint
+
+
+def test_a_partial_or_damaged_imagenette_is_refused(imagenette_root):
+    archive, folder = imagenette_root / "imagenette2-320.tgz", imagenette_root / "imagenette2-320"
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-100])                                       # a download that was cut
+    with pytest.raises(InputError, match="can't get imagenette96 into .*delete what is partial"):
+        data.load("imagenette96", imagenette_root)
+    assert not folder.exists()
+    archive.write_bytes(whole)
+    data.load("imagenette96", imagenette_root)
+    (imagenette_root / "imagenette96.npz").unlink()
+    image = next((folder / "train").rglob("*.JPEG"))
+    content = image.read_bytes()
+    image.write_bytes(content[:200])
+    with pytest.raises(InputError, match=f"{image.name} is not a whole image"):
+        data.load("imagenette96", imagenette_root)
+    image.unlink()                                                          # an unpacking that was cut
+    with pytest.raises(InputError, match="holds 29 of 30 images for train.*delete the folder"):
+        data.load("imagenette96", imagenette_root)
+    assert not list(imagenette_root.glob("*.npz"))
+
+
+def test_random_subsets_are_balanced_nested_in_nothing_and_always_the_same(toy):
+    pool = toy.pool("train+val")
+    chosen = data.subsets(pool, 5, 3)
+    assert all(pool.labels[rows].bincount().tolist() == [5] * 4 for rows in chosen)
+    assert all(torch.equal(a, b) for a, b in zip(chosen, data.subsets(pool, 5, 3)))
+    assert len({tuple(sorted(rows.tolist())) for rows in chosen}) == 3
+    with pytest.raises(InputError, match="a class has 50 images, 51 were asked for"):
+        data.subsets(pool, 51, 1)
+
+
+def test_the_first_of_each_class_are_so_in_the_official_order(toy):
+    given, pool = arrays(), toy.pool("train+val")
+    rows = data.first(pool, 3)
+    official = [i for c in range(4) for i in np.flatnonzero(given["y_train"] == c)[:3]]
+    assert sorted(pool.places[rows].tolist()) == sorted(official)
+    images = pool.images[rows].permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(images, given["x_train"][pool.places[rows]])
 
 
 def test_a_root_that_cannot_be_written_is_named(tmp_path):

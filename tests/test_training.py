@@ -4,8 +4,8 @@ import shutil
 import pytest
 import torch
 
-from lib import InputError, checkpoints, data, records, training
-from lib.config import preset
+from lib import InputError, checkpoints, data, evaluation, records, training
+from lib.config import PRESETS, preset
 from lib.encoders import Model
 from tests.conftest import arrays
 
@@ -47,6 +47,63 @@ def test_the_schedule_is_uvas():
         assert training.learning_rate(uva, 390 * epoch + 17, 390) == pytest.approx(optimiser.param_groups[0]["lr"])
         optimiser.step()
         scheduler.step()
+
+
+def test_the_schedule_of_the_supervised_baseline_is_pytorchs_multisteplr():
+    baseline, parameter = preset("ce-stl10"), torch.nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.AdamW([parameter], lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [70, 90], 0.1)
+    for epoch in range(100):
+        for step in (78 * epoch, 78 * epoch + 77):
+            assert training.learning_rate(baseline, step, 78) == pytest.approx(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        scheduler.step()
+
+
+def supcontrasts_rate(epoch, batch, batches, epochs, lr):
+    """Learning rate as SupContrast's util.py sets it, written out: epoch from 1, batch from 0, batch_size > 256."""
+    eta_min = lr * 0.1 ** 3
+    if epoch <= 10:
+        warmup_to = eta_min + (lr - eta_min) * (1 + math.cos(math.pi * 10 / epochs)) / 2
+        share = (batch + (epoch - 1) * batches) / (10 * batches)
+        return 0.01 + share * (warmup_to - 0.01)
+    return eta_min + (lr - eta_min) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+@pytest.mark.parametrize("name", ["supcon-cifar10", "simclr-cifar10", "ce-cifar10", "supcon-cifar10-report"])
+def test_the_schedules_are_supcontrasts_step_for_step(name):
+    config = preset(name)
+    for epoch in (1, 2, 10, 11, 50, config.epochs - 1, config.epochs):
+        for batch in (0, 1, 48):
+            step = (epoch - 1) * 49 + batch
+            wanted = supcontrasts_rate(epoch, batch, 49, config.epochs, config.learning_rate)
+            assert training.learning_rate(config, step, 49) == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("name, images, steps, last", [
+    ("supcon-cifar10", 50_000, 49, 848), ("ce-cifar10-r18", 50_000, 49, 848),       # SupContrast: no drop_last
+    ("simclr-stl10", 100_000, 390, 256), ("ce-stl10", 5_000, 78, 64)])              # UvA: drop_last
+def test_the_last_batch_is_the_references(name, images, steps, last):
+    sizes = training.batch_sizes(preset(name), images)
+    assert (len(sizes), sizes[0], sizes[-1]) == (steps, preset(name).batch_size, last)
+
+
+def test_a_last_batch_of_one_image_is_left_out():
+    assert training.batch_sizes(config(batch_size=8), 17) == [8, 8]                 # BatchNorm needs two
+    assert training.batch_sizes(config(batch_size=8, drop_last=False), 18) == [8, 8, 2]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_and_takes_three_steps(name, tmp_path):
+    """Its own encoder, head, recipe, schedule and optimiser; small images and batches for the time."""
+    given = arrays(n=28, test=8, size=16, unlabeled=24)
+    small = preset(name, batch_size=8, images=None, size=16, epochs=1, knn_every=0, data="toy",
+                   pool="unlabeled" if preset(name).pool == "unlabeled" else "train")
+    run = pretrain(small, data.build("toy", **given), tmp_path)
+    assert len(training.batch_sizes(small, run.record["data"]["pool"])) == 3
+    before = training.build_model(small, data.build("toy", **given)).state_dict()
+    moved = [key for key, value in run.model.state_dict().items() if not torch.equal(value, before[key])]
+    assert math.isfinite(run.curves[0]["loss"]) and len(moved) > 0.9 * len(before)
 
 
 def test_the_order_is_a_permutation_of_seed_and_epoch():
@@ -210,3 +267,59 @@ def test_bfloat16_trains_too(toy, tmp_path):
     run = pretrain(config(precision="bfloat16"), toy, tmp_path)
     assert run.curves[-1]["loss"] < run.curves[0]["loss"]
     assert all(p.dtype == torch.float32 for p in run.model.parameters())
+
+
+def test_float16_trains_with_a_scale_that_survives_a_resume(toy, tmp_path, monkeypatch):
+    chosen = config("supcon", precision="float16", epochs=3)
+    whole = pretrain(chosen, toy, tmp_path / "whole")
+    assert whole.curves[-1]["loss"] < whole.curves[0]["loss"]
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    scales, save = [], checkpoints.save
+
+    def stop_after_epoch_2(path, config, curves, *parts):
+        save(path, config, curves, *parts)
+        scales.extend(parts[2:] and [parts[2].state_dict()])
+        if len(curves) == 2 and len(scales) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", stop_after_epoch_2)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(chosen, toy, tmp_path / "cut")
+    loaded, resume = [], checkpoints.resume
+
+    def spy(path, config, model, optimiser=None, scaler=None):
+        curves = resume(path, config, model, optimiser, scaler)
+        loaded.extend([scaler.state_dict()] if scaler else [])
+        return curves
+
+    monkeypatch.setattr(checkpoints, "resume", spy)
+    cut = pretrain(chosen, toy, tmp_path / "cut")
+    assert loaded[0] == scales[2] and loaded[0]["_growth_tracker"] > 0
+    assert [r["loss"] for r in cut.curves] == [r["loss"] for r in whole.curves]
+
+
+def test_the_best_look_at_test_is_shown_beside_and_chooses_nothing(toy, tmp_path):
+    plain, looked = config("ce", epochs=4, test_every=0), config("ce", epochs=4, test_every=2)
+    one, two = pretrain(plain, toy, tmp_path), pretrain(looked, toy, tmp_path)
+    for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values()):
+        assert torch.equal(a, b)
+    looks = [row["test_correct"] for row in two.curves if "test_correct" in row]
+    found = training.evaluate(two, toy, "cpu")["z"]
+    assert len(looks) == 2 and looks[-1] == found["classifier"]["correct"]
+    assert found["classifier-best"] == {"n": 60, "correct": max(looks)}
+    assert "classifier-best" not in training.evaluate(one, toy, "cpu")["z"]
+
+
+def test_evaluation_adds_what_is_missing_and_repeats_nothing(toy, tmp_path, monkeypatch):
+    run = pretrain(config(epochs=1), toy, tmp_path)
+    training.evaluate(run, toy, "cpu", ("knn",))
+    asked, evaluate = [], evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda *a: (asked.append(a[-1]), evaluate(*a))[1])
+    monkeypatch.setattr(evaluation, "PER_CLASS", (5,))
+    training.evaluate(run, toy, "cpu", ("linear", "knn", "labels"))
+    training.evaluate(run, toy, "cpu", ("linear", "knn", "labels"))
+    assert asked == [("linear",)]
+    record = records.read(run.folder / "record.json")
+    assert set(record["evaluation"]["h"]) == {"knn", "linear"} and len(record["label_sweep"]) == 7
+    with pytest.raises(InputError, match="unknown probe 'uav'; did you mean 'uva'"):
+        training.evaluate(run, toy, "cpu", ("uav",))
