@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -54,6 +55,27 @@ def test_help_has_examples_that_parse():
     assert shown.returncode == 0 and "examples:" in shown.stdout
     for line in EXAMPLES.splitlines()[1:]:
         _parser().parse_args(line.split("  ")[1].split()[3:])
+
+
+def test_the_reports_commands_have_counterparts_that_run(toy_root, tmp_path):
+    """Every command in the README's table, made small; --with's probes on the run before it."""
+    table = (ROOT / "README.md").read_text().partition("<!-- report -->")[2].partition("<!-- end of report -->")[0]
+    commands = [code.split()[3:] for code in re.findall("`([^`]+)`", table) if code.startswith("python -m lib")]
+    assert [command[0] for command in commands].count("pretrain") == 5
+    small = ["--data", "toy", "--epochs", "1", "--runs", str(tmp_path), "--data-root", str(toy_root), "--device", "cpu"]
+    small += [word for value in ("encoder=slim", "batch_size=32", "size=12", "recipe=supcontrast")
+              for word in ("--set", value)]
+    folder = None
+    for command in commands:
+        if command[0] == "pretrain":
+            before = set(tmp_path.glob("*/record.json"))
+            assert main([*command, *small]) == 0
+            folder, = {path.parent for path in set(tmp_path.glob("*/record.json")) - before}
+        else:
+            chosen = [str(folder) if word == "RUN" else word for word in command]
+            assert main([*chosen, "--data-root", str(toy_root), "--device", "cpu"]) == 0
+            probes = set(records.read(folder / "record.json")["evaluation"]["h"])
+            assert set(command[3::2]) - {"labels"} <= probes
 
 
 def test_list_of_presets(capsys):
