@@ -1,4 +1,4 @@
-"""The shape of an embedding: alignment and uniformity, rank and neural collapse.
+"""The shape of an embedding: alignment and uniformity, rank, neural collapse, and maps for the eye.
 
 A contrastive loss pulls two ways (Wang and Isola, arXiv 2005.10242): the views of an image together (alignment), the
 images apart, over the whole sphere (uniformity). Where it fails, too few directions are in use (spectrum, effective
@@ -15,6 +15,7 @@ import math
 import torch
 import torch.nn.functional as F
 from scipy.special import hyp0f1
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from lib import InputError
@@ -114,6 +115,36 @@ def within_between(x: Tensor, labels: Tensor, classes: int) -> float:
     return (within.mean() / (means - means.mean(0)).square().sum(1).mean()).item()
 
 
+def map_2d(x: Tensor, method: str = "tsne", seed: int = 0) -> Tensor:
+    """A map of the rows' directions, for the eye: neighbours stay neighbours, sizes and distances mean little.
+
+    x: (N, D), not yet normalised; N > 30, D >= 2. method: "tsne" (van der Maaten and Hinton 2008; perplexity 30, from
+    the principal axes) or "umap" (McInnes et al., arXiv 1802.03426; 15 neighbours). Returns (N, 2) float32, zeros where
+    all directions are the same. Runs on one thread, since the last digit of a sum grows into another picture: t-SNE of
+    5,000 rows takes half a minute. Raises InputError also for another method, and where umap-learn is not installed.
+    """
+    if method not in ("tsne", "umap"):
+        raise InputError(f"unknown map '{method}'; known: tsne, umap")
+    x = F.normalize(_check(x, rows=31, dimensions=2), dim=1)
+    x = x - x[0]                                            # no distance changes, and the principal axes keep digits
+    if x.abs().max() < 1e-6:                                # nothing but float32's rounding; t-SNE would crash
+        return torch.zeros(len(x), 2)
+    with threadpool_limits(1):
+        return torch.from_numpy(_mapper(method, seed).fit_transform(x.numpy())).float()
+
+
+def _mapper(method: str, seed: int):
+    """Imports only what is asked for: UMAP compiles itself anew in every process, ten seconds or more."""
+    if method == "tsne":
+        from sklearn.manifold import TSNE
+        return TSNE(perplexity=30, init="pca", random_state=seed)
+    try:
+        from umap import UMAP
+    except ImportError as error:
+        raise InputError(f"UMAP can't be imported ({error}); install it with: pip install umap-learn") from error
+    return UMAP(n_neighbors=15, random_state=seed, n_jobs=1)
+
+
 def _by_class(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Means (C, D), seen from x[0], and variances summed over dimensions (C,), of every class."""
     x, labels = _check(x), labels.cpu()
@@ -132,10 +163,10 @@ def _by_class(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     return means, share.T @ (x - means[labels.long()]).square().sum(1)
 
 
-def _check(x: Tensor) -> Tensor:
+def _check(x: Tensor, rows: int = 2, dimensions: int = 1) -> Tensor:
     """x (N, D) as float64 on the CPU, without its graph. Raises InputError for another shape or NaN or infinity."""
-    if x.ndim != 2 or len(x) < 2 or not x.shape[1]:
-        raise InputError(f"features must be (N, D) with N >= 2 and D >= 1, got {tuple(x.shape)}")
+    if x.ndim != 2 or len(x) < rows or x.shape[1] < dimensions:
+        raise InputError(f"features must be (N, D) with N >= {rows} and D >= {dimensions}, got {tuple(x.shape)}")
     x = x.detach().cpu().double()
     wrong = (~x.isfinite().all(1)).nonzero()
     if len(wrong):

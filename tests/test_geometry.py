@@ -1,4 +1,5 @@
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -6,6 +7,8 @@ import torch
 from scipy.spatial.distance import pdist
 from scipy.special import i0
 from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from lib import InputError, geometry
 from tests import reference
@@ -18,6 +21,12 @@ def embeddings(*shape, seed=0):
 def simplex(c):
     """The corners of a regular simplex, (C, C)."""
     return torch.eye(c, dtype=torch.float64) - 1 / c
+
+
+def clusters(n, d=8):
+    """Three directions with some noise, and which row belongs to which."""
+    labels = torch.arange(n) % 3
+    return 4 * torch.eye(d, dtype=torch.float64)[labels] + 0.5 * embeddings(n, d), labels
 
 
 LABELS = [2, 0, 1, 2, 2, 0, 1, 2, 0, 2, 2]      # classes of three sizes
@@ -176,6 +185,52 @@ def test_any_dtype_is_taken_and_no_gradient_is_kept():
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("method", ["tsne", "umap"])
+def test_a_map_keeps_neighbours_and_is_the_same_every_time(method):
+    x, labels = clusters(90)
+    with threadpool_limits(1):
+        made = geometry.map_2d(x, method)
+    assert made.shape == (90, 2) and made.dtype == torch.float32
+    assert trustworthiness(reference.unit(x), made.numpy(), n_neighbors=10) > 0.85
+    nearest = torch.cdist(made, made).fill_diagonal_(math.inf).argmin(1)
+    assert (labels[nearest] == labels).float().mean() > 0.95
+    with threadpool_limits(2):
+        assert torch.equal(geometry.map_2d(x, method), made)
+    lengths = 2.0 ** (torch.arange(90) % 5)
+    assert torch.equal(geometry.map_2d(x * lengths[:, None], method), made)     # directions alone count
+    if method == "umap":
+        assert not torch.equal(geometry.map_2d(x, method, seed=1), made)
+
+
+def test_maps_are_made_on_one_thread(monkeypatch):
+    class Mapper:
+        def fit_transform(self, x):
+            self.threads = {library["num_threads"] for library in threadpool_info()}
+            return x[:, :2]
+
+    mapper = Mapper()
+    monkeypatch.setattr(geometry, "_mapper", lambda *_: mapper)
+    with threadpool_limits(2):
+        geometry.map_2d(clusters(40)[0])
+        assert mapper.threads == {1} and {library["num_threads"] for library in threadpool_info()} == {2}
+
+
+@pytest.mark.parametrize("noise", [0, 1e-8])
+def test_a_collapsed_embedding_maps_to_one_point(noise):
+    assert not geometry.map_2d(torch.ones(40, 8) + noise * embeddings(40, 8)).any()
+
+
+def test_almost_collapsed_embeddings_are_mapped():
+    made = geometry.map_2d(torch.ones(40, 8) + 1e-5 * embeddings(40, 8))
+    assert made.isfinite().all() and made.std() > 0.01
+
+
+def test_a_map_without_umap_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(InputError, match="pip install umap-learn"):
+        geometry.map_2d(clusters(40)[0], "umap")
+
+
 LABEL = torch.arange(4) % 2
 
 
@@ -198,6 +253,9 @@ LABEL = torch.arange(4) % 2
     (lambda x: geometry.class_means(x, LABEL + 1, 2), r"labels must lie in 0..1, got 1 to 2"),
     (lambda x: geometry.within_between(x, LABEL - 1, 2), r"labels must lie in 0..1, got -1 to 0"),
     (lambda x: geometry.within_between(x, 2 * LABEL, 3), "class 1 has none"),
+    (lambda x: geometry.map_2d(x, "pca"), "unknown map 'pca'; known: tsne, umap"),
+    (lambda x: geometry.map_2d(x), r"N >= 31 and D >= 2, got \(4, 3\)"),
+    (lambda x: geometry.map_2d(x.repeat(10, 1)[:, :1]), "D >= 2"),
 ])
 def test_bad_input_is_named(call, words):
     with pytest.raises(InputError, match=words):
@@ -208,7 +266,7 @@ def test_bad_input_is_named(call, words):
 @pytest.mark.parametrize("call", [
     lambda x: geometry.alignment(torch.stack([x.nan_to_num(), x])), geometry.uniformity, geometry.spectrum,
     geometry.effective_rank, lambda x: geometry.class_means(x, LABEL, 2), geometry.simplex_distance,
-    lambda x: geometry.within_between(x, LABEL, 2)])
+    lambda x: geometry.within_between(x, LABEL, 2), lambda x: geometry.map_2d(x.repeat(10, 1))])
 def test_numbers_that_are_not_finite_are_named(call, wrong):
     x = embeddings(4, 3)
     x[2, 1] = wrong
