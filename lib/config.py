@@ -211,19 +211,20 @@ _SLIM = Config(
     temperature=0.5, warmup_epochs=1, encoder="slim", knn_every=5)
 
 # the embedded default: 1,437 handwritten digits train in seconds
-_DIGITS = replace(_SLIM, name="simclr-digits", data="digits", recipe="digits", images=None, epochs=15, batch_size=128)
+_DIGITS = replace(_SLIM, name="simclr-digits", data="digits", recipe="digits", images=None, epochs=10, batch_size=128)
 
 # the stand-in of STL-10's kind, seen at 64 pixels
 _SLIM96 = replace(_SLIM, name="simclr-imagenette96-slim", data="imagenette96", recipe="uva", images=4_000,
                   batch_size=128, size=64, stem="imagenet")
 
 
-def _slim_family(simclr: Config, ce_epochs: int, ce_knn: int, **supcon) -> tuple[Config, ...]:
+def _slim_family(simclr: Config, ce_knn: int) -> tuple[Config, ...]:
     """The same slice for SimCLR, SupCon and cross-entropy."""
     data = simclr.name.removeprefix("simclr-")
-    return (simclr, replace(simclr, name=f"supcon-{data}", method="supcon", temperature=0.1, **supcon),
+    return (simclr, replace(simclr, name=f"supcon-{data}", method="supcon", temperature=0.1),
             # one view, so twice the epochs: as many image passes as the contrastive runs
-            replace(simclr, name=f"ce-{data}", method="ce", epochs=ce_epochs, head="linear", knn_every=ce_knn))
+            replace(simclr, name=f"ce-{data}", method="ce", epochs=2 * simclr.epochs, head="linear",
+                    knn_every=ce_knn))
 
 
 _PUBLISHED = (
@@ -245,8 +246,8 @@ _PRESETS = (
     # UvA tutorial 17's supervised baseline: ResNet-18 from scratch on the 5,000 labelled images
     replace(_UVA, name="ce-stl10", method="ce", recipe="uva-supervised", pool="train+val", epochs=100, batch_size=64,
             learning_rate=1e-3, weight_decay=2e-4, milestones=(0.7, 0.9), head="linear", test_every=2),
-    *_slim_family(_SLIM, ce_epochs=40, ce_knn=10),
-    *_slim_family(_SLIM96, ce_epochs=40, ce_knn=10),
-    *_slim_family(_DIGITS, ce_epochs=20, ce_knn=5, epochs=10),
+    *_slim_family(_SLIM, ce_knn=10),
+    *_slim_family(_SLIM96, ce_knn=10),
+    *_slim_family(_DIGITS, ce_knn=5),
 )
 PRESETS = {config.name: config for config in _PRESETS}

@@ -80,7 +80,7 @@ def accuracy_bars(axes: Axes, summary: pd.DataFrame, chance: float | None = None
 
 
 def label_curve(axes: Axes, summary: pd.DataFrame) -> Axes:
-    """Accuracy by labels per class, one line a probe. summary: columns probe, per_class, mean, low, high (fractions)."""
+    """Accuracy by labels per class, a line for each probe. summary: columns probe, per_class, mean, low, high."""
     for style, (probe, rows) in zip(("o-", "s--", "^:"), summary.groupby("probe", sort=False)):
         rows = rows.sort_values("per_class")
         axes.plot(rows["per_class"], 100 * rows["mean"], style, color=COLOURS["simclr"], ms=5, label=probe)
@@ -98,9 +98,10 @@ def embedding_map(axes: Axes, points: np.ndarray, labels, classes: tuple[str, ..
     """Points (N, 2) in the colours of their classes. The axes of such a map mean nothing: they are not drawn."""
     for c, colour in zip(range(len(classes)), sns.color_palette("husl", len(classes))):
         of_class = np.asarray(labels) == c
-        axes.scatter(*points[of_class].T, s=6, color=colour, label=classes[c], lw=0)
-    axes.set(xticks=[], yticks=[], aspect="equal")
+        axes.scatter(*points[of_class].T, s=10, color=colour, label=classes[c], lw=0)
+    axes.set(xticks=[], yticks=[], box_aspect=1)
     axes.set_title(title, fontsize=10)
+    sns.despine(ax=axes, left=True, bottom=True)
     return axes
 
 
@@ -133,7 +134,9 @@ def accuracy_table(summary: pd.DataFrame) -> Styler:
     shown.insert(place, "accuracy (%)", [Interval(r.mean, r.low, r.high).percent() for r in summary.itertuples()])
     shown.insert(place + 1, "interval over", [f"{r.seeds} seeds" if r.seeds > 1 else "test images"
                                               for r in summary.itertuples()])
-    same = {name: column.iloc[0] for name, column in shown.items() if len(shown) > 1 and column.nunique() == 1}
-    caption = "; ".join(f"{name}: {value}" for name, value in same.items())
-    table = shown.drop(columns=same.keys() - {"accuracy (%)"}).style.hide(axis="index").format(precision=1)
+    same = {name: column.iloc[0] for name, column in shown.items()
+            if len(shown) > 1 and column.nunique() == 1 and name != "accuracy (%)"}
+    caption = "; ".join(f"{name}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}"
+                        for name, value in same.items())
+    table = shown.drop(columns=same.keys()).style.hide(axis="index").format(precision=1)
     return table.set_caption(f"In every row: {caption}") if same else table

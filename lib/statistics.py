@@ -82,9 +82,10 @@ def summarise(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 def summarise_labels(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean accuracy by number of labels, over runs where there are several, else over subsets of the labels.
 
-    table: ``lib.records.label_table``. A run's subsets of one size are averaged first: what the interval of several runs
-    tells of is the noise of runs, each read with its own average subset. A single run with a single subset has Wilson's
-    interval over test images. Returns by, protocol, probe, per_class, labels, mean, low, high, runs, subsets, interval.
+    table: ``lib.records.label_table``. A run's subsets of one size are averaged first: what the interval of several
+    runs tells of is the noise of runs, each read with its own average subset. A single run with a single subset has
+    Wilson's interval over test images.
+    Returns by, protocol, probe, per_class, labels, mean, low, high, runs, subsets, interval.
     """
     rows, keys = [], [*by, "protocol", "probe", "per_class", "labels"]
     for key, group in table.groupby(keys, sort=False):

@@ -217,6 +217,7 @@ def evaluate(run: Run, dataset: Dataset, device: str | None = None,
         if sweep:
             record["label_sweep"] = evaluation.label_sweep(model, part, recipe)
         run.model.cpu()
+        record["evaluated"] = {"code": records.code(), "versions": records.versions()}     # may be later than training
         records.write(run.folder / "record.json", record)
     return record["evaluation"]
 

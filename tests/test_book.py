@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 import yaml
 
 from lib import ROOT, InputError, book
@@ -95,6 +96,14 @@ def test_bad_profiles_are_named_before_anything_runs(small_book, content, words)
     assert not book.BUILD.exists()
 
 
+def test_auto_is_chosen_by_the_device_found(monkeypatch):
+    for there, name in ((False, "quick"), (True, "colab")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert book.found_profile("auto") == name and book.load_profile("auto") == book.load_profile(name)
+        assert book.settings("02_loss", "auto", temperature=None).profile == name
+    assert book.found_profile("cpu") == "cpu"
+
+
 def test_a_parameter_given_wins_over_the_chapters_over_the_common(small_book):
     (small_book / "profiles" / "quick.yml").write_text(
         "{common: {word: a, epochs: 1}, chapters: {02_fails: {word: b}}}")
@@ -136,7 +145,7 @@ def test_notebooks_are_committed_clean(path):
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
     parameters = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
-    assert len(parameters) == 1 and "".join(parameters[0]["source"]).startswith('profile = "quick"')
+    assert len(parameters) == 1 and "".join(parameters[0]["source"]).startswith('profile = "auto"')
     config = yaml.safe_load((book.BOOK / "_config.yml").read_text())
     assert config["repository"]["url"] in "".join(code[0]["source"])            # the clone on Colab
     figures = [cell for cell in code if "figure" in cell["metadata"].get("mystnb", {})]

@@ -27,7 +27,8 @@ def fresh(tmp_path_factory):
     home = tmp_path_factory.mktemp("colab")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home / "env"], check=True)
     python = home / "env" / "bin" / "python"
-    target = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    target = subprocess.check_output([python, "-c", ask], text=True)
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if "contrastive_learning_book" not in entry.name:
             (Path(target.strip()) / entry.name).symlink_to(entry)

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import torch
+from torchvision import transforms
 
 from lib import data, evaluation, probes
 from lib.augmentations import RECIPES
@@ -83,3 +84,37 @@ def test_a_classifiers_own_accuracy(toy):
     model = Model("slim", head="linear", embedding=4)
     found = evaluation.evaluate(model, toy, RECIPES["none"], "ce")
     assert evaluation.classified(model, toy.test, RECIPES["none"]) == found["z"]["classifier"]["correct"]
+
+
+class Seen(torch.nn.Module):
+    """An "encoder" whose h is the mean colour of each quarter of the image and whose z is its mean grey."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(1, 1)
+
+    def forward(self, x):
+        return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1), x.mean((1, 2, 3))[:, None]
+
+
+def test_a_transformation_is_read_where_the_features_hold_it_and_guessed_where_they_do_not():
+    """Pictures with a bright top left corner: h knows how they were turned, z cannot."""
+    given = arrays(n=200, test=80)
+    for key in ("x_train", "x_test"):
+        given[key][:, :6, :6] = 255
+    corner = data.build("corner", **given)
+    found = evaluation.evaluate(Seen(), corner, RECIPES["none"], "simclr", ("rotation", "grey"))
+    assert found["h"]["rotation"]["n"] == 4 * 80 and found["h"]["rotation"]["correct"] == 320
+    assert found["z"]["rotation"]["correct"] < 0.4 * 320
+    assert found["h"]["grey"]["n"] == 160
+
+
+def test_transformations_are_what_their_names_say():
+    x = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    turned, grey, noise = (evaluation.TRANSFORMATIONS[name](x) for name in ("rotation", "grey", "noise"))
+    assert torch.equal(turned[1].rot90(3, (2, 3)), x) and torch.equal(turned[2].flip(2, 3), x) and len(turned) == 4
+    theirs = transforms.functional.rgb_to_grayscale(x, 3)
+    assert (grey[1].int() - theirs.int()).abs().max() <= 1 and torch.equal(grey[0], x)
+    assert torch.equal(noise[1], evaluation.TRANSFORMATIONS["noise"](x)[1])
+    inside = (x > 60) & (x < 195)
+    assert 15 < (noise[1].float() - x.float())[inside].std() < 30

@@ -38,7 +38,7 @@ def test_curves_lie_between_chance_and_floor(axes):
 
 def test_the_table_says_once_what_is_the_same_in_every_row():
     html = figures.accuracy_table(SUMMARY.drop(columns="label")).to_html()
-    assert "In every row: data: toy; test images: 100; minutes: 1.0" in html
+    assert "In every row: data: toy; test images: 100; minutes: 1" in html
     assert "50.0 [45.0, 55.0]" in html and "3 seeds" in html and html.count("toy") == 1
     assert "no published record yet" in figures.accuracy_table(SUMMARY[:0]).to_html()
 

@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from lib import InputError, records, training
+from lib import InputError, evaluation, records, training
 from lib.config import preset
 
 
@@ -29,6 +29,27 @@ def test_the_table_has_a_row_for_each_accuracy(run, toy):
     assert sorted(zip(table.features, table.probe)) == [("h", "knn"), ("h", "linear"), ("z", "knn"), ("z", "linear")]
     assert (table.accuracy == table.correct / table.n).all() and set(table.images) == {200}
     assert list(records.table([]).columns) == records.COLUMNS
+
+
+def test_the_label_table_ends_with_all_labels(run, toy, monkeypatch):
+    monkeypatch.setattr(evaluation, "PER_CLASS", (5,))
+    training.evaluate(run, toy, "cpu", ("linear", "uva", "labels"))
+    table = records.label_table([run.record])
+    everything = table[table.subset == "all"]
+    assert list(table[table.subset != "all"].per_class) == [5] * 7 and list(everything.per_class) == [50] * 3
+    assert set(everything.probe) == {"linear", "uva", "uva-last"} and set(everything.labels) == {200}
+    for row in everything.itertuples():
+        assert row.correct == run.record["evaluation"]["h"][row.probe]["correct"]
+    assert records.label_table([]).empty
+
+
+def test_an_older_record_and_a_newer_one_of_the_same_protocol_are_averaged(run, toy):
+    """A field added to Config later, left at its default, changes no protocol."""
+    training.evaluate(run, toy, "cpu")
+    older = run.record | {"config": {k: v for k, v in run.record["config"].items() if k != "test_every"}}
+    assert len(set(records.table([run.record, older]).protocol)) == 1
+    other = run.record | {"config": run.record["config"] | {"temperature": 0.3}}
+    assert len(set(records.table([run.record, other]).protocol)) == 2
 
 
 def test_baselines_are_not_called_by_the_name_of_a_method(toy, tmp_path):

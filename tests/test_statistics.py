@@ -54,3 +54,25 @@ def test_summaries_say_which_interval_they_give():
     apart = statistics.summarise(table.assign(protocol=["x", "y", "x"]), ["method"])    # one seed each of two protocols
     assert list(apart.seeds) == [1, 1, 1] and list(apart["mean"]) == [0.5, 0.7, 0.9]
     assert (b.seeds, b.interval) == (1, "test images") and b.low == pytest.approx(statistics.binomial(9, 10).low)
+
+
+def sweep(rows):
+    columns = ["id", "protocol", "probe", "per_class", "labels", "subset", "correct", "n"]
+    return pd.DataFrame(rows, columns=columns).assign(accuracy=lambda t: t.correct / t.n, data="toy")
+
+
+def test_the_label_sweeps_interval_is_over_what_there_is_several_of():
+    """Runs before subsets before test images; a run's subsets are averaged first."""
+    subsets = [("a", "p", "linear", 10, 100, f"random {i}", c, 100) for i, c in enumerate((50, 60, 70))]
+    one = statistics.summarise_labels(sweep(subsets), ["data"]).iloc[0]
+    assert (one["interval"], one["runs"], one["subsets"]) == ("subsets", 1, 3)
+    assert (one["mean"], one["low"], one["high"]) == pytest.approx(statistics.over_seeds([0.5, 0.6, 0.7]))
+    more = subsets + [("b", "p", "linear", 10, 100, f"random {i}", c, 100) for i, c in enumerate((70, 80, 90))]
+    two = statistics.summarise_labels(sweep(more), ["data"]).iloc[0]
+    assert (two["interval"], two["runs"]) == ("runs", 2)
+    assert (two["mean"], two["low"], two["high"]) == pytest.approx(statistics.over_seeds([0.6, 0.8]))
+    single = statistics.summarise_labels(sweep(subsets[:1]), ["data"]).iloc[0]
+    assert single["interval"] == "test images"
+    assert (single["mean"], single["low"], single["high"]) == pytest.approx(statistics.binomial(50, 100))
+    other = sweep(subsets + [("c", "q", "linear", 10, 100, "random 0", 1, 100)])       # another protocol: never averaged
+    assert len(statistics.summarise_labels(other, ["data"])) == 2
