@@ -74,5 +74,5 @@ def test_the_label_sweeps_interval_is_over_what_there_is_several_of():
     single = statistics.summarise_labels(sweep(subsets[:1]), ["data"]).iloc[0]
     assert single["interval"] == "test images"
     assert (single["mean"], single["low"], single["high"]) == pytest.approx(statistics.binomial(50, 100))
-    other = sweep(subsets + [("c", "q", "linear", 10, 100, "random 0", 1, 100)])       # another protocol: never averaged
+    other = sweep(subsets + [("c", "q", "linear", 10, 100, "random 0", 1, 100)])        # another protocol
     assert len(statistics.summarise_labels(other, ["data"])) == 2
