@@ -222,6 +222,17 @@ def evaluate(run: Run, dataset: Dataset, device: str | None = None,
     return record["evaluation"]
 
 
+def features(run: Run, images: Tensor, dataset: Dataset, device: str | None = None) -> tuple[Tensor, Tensor]:
+    """h (N, width) and z (N, D), on the CPU, of images (N, 3, H, W) uint8, as the evaluation of the run sees them.
+
+    dataset: the one the run was trained on; it says how pixels are normalised.
+    """
+    recipe = recipe_for(run.config, dataset.take(run.config.images), "none")
+    h, z = evaluation.features(run.model.to(choose_device(device)), images, recipe)
+    run.model.cpu()
+    return h.cpu(), z.cpu()
+
+
 def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimiser, scaler, curves: list[dict],
            folder: Path, progress: bool) -> None:
     """The loop. Appends one row per epoch to curves."""

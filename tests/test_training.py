@@ -310,6 +310,14 @@ def test_the_best_look_at_test_is_shown_beside_and_chooses_nothing(toy, tmp_path
     assert "classifier-best" not in training.evaluate(one, toy, "cpu")["z"]
 
 
+def test_a_runs_features_are_those_its_evaluation_reads(toy, tmp_path):
+    run = pretrain(config(epochs=1, images=80), toy, tmp_path)
+    h, z = training.features(run, toy.test.images, toy, "cpu")
+    recipe = training.recipe_for(run.config, toy.take(80), "none")
+    theirs = evaluation.features(run.model, toy.test.images, recipe)
+    assert torch.equal(h, theirs[0]) and torch.equal(z, theirs[1]) and recipe.mean == toy.take(80).moments[0]
+
+
 def test_evaluation_adds_what_is_missing_and_repeats_nothing(toy, tmp_path, monkeypatch):
     run = pretrain(config(epochs=1), toy, tmp_path)
     training.evaluate(run, toy, "cpu", ("knn",))
