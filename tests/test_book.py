@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from lib import ROOT, InputError, book
+from lib.config import preset
 
 CELLS = {
     "01_good": ["number = 1", "print(number)"],
@@ -128,6 +129,18 @@ def test_the_quick_book_runs_and_builds():
 def test_profiles_fit_the_chapters():
     for path in book.PROFILES.glob("*.yml"):
         book.check(path.stem)
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in book.PROFILES.glob("*.yml")))
+def test_every_chapters_configurations_can_be_built_from_every_profile(profile):
+    built = 0
+    for path in book.chapters():
+        chapter = book.settings(path.stem, profile, **dict.fromkeys(set(book.parameters(path)) - {"profile"}))
+        for name in {"simclr", "supcon", "ce"} & vars(chapter).keys():
+            config = preset(getattr(chapter, name), **chapter.delta)
+            assert config.method == name and config.data == chapter.data
+            built += 1
+    assert built > 8
 
 
 def test_plain_papermill_takes_parameters(tmp_path):
