@@ -12,6 +12,7 @@ EXAMPLES = """examples:
   python -m lib pretrain simclr-cifar10-slim --set images=5000 --seed 1
   python -m lib pretrain simclr-digits --epochs 0             the untrained encoder, to compare with
   python -m lib probe runs/RUN                                what do its h and z know?
+  python -m lib probe runs/RUN --with uva --with labels       also as published, and with few labels
   python -m lib publish runs/RUN                              put its record where the chapters read it
   python -m lib records                                       every published accuracy
   python -m lib book --profile cpu --only 03                  run chapter 03 on a slice of CIFAR-10
@@ -93,8 +94,8 @@ def _pretrain(args) -> None:
 
 
 def _probe(args) -> None:
-    """Evaluate runs: linear probe (L2 chosen on val) and kNN, on h and z, with their 95 % intervals."""
-    from lib import data, statistics, training
+    """Evaluate runs: linear probe (L2 chosen on val) and kNN on h and z, and what --with adds, with 95 % intervals."""
+    from lib import data, records, statistics, training
 
     for folder in args.run_folder:
         run = training.load_run(folder)
@@ -104,6 +105,10 @@ def _probe(args) -> None:
             for probe, result in probes.items():
                 interval = statistics.binomial(result["correct"], result["n"])
                 print(f"{run.folder.name}  {features}  {probe:16}  {interval.percent()} %  n = {result['n']}")
+        for row in statistics.summarise_labels(records.label_table([run.record]), []).itertuples():
+            interval = statistics.Interval(row.mean, row.low, row.high)
+            print(f"{run.folder.name}  h  {row.probe:8} {row.per_class:4} labels a class  {interval.percent()} %  "
+                  f"over {row.interval}")
 
 
 def _publish(args) -> None:

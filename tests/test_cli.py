@@ -57,7 +57,7 @@ def test_help_has_examples_that_parse():
         _parser().parse_args(line.split("  ")[1].split()[3:])
 
 
-def test_the_reports_commands_have_counterparts_that_run(toy_root, tmp_path):
+def test_the_reports_commands_have_counterparts_that_run(toy_root, tmp_path, capsys):
     """Every command in the README's table, made small; --with's probes on the run before it."""
     table = (ROOT / "README.md").read_text().partition("<!-- report -->")[2].partition("<!-- end of report -->")[0]
     commands = [code.split()[3:] for code in re.findall("`([^`]+)`", table) if code.startswith("python -m lib")]
@@ -76,6 +76,7 @@ def test_the_reports_commands_have_counterparts_that_run(toy_root, tmp_path):
             assert main([*chosen, "--data-root", str(toy_root), "--device", "cpu"]) == 0
             probes = set(records.read(folder / "record.json")["evaluation"]["h"])
             assert set(command[3::2]) - {"labels"} <= probes
+            assert ("labels a class" in capsys.readouterr().out) == ("labels" in command)
 
 
 def test_list_of_presets(capsys):
