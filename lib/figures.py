@@ -119,7 +119,8 @@ def paired_table(pairs: list[Paired], first: str, second: str, n: int) -> pd.Dat
     names = [f"{first} - {second} (points)", f"only {first} right", f"only {second} right", "p"]
     table = pd.DataFrame(pairs).set_axis(names, axis=1)
     table[names[0]] *= 100
-    return table.assign(**{"test images": n}).rename_axis("seed").round(4)
+    table["p"] = ["< 0.0001" if p < 1e-4 else f"{p:.4f}" for p in table["p"]]
+    return table.assign(**{"test images": n}).rename_axis("seed").round(2)
 
 
 def accuracy_table(summary: pd.DataFrame) -> Styler:

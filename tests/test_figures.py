@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lib import figures
+from lib.statistics import Paired
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -53,3 +54,8 @@ def test_images_are_drawn_as_they_are():
     drawn = [ax.images[0].get_array() for ax in figure.axes]
     assert np.allclose(np.asarray(drawn[1]), x[1].permute(1, 2, 0).numpy() / 255)
     plt.close(figure)
+
+
+def test_a_small_p_is_not_printed_as_zero():
+    table = figures.paired_table([Paired(0.04, 90, 10, 1e-16), Paired(0.01, 6, 4, 0.7539)], "h", "z", 1000)
+    assert table["p"].tolist() == ["< 0.0001", "0.7539"] and table["h - z (points)"].tolist() == [4.0, 1.0]
