@@ -1,6 +1,7 @@
 """The command line: ``python -m lib``."""
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -97,10 +98,12 @@ def _probe(args) -> None:
     """Evaluate runs: linear probe (L2 chosen on val) and kNN on h and z, and what --with adds, with 95 % intervals."""
     from lib import data, records, statistics, training
 
+    load = functools.cache(lambda name: data.load(name, args.data_root))        # once for many runs
     for folder in args.run_folder:
         run = training.load_run(folder)
         wanted = ("linear", "knn", *args.wanted)
-        training.evaluate(run, data.load(run.config.data, args.data_root), args.device, wanted)
+        if training.missing(run.record, wanted):
+            training.evaluate(run, load(run.config.data), args.device, wanted)
         for features, probes in run.record["evaluation"].items():
             for probe, result in probes.items():
                 interval = statistics.binomial(result["correct"], result["n"])

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
 import yaml
 
 from lib import ROOT, InputError, records
@@ -28,8 +29,6 @@ SITE = BUILD / "html"
 
 def found_profile(name: str) -> str:
     """The name itself, but for "auto": "colab" where there is a CUDA device, else "quick"."""
-    import torch
-
     return name if name != "auto" else "colab" if torch.cuda.is_available() else "quick"
 
 

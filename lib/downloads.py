@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize
 from tqdm import tqdm
 
 from lib import InputError, records
@@ -98,17 +100,15 @@ def _imagenette96(root: Path) -> Dataset:
     """
     from torchvision.datasets import Imagenette
 
-    def split(name: str):
-        def get(root: Path):
-            there = (root / "imagenette2-320").exists()         # torchvision takes a folder that is there for whole
-            return Imagenette(root, split=name, size="320px", download=not there, loader=_shrink)
-        return get
+    folder, arrays = root / "imagenette2-320", {}
 
-    arrays = {}
+    def split(name: str):                                       # torchvision takes a folder that is there for whole
+        return lambda root: Imagenette(root, name, "320px", download=not folder.exists(), loader=_shrink)
+
     sources = _fetch("imagenette96", root, split("train"), split("val"))
     for key, source, wanted in zip(("train", "test"), sources, IMAGENETTE):
         if len(source) != wanted:
-            raise InputError(f"{root / 'imagenette2-320'} holds {len(source)} of {wanted} images for {key}: an "
+            raise InputError(f"{folder} holds {len(source)} of {wanted} images for {key}: an "
                              f"unpacking was cut short; delete the folder to unpack it again")
         images, labels = zip(*(source[i] for i in tqdm(range(wanted), desc=f"imagenette96 {key}", unit="image")))
         arrays |= {f"x_{key}": np.stack(images), f"y_{key}": np.array(labels)}
@@ -122,14 +122,11 @@ def _imagenette96(root: Path) -> Dataset:
 def _shrink(path: str, size: int = 96) -> np.ndarray:
     """An image file with its shorter side resized to size by Lanczos and the centre cut out: (size, size, 3) uint8."""
     try:
-        image = Image.open(path).convert("RGB")
+        image = resize(Image.open(path).convert("RGB"), size, InterpolationMode.LANCZOS)
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"{path} is not a whole image ({error}); delete its data set's folder to unpack it "
                          f"again") from error
-    scale = size / min(image.size)
-    image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-    left, top = ((side - size) // 2 for side in image.size)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.asarray(center_crop(image, size))
 
 
 LOADERS = {

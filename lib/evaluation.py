@@ -84,9 +84,8 @@ def evaluate(model: Model, dataset: Dataset, recipe: Recipe, method: str = "simc
             batch = _augmented(model, dataset.train + dataset.val, recipe, protocol)
             result[kind] |= _published("supcontrast", protocol, batch, data, len(dataset.classes))
     for name in (name for name in TRANSFORMATIONS if name in wanted):
-        for kind, found in _transformation(model, splits, recipe, TRANSFORMATIONS[name]).items():
-            if kind in result:
-                result[kind][name] = found
+        for kind, found in _transformation(model, splits, recipe, TRANSFORMATIONS[name], kinds).items():
+            result[kind][name] = found
     if method == "ce":
         result["z"] = {"classifier": _result(both["test"][1].argmax(1), data["test"][1])}
     return result
@@ -140,9 +139,9 @@ def _probed(data: dict[str, tuple[Tensor, Tensor]], classes: int, wanted: tuple[
     return result
 
 
-def _transformation(model: Model, splits: dict[str, Split], recipe: Recipe, versions) -> dict:
-    """The linear probe's result on h and z, the class being the version of an image."""
-    data = {"h": {}, "z": {}}
+def _transformation(model: Model, splits: dict[str, Split], recipe: Recipe, versions, kinds: tuple[str, ...]) -> dict:
+    """The linear probe's result on each kind of features, the class being the version of an image."""
+    data = {kind: {} for kind in kinds}
     for name, split in splits.items():
         changed = versions(split.images[stratified(split.labels, min(READ_OUT, len(split)))])
         pairs = [features(model, images, recipe) for images in changed]

@@ -156,7 +156,7 @@ def published_probe(protocol: Protocol, batch: Callable[[Tensor, int], Tensor], 
     else:
         optimiser = torch.optim.SGD(layer.parameters(), protocol.learning_rate, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(protocol.milestones), protocol.factor)
-    step, best, curve = 0, y_test, []
+    step, best, curve = 0, None, []
     for epoch in tqdm(range(1, protocol.epochs + 1), desc="probe", unit="epoch", delay=2, leave=False):
         for rows in order(len(y), seed, epoch).to(y.device).split(protocol.batch_size):
             loss = F.cross_entropy(layer(batch(rows, step)), y[rows])

@@ -187,6 +187,12 @@ def load_run(folder: str | Path) -> Run:
     return Run(folder, config, record, model.eval())
 
 
+def missing(record: dict, wanted: tuple[str, ...]) -> list[str]:
+    """Those of the wanted probes (evaluation.PROBES) that a record has no result of."""
+    there = record["evaluation"].get("h", {}).keys() | ({"labels"} if "label_sweep" in record else set())
+    return [name for name in wanted if name not in there]
+
+
 def evaluate(run: Run, dataset: Dataset, device: str | None = None,
              wanted: tuple[str, ...] = ("linear", "knn")) -> dict:
     """Probe the run's h and z (lib.evaluation) and write what is new into its record.
@@ -202,20 +208,18 @@ def evaluate(run: Run, dataset: Dataset, device: str | None = None,
     for name in wanted:
         if name not in evaluation.PROBES:
             raise InputError(unknown("probe", name, evaluation.PROBES))
-    record, config, part = run.record, run.config, dataset.take(run.config.images)
-    missing = tuple(name for name in wanted if name not in record["evaluation"].get("h", {}) and name != "labels")
-    sweep = "labels" in wanted and "label_sweep" not in record
-    if missing or sweep:
-        model, recipe = run.model.to(choose_device(device)), recipe_for(config, part, "none")
-        if missing:
-            found = evaluation.evaluate(model, part, recipe, config.method, missing)
-            for kind, results in found.items():
-                record["evaluation"].setdefault(kind, {}).update(results)
-        looks = [row["test_correct"] for row in run.curves if "test_correct" in row]
-        if looks:
-            record["evaluation"]["z"]["classifier-best"] = {"n": len(part.test), "correct": max(looks)}
-        if sweep:
+    record, part, todo = run.record, dataset.take(run.config.images), missing(run.record, wanted)
+    if todo:
+        model, recipe = run.model.to(choose_device(device)), recipe_for(run.config, part, "none")
+        if "labels" in todo:
             record["label_sweep"] = evaluation.label_sweep(model, part, recipe)
+        probes = tuple(name for name in todo if name != "labels")
+        if probes:
+            for kind, results in evaluation.evaluate(model, part, recipe, run.config.method, probes).items():
+                record["evaluation"].setdefault(kind, {}).update(results)
+            looks = [row["test_correct"] for row in run.curves if "test_correct" in row]
+            if looks:
+                record["evaluation"]["z"]["classifier-best"] = {"n": len(part.test), "correct": max(looks)}
         run.model.cpu()
         record["evaluated"] = {"code": records.code(), "versions": records.versions()}     # may be later than training
         records.write(run.folder / "record.json", record)

@@ -16,7 +16,10 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
     folder = next((tmp_path / "runs").iterdir())
     assert folder.name.startswith("simclr-digits-e1-s3-") and str(folder) in capsys.readouterr().out
     assert main(["probe", str(folder), *where]) == 0
-    assert "n = 60" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "n = 60" in shown
+    assert main(["probe", str(folder), "--data-root", str(tmp_path / "gone")]) == 0     # done: no data is needed
+    assert capsys.readouterr().out == shown
     monkeypatch.setattr(records.publish, "__defaults__", (tmp_path / "results",))
     monkeypatch.setattr(records.load_all, "__defaults__", (tmp_path / "results",))
     assert main(["publish", str(folder)]) == 0

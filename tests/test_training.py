@@ -307,6 +307,8 @@ def test_the_best_look_at_test_is_shown_beside_and_chooses_nothing(toy, tmp_path
     found = training.evaluate(two, toy, "cpu")["z"]
     assert len(looks) == 2 and looks[-1] == found["classifier"]["correct"]
     assert found["classifier-best"] == {"n": 60, "correct": max(looks)}
+    alone = pretrain(config("ce", epochs=2, test_every=1), toy, tmp_path)
+    assert training.evaluate(alone, toy, "cpu", ("labels",)) == {} and alone.record["label_sweep"]
     assert "classifier-best" not in training.evaluate(one, toy, "cpu")["z"]
 
 
