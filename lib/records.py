@@ -78,7 +78,7 @@ def read(path: Path) -> dict:
         raise InputError(f"{path} is not a record: its id {record['id']!r} is not a file name")
     try:
         table([record])
-    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, InputError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"{path} is not a whole record ({type(error).__name__}: {error})") from error
     return record
 
@@ -128,9 +128,8 @@ def label_table(records: list[dict]) -> pd.DataFrame:
         run, classes = _run_columns(record), len(record["data"]["classes"])
         for row in record.get("label_sweep", ()):
             rows.append(run | row | {"accuracy": row["correct"] / row["n"]})
-        swept = {row["probe"] for row in record.get("label_sweep", ())}
-        for probe in swept & record["evaluation"].get("h", {}).keys():
-            result = record["evaluation"]["h"][probe]
+        swept, on_h = {row["probe"] for row in record.get("label_sweep", ())}, record["evaluation"].get("h", {})
+        for probe, result in ((probe, result) for probe, result in on_h.items() if probe in swept):
             rows.append(run | {"features": "h", "probe": probe, "per_class": run["images"] // classes,
                                "labels": run["images"], "subset": "all", "n": result["n"],
                                "correct": result["correct"], "accuracy": result["correct"] / result["n"]})
