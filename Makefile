@@ -1,4 +1,4 @@
-.PHONY: help book test clean
+.PHONY: help book test bench clean
 PYTHON ?= python3
 PROFILE ?= quick
 ENV := .venv/bin
@@ -13,6 +13,9 @@ book: .venv/done  ## set up .venv, run the chapters that are not done (PROFILE=q
 
 test: .venv/done  ## set up .venv, run the tests, the quick book among them
 	$(ENV)/python -m pytest
+
+bench: .venv/done ## set up .venv, time our code beside its peers, a quarter of an hour; the machine must be quiet
+	$(ENV)/python -m benchmarks loss
 
 clean:            ## delete the built book and the environment; runs/ and data/ stay
 	rm -rf .venv build

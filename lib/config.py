@@ -114,11 +114,6 @@ class Config:
                 if field.name != "name" and getattr(self, field.name) != field.default}
 
     @property
-    def loss_scale(self) -> float:
-        """SupContrast's factor on the loss, a hidden learning rate: 1 where base_temperature is None."""
-        return self.temperature / self.base_temperature if self.base_temperature else 1.0
-
-    @property
     def views(self) -> int:
         """Views of each image in a step: two for the contrastive losses, one for cross-entropy."""
         return 1 if self.method == "ce" else 2

@@ -59,6 +59,40 @@ def loss_curve(axes: Axes, curves: list[list[dict]], chance: float, floor: float
     return axes
 
 
+def contrast_curves(axes: tuple[Axes, Axes], curves: list[list[dict]], colour: str) -> tuple[Axes, Axes]:
+    """Contrastive accuracy and mean cosines (losses.Contrast) over epochs, on two axes, one pair of lines a run."""
+    parts = ((axes[0], 100, ("top1", "top5"), ("the nearest", "one of the five nearest")),
+             (axes[1], 1, ("positive", "negative"), ("positive pairs", "negative pairs")))
+    for ax, factor, fields, labels in parts:
+        for field, label, style in zip(fields, labels, ("-", "--")):
+            for rows in curves:
+                shown = [(row["epoch"], factor * row[field]) for row in rows if row.get(field) is not None]
+                ax.plot(*zip(*shown), style, color=colour, alpha=0.8, label=label if rows is curves[0] else None)
+        ax.set_xlabel("epoch")
+        ax.legend()
+    axes[0].set(ylabel="the positive is (% of anchors)", ylim=(0, 102))
+    axes[1].set(ylabel="mean cosine")
+    return axes
+
+
+def peers(axes: Axes, table: pd.DataFrame, value: str, label: str) -> Axes:
+    """A cost by batch size, both logarithmic, a line for each library. table: columns library, m and value.
+
+    With columns "seconds min" and "seconds max" and the value "ms", bars span the repetitions. Ours is drawn bold.
+    """
+    for marker, (library, rows) in zip("osD^v", table.groupby("library", sort=False)):
+        bold = library == "this book"
+        axes.plot(rows["m"], rows[value], marker=marker, color="black" if bold else "0.55", lw=2.5 if bold else 1.2,
+                  ms=5, label=library)
+        if value == "ms":
+            axes.vlines(rows["m"], 1e3 * rows["seconds min"], 1e3 * rows["seconds max"], color="0.3", lw=1)
+    axes.set(xscale="log", yscale="log", xlabel="embeddings in a batch, M", ylabel=label)
+    ticks = sorted(table["m"].unique())
+    axes.set_xticks(ticks, ticks)
+    axes.minorticks_off()
+    return axes
+
+
 def accuracy_bars(axes: Axes, summary: pd.DataFrame, chance: float | None = None) -> Axes:
     """Horizontal bars with 95 % intervals. summary: columns label, method, mean, low, high (fractions), from top down.
 

@@ -8,76 +8,122 @@ differ only in whom they call a positive:
 NT-Xent (SimCLR, arXiv 2002.05709, equation 1): P(i) is the one other view of the same image.
 SupCon (arXiv 2004.11362, equation 2, "L_out"): P(i) is every other embedding with the same label.
 
-Letters: N images, V views, M = V N embeddings, D dimensions, t temperature. Losses are in nats.
+Letters: N images, V views, M = V N embeddings, D dimensions, t temperature. Losses are in nats, averaged over the
+anchors. No M x M matrix is ever made: the denominators are summed tile by tile (``lib.tiles``), and the positives need
+none, because the sum over them is a dot product with the sum of a class.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lib import InputError
+from lib.tiles import log_sum_exp_others, negatives_ahead
+
+POSITIVES = ("out", "in")
 
 
-def log_sum_exp_others(z: Tensor, temperature: float) -> Tensor:
-    """``log sum_{j != i} exp(z_i . z_j / t)`` for every row i.
+def nt_xent(z: Tensor, temperature: float, base_temperature: float | None = None, check: bool = True) -> Tensor:
+    """SimCLR's loss, averaged over all 2N anchors (arXiv 2002.05709, section 2.1, equation 1).
 
-    z: (M, D) float, normalised or not. Returns (M,). The diagonal is set to -inf before the sum, which is exact
-    in every precision (a large negative constant overflows in half precision).
+    z: (2, N, D) float, two views of N images in the same order, not yet normalised; N >= 2. Half precision is lifted.
+    base_temperature: multiply by temperature / base_temperature, as SupContrast's code does; None: the equation.
+    check: look for numbers that are not finite. A GPU has to wait for the answer; a compiled loss never asks.
+    Returns a scalar in nats. Fully collapsed embeddings give exactly ``chance(2 N)``.
+    Raises InputError for another shape, a number that is not finite, or a temperature that is not positive.
     """
-    similarity = z @ z.T / temperature                                  # (M, M)
-    return similarity.fill_diagonal_(-math.inf).logsumexp(dim=1)        # (M,)
+    _check(z, temperature=temperature, base_temperature=base_temperature)
+    if len(z) != 2:
+        raise InputError(f"nt_xent compares two views: z must be (2, N, D), not {tuple(z.shape)}")
+    z = normalise(z, check)
+    first, second = z                                                       # (N, D) each
+    positive = (first * second).sum() / (z.shape[1] * temperature)          # mean over i, the same for both directions
+    loss = log_sum_exp_others(z.flatten(0, 1), temperature, bound=1).mean() - positive
+    return loss * scale(temperature, base_temperature)
+
+
+def sup_con(z: Tensor, labels: Tensor, temperature: float, positives: str = "out",
+            base_temperature: float | None = None, check: bool = True) -> Tensor:
+    """The supervised contrastive loss (arXiv 2004.11362, section 3.2.2, equations 2 and 3).
+
+    z: (V, N, D) float, V views of N images, not yet normalised; labels: (N,) integers, the images' classes, any values.
+    positives: "out", the mean over the positives outside the logarithm (L_out, the paper's choice), or "in", inside
+    (L_in, never more than L_out): ``log sum_{j != i} exp(z_i . z_j / t) - log mean_p exp(z_i . z_p / t)``.
+    base_temperature, check: as in nt_xent.
+    Returns a scalar in nats: the mean over the anchors that have at least one positive. Anchors without one (V = 1
+    and alone in their class) are left out of the mean; where no anchor has one the loss is 0.
+    With all labels different and V = 2 it equals ``nt_xent``.
+    Raises InputError for wrong shapes, a label count that is not N, labels that are no integers, a number that is not
+    finite, an unknown ``positives``, or a temperature that is not positive.
+    """
+    _check(z, temperature=temperature, base_temperature=base_temperature)
+    if positives not in POSITIVES:
+        raise InputError(f"positives must be 'out' or 'in', got {positives!r}")
+    labels = _labels_of(z, labels)                                          # (M,)
+    z = normalise(z, check).flatten(0, 1)                                   # (M, D)
+    mean, count = positives_by_class(z, labels)
+    if positives == "in":
+        inside = log_sum_exp_others(z, temperature, labels, bound=1)
+        mean = temperature * torch.where(count > 0, inside - count.clamp(min=1).to(z.dtype).log(), 0)
+    loss = log_sum_exp_others(z, temperature, bound=1) - mean / temperature
+    has_positive = (count > 0).to(loss.dtype)
+    loss = (loss * has_positive).sum() / has_positive.sum().clamp(min=1)
+    return loss * scale(temperature, base_temperature)
 
 
 def positives_by_class(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of ``z_i . z_p`` over the positives p of each anchor i, and how many positives it has.
 
-    z: (M, D) float; labels: (M,) integers. Returns (M,) float and (M,) integers. No M x M mask is needed, because
-    the sum over positives is a dot product with the class's sum: ``sum_p z_i . z_p = z_i . (S_c - z_i)``.
+    z: (M, D) float; labels: (M,) integers. Returns (M,) float and (M,) integers, in O(M D) memory, because the sum over
+    positives is a dot product with the class's sum: ``sum_p z_i . z_p = z_i . (S_c - z_i)``.
     An anchor that is alone in its class has no positive; its mean is 0.
     """
-    _, of = labels.unique(return_inverse=True)
-    member = F.one_hot(of).to(z.dtype)                                  # (M, C)
-    others = member @ (member.T @ z) - z        # (M, D)  sum over the other members; no gather: its backward is not
-                                                # deterministic on several threads
-    count = member.sum(0).long()[of] - 1                                # (M,)
+    of = _class_of(labels)
+    sums = torch.zeros_like(z).index_add(0, of, z)                          # (M, D)  row c: the sum of class c
+    count = torch.zeros_like(of).index_add(0, of, torch.ones_like(of))[of] - 1
+    others = sums.index_select(0, of) - z       # no z[of]: its backward adds in any order on several threads
     return (z * others).sum(1) / count.clamp(min=1), count
 
 
-def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """SimCLR's loss, averaged over all 2N anchors (arXiv 2002.05709, section 2.1, equation 1).
+def _class_of(labels: Tensor) -> Tensor:
+    """Labels of any value as classes from 0: (M,) int64. By sorting, so that no size depends on the data."""
+    ordered, places = labels.sort()
+    numbers = F.pad((ordered[1:] != ordered[:-1]).long().cumsum(0), (1, 0))
+    return torch.empty_like(places).scatter_(0, places, numbers)
 
-    z: (2, N, D) float, two views of N images in the same order, not yet normalised; N >= 2.
-    Returns a scalar in nats. Fully collapsed embeddings give exactly ``chance(2 N)``.
-    Raises InputError for another shape or a temperature that is not positive.
+
+class Contrast(NamedTuple):
+    """How well the embeddings of a batch tell who belongs together, over the anchors that have a positive."""
+
+    top1: float         # share of anchors whose nearest other embedding is a positive; by guessing P / (M - 1)
+    top5: float         # share of anchors with a positive among the five nearest
+    positive: float     # mean cosine of the positive pairs
+    negative: float | None      # mean cosine of all other pairs; None where there are none
+
+
+@torch.no_grad()
+def contrast(z: Tensor, labels: Tensor | None = None) -> Contrast:
+    """Accuracies and mean similarities of a batch, for the curves of a run. No M x M matrix is made.
+
+    z: (V, N, D) float, not yet normalised; labels: (N,) integers, or None: each image is its own class. A tie counts
+    against the positive. Raises InputError as the losses do, and where no anchor has a positive.
     """
-    _check(z, temperature)
-    if len(z) != 2:
-        raise InputError(f"nt_xent compares two views: z must be (2, N, D), not {tuple(z.shape)}")
-    z = F.normalize(_at_least_float32(z), dim=-1)
-    positive = (z[0] * z[1]).sum(-1) / temperature                      # (N,)  the same for both directions
-    return log_sum_exp_others(z.flatten(0, 1), temperature).mean() - positive.mean()
-
-
-def sup_con(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """The supervised contrastive loss "L_out" (arXiv 2004.11362, section 3.2.2, equation 2).
-
-    z: (V, N, D) float, V views of N images, not yet normalised; labels: (N,) integers, the images' classes.
-    Returns a scalar in nats: the mean over the anchors that have at least one positive. Anchors without one (V = 1
-    and alone in their class) are left out of the mean; where no anchor has one the loss is 0.
-    With all labels different and V = 2 it equals ``nt_xent``.
-    Raises InputError for wrong shapes, a label count that is not N, or a temperature that is not positive.
-    """
-    _check(z, temperature)
-    if labels.shape != z.shape[1:2]:
-        raise InputError(f"sup_con needs one label for each of the {z.shape[1]} images, got {tuple(labels.shape)}")
-    views = len(z)
-    z = F.normalize(_at_least_float32(z), dim=-1).flatten(0, 1)         # (M, D)  view by view
-    positive, count = positives_by_class(z, labels.repeat(views))
-    loss = log_sum_exp_others(z, temperature) - positive / temperature  # (M,)
-    has_positive = (count > 0).to(loss.dtype)
-    return (loss * has_positive).sum() / has_positive.sum().clamp(min=1)
+    _check(z)
+    labels = torch.arange(z.shape[1], device=z.device) if labels is None else labels
+    z, labels = normalise(z).flatten(0, 1), _labels_of(z, labels)
+    mean, count = positives_by_class(z, labels)
+    if not count.any():
+        raise InputError("no embedding of the batch has a positive: give two views, or labels that occur twice")
+    ahead = negatives_ahead(z, labels)[count > 0]
+    everything, positive = z.sum(0).square().sum() - z.square().sum(), (mean * count).sum()
+    positives = int(count.sum())
+    negatives = len(z) * (len(z) - 1) - positives
+    top1, top5 = (int((ahead < k).sum()) / len(ahead) for k in (1, 5))
+    return Contrast(top1, top5, positive.item() / positives,
+                    (everything - positive).item() / negatives if negatives else None)
 
 
 def chance(m: int) -> float:
@@ -95,14 +141,35 @@ def floor(m: int, positives: int, temperature: float) -> float:
     return math.log(positives + (negatives * math.exp(-m / (negatives * temperature)) if negatives else 0))
 
 
-def _at_least_float32(z: Tensor) -> Tensor:
-    """Half precision is lifted, so that the sums keep their digits; float64 stays."""
-    return z if z.dtype == torch.float64 else z.float()
+def normalise(z: Tensor, check: bool = True) -> Tensor:
+    """Rows of length 1. Half precision is lifted to float32, so that the sums keep their digits; float64 stays.
+
+    A row of zeros has no direction and stays zero. With check, raises InputError for a NaN or an infinity.
+    """
+    z = z if z.dtype == torch.float64 else z.float()
+    length = z.norm(dim=-1, keepdim=True)
+    if check and not torch.compiler.is_compiling() and not length.isfinite().all():
+        raise InputError("z has a NaN or an infinity; look for them in the model's output, or lower the learning rate")
+    return z / length.clamp(min=1e-12)
 
 
-def _check(z: Tensor, temperature: float) -> None:
-    if not temperature > 0:
-        raise InputError(f"temperature must be greater than 0, got {temperature}")
+def scale(temperature: float, base_temperature: float | None) -> float:
+    """SupContrast's factor on the loss, ``temperature / base_temperature``: a hidden learning rate. 1 for None."""
+    return 1.0 if base_temperature is None else temperature / base_temperature
+
+
+def _labels_of(z: Tensor, labels: Tensor) -> Tensor:
+    """The labels of the embeddings z.flatten(0, 1), view by view: (M,)."""
+    if labels.shape != z.shape[1:2] or labels.is_floating_point():
+        raise InputError(f"there must be one integer label for each of the {z.shape[1]} images, got "
+                         f"{labels.dtype} {tuple(labels.shape)}")
+    return labels.to(z.device).repeat(len(z))
+
+
+def _check(z: Tensor, **temperatures: float | None) -> None:
+    for name, value in temperatures.items():
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name} must be greater than 0 and finite, got {value}")
     if z.ndim != 3:
         raise InputError(f"z must have the shape (views, images, dimensions), got {tuple(z.shape)}")
     if z.shape[1] < 2:

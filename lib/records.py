@@ -25,6 +25,7 @@ from lib.config import Config
 
 SCHEMA = 1
 RESULTS = ROOT / "results"
+BENCHMARKS = RESULTS / "benchmarks"
 REQUIRED = {"schema": int, "id": str, "config": dict, "data": dict, "code": dict, "versions": dict, "device": dict,
             "seconds": (int, float), "curves": list, "evaluation": dict}
 
@@ -92,6 +93,23 @@ def publish(path: Path, results: Path = RESULTS) -> Path:
     target = Path(results) / f"{record['id']}.json"
     write(target, record)
     return target
+
+
+def benchmark(name: str) -> dict:
+    """The record of a benchmark (``python -m benchmarks``), such as "loss-cpu": rows, settings, versions, device, code.
+
+    Raises InputError where it is not there or not a whole one.
+    """
+    path = BENCHMARKS / f"{name}.json"
+    try:
+        record = json.loads(path.read_bytes())
+        known = record["schema"] == SCHEMA and all(isinstance(record[field], dict) for field in
+                                                   ("settings", "versions", "device", "code")) and record["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}); restore it, or run: make bench") from error
+    if not known:
+        raise InputError(f"{path} is not the record of a benchmark of this version; run: make bench")
+    return record
 
 
 def load_all(results: Path = RESULTS) -> list[dict]:
@@ -162,10 +180,10 @@ def correct(record: dict, features: str, probe: str) -> np.ndarray:
 
 
 @cache
-def code() -> dict:
-    """The commit of the checkout, whether ``lib`` differs from it, and a hash of ``lib``'s source."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "lib").glob("*.py")):
+def code(*others: str) -> dict:
+    """The commit of the checkout, whether ``lib`` (and other folders) differ from it, and a hash of their source."""
+    digest, folders = hashlib.sha256(), ("lib", *others)
+    for path in (path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
 
     def git(*arguments: str) -> str | None:
@@ -175,7 +193,7 @@ def code() -> dict:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    changed = git("status", "--porcelain", "--", "lib")
+    changed = git("status", "--porcelain", "--", *folders)
     return {"commit": git("rev-parse", "HEAD"), "changed": None if changed is None else bool(changed),
             "source": digest.hexdigest()}
 

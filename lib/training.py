@@ -40,7 +40,7 @@ class Run:
 
     @property
     def curves(self) -> list[dict]:
-        """One dictionary per epoch: epoch, loss, learning_rate, seconds and, where measured, knn."""
+        """One dictionary per epoch: epoch, loss, learning_rate, seconds, contrast and, where measured, knn."""
         return self.record["curves"]
 
 
@@ -109,11 +109,12 @@ def build_optimiser(config: Config, model: Model) -> torch.optim.Optimizer | Non
 
 
 def loss_of(config: Config, z: Tensor, labels: Tensor | None) -> Tensor:
-    """The run's loss on z (V, N, D) and labels (N,)."""
+    """The run's loss on z (V, N, D) and labels (N,). Not finite where z is not: no step waits for a check."""
     if config.method == "simclr":
-        return config.loss_scale * losses.nt_xent(z, config.temperature)
+        return losses.nt_xent(z, config.temperature, config.base_temperature, check=False)
     if config.method == "supcon":
-        return config.loss_scale * losses.sup_con(z, labels, config.temperature)
+        return losses.sup_con(z, labels, config.temperature, base_temperature=config.base_temperature,
+                              check=False)
     if config.method == "ce":
         return F.cross_entropy(z.flatten(0, 1).float(), labels.repeat(len(z)))
     raise InputError(f"no loss is known for the method '{config.method}'")
@@ -243,8 +244,7 @@ def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimise
     device = pool.images.device
     recipe = recipe_for(config, dataset)
     sizes = batch_sizes(config, len(pool))
-    batches = len(sizes)
-    precision = getattr(torch, config.precision)
+    batches, last_full = len(sizes), max(len(pool) // config.batch_size, 1) - 1
     saved = time.monotonic()
     bar = tqdm(total=config.epochs * batches, initial=len(curves) * batches, desc=f"{config.name} s{config.seed}",
                unit="step", mininterval=1, dynamic_ncols=True, disable=not (progress and config.epochs))
@@ -259,10 +259,13 @@ def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimise
             for group in optimiser.param_groups:
                 group["lr"] = rate
             x = views(pool.images[rows], recipe, config.seed, step, config.views)      # (V, N, 3, S, S)
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            with torch.autocast(device.type, getattr(torch, config.precision), enabled=config.precision != "float32"):
                 _, z = model(x.flatten(0, 1).contiguous(memory_format=memory_format(device)))   # (V N, D)
             labels = None if pool.labels is None else pool.labels[rows]
-            loss = loss_of(config, z.unflatten(0, (config.views, len(rows))), labels)
+            z = z.unflatten(0, (config.views, len(rows)))                                   # (V, N, D)
+            loss = loss_of(config, z, labels)
+            if batch == last_full and config.method != "ce":
+                shown = z.detach(), labels if config.method == "supcon" else None
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             scaler.step(optimiser)
@@ -277,6 +280,8 @@ def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimise
         seconds = time.monotonic() - started
         row = {"epoch": epoch + 1, "loss": mean, "learning_rate": rate, "seconds": seconds,
                "views_per_second": seen * config.views / seconds}
+        if config.method != "ce":
+            row |= losses.contrast(*shown)._asdict()
         if config.knn_every and (epoch + 1) % config.knn_every == 0:
             row["knn"] = evaluation.knn_on_val(model, dataset, recipe_for(config, dataset, "none"))
         if config.test_every and (epoch + 1) % config.test_every == 0:

@@ -24,22 +24,27 @@ def nt_xent(z, temperature):
     return total / (2 * n)
 
 
-def sup_con_anchors(z, labels, temperature, normalise=True):
-    """SupCon L_out, arXiv 2004.11362, equation 2: one loss for each anchor, None without a positive. z: (V, N, D)."""
+def sup_con_anchors(z, labels, temperature, normalise=True, positives="out"):
+    """SupCon, arXiv 2004.11362, equations 2 (L_out) and 3 (L_in): one loss an anchor, None without a positive."""
     z = unit(z) if normalise else np.asarray(z, dtype=np.float64)
     rows = [(z[v][i], labels[i]) for v in range(z.shape[0]) for i in range(z.shape[1])]
     out = []
     for i, (anchor, label) in enumerate(rows):
         denominator = sum(math.exp(anchor @ other / temperature) for a, (other, _) in enumerate(rows) if a != i)
-        logs = [math.log(math.exp(anchor @ other / temperature) / denominator)
-                for p, (other, theirs) in enumerate(rows) if p != i and theirs == label]
-        out.append(-sum(logs) / len(logs) if logs else None)
+        shares = [math.exp(anchor @ other / temperature) / denominator
+                  for p, (other, theirs) in enumerate(rows) if p != i and theirs == label]
+        if not shares:
+            out.append(None)
+        elif positives == "out":
+            out.append(-sum(math.log(share) for share in shares) / len(shares))
+        else:
+            out.append(-math.log(sum(shares) / len(shares)))
     return out
 
 
-def sup_con(z, labels, temperature):
-    """The mean over the anchors that have a positive."""
-    losses = [loss for loss in sup_con_anchors(z, labels, temperature) if loss is not None]
+def sup_con(z, labels, temperature, positives="out"):
+    """The mean over the anchors that have a positive. z: (V, N, D)."""
+    losses = [loss for loss in sup_con_anchors(z, labels, temperature, positives=positives) if loss is not None]
     return sum(losses) / len(losses)
 
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from lib import InputError
+from lib import InputError, losses
 from lib.augmentations import RECIPES, Recipe
 from lib.config import PRESETS, Config, difference, parse, preset
 
@@ -41,7 +41,8 @@ def test_presets_have_the_published_values():
         assert config.mean == (0.4914, 0.4822, 0.4465) and config.std == (0.2023, 0.1994, 0.2010)
     assert (supcon.epochs, supcon.learning_rate, supcon.temperature) == (1000, 0.5, 0.1)
     assert (simclr.epochs, simclr.learning_rate, simclr.temperature) == (1000, 0.5, 0.5)
-    assert (supcon.loss_scale, simclr.loss_scale, ce.loss_scale) == pytest.approx((1 / 0.7, 5 / 0.7, 1))
+    factors = [losses.scale(config.temperature, config.base_temperature) for config in (supcon, simclr, ce)]
+    assert factors == pytest.approx([1 / 0.7, 5 / 0.7, 1])
     assert (ce.epochs, ce.learning_rate, ce.recipe, ce.head) == (500, 0.8, "crop-flip", "linear")
     assert (uva.encoder, uva.stem, uva.batch_size, uva.temperature) == ("resnet18", "imagenet", 256, 0.07)
     assert (uva.optimiser, uva.learning_rate, uva.weight_decay) == ("adamw", 5e-4, 1e-4)

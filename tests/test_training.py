@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from lib import InputError, checkpoints, data, evaluation, records, training
+from lib import InputError, checkpoints, data, evaluation, losses, records, training
 from lib.config import PRESETS, preset
 from lib.encoders import Model
 from tests.conftest import arrays
@@ -224,9 +224,28 @@ def test_the_data_set_must_be_the_configurations(toy, tmp_path):
 
 
 def test_supcontrasts_factor_scales_the_loss():
-    z = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
-    plain, theirs = config(temperature=0.5), config(temperature=0.5, base_temperature=0.07)
-    assert training.loss_of(theirs, z, None) == pytest.approx(float(training.loss_of(plain, z, None)) * 0.5 / 0.07)
+    z, labels = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+    for method in ("simclr", "supcon"):
+        plain, theirs = (config(method, temperature=0.5, base_temperature=base) for base in (None, 0.07))
+        assert training.loss_of(theirs, z, labels) == pytest.approx(
+            float(training.loss_of(plain, z, labels)) * 0.5 / 0.07)
+
+
+@pytest.mark.parametrize("method", ["simclr", "supcon", "ce"])
+def test_an_epoch_tells_the_contrast_of_its_last_full_batch(method, toy, tmp_path, monkeypatch):
+    """180 images in batches of 32: the sixth batch has 20."""
+    seen, loss_of = [], training.loss_of
+    monkeypatch.setattr(training, "loss_of", lambda config, z, labels: (seen.append((z, labels)),
+                                                                        loss_of(config, z, labels))[1])
+    run = pretrain(config(method, epochs=2, drop_last=False), toy, tmp_path)
+    assert [z.shape[1] for z, _ in seen] == 2 * [32, 32, 32, 32, 32, 20]
+    for epoch, row in enumerate(run.curves):
+        z, labels = seen[6 * epoch + 4]
+        if method == "ce":
+            assert "top1" not in row
+        else:
+            wanted = losses.contrast(z, labels if method == "supcon" else None)
+            assert {field: row[field] for field in wanted._fields} == wanted._asdict()
 
 
 def test_checkpoints_that_do_not_fit_are_named(toy, tmp_path, monkeypatch):

@@ -1,0 +1,31 @@
+"""The command line of the benchmarks: ``python -m benchmarks loss``."""
+
+import argparse
+import sys
+
+from benchmarks import loss
+from lib import InputError
+
+BENCHMARKS = {"loss": loss}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one benchmark, print its table, keep its record. An InputError is one line and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ours beside the peers, in one run.")
+    commands = parser.add_subparsers(required=True, metavar="NAME")
+    for name, module in BENCHMARKS.items():
+        sub = commands.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.arguments(sub)
+        sub.set_defaults(run=module.run)
+    args = parser.parse_args(arguments)
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

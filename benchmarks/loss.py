@@ -1,0 +1,132 @@
+"""Time and memory of the losses, forward and backward, beside the peers.
+
+Each case takes embeddings of random directions, float32, D = 128, two views, temperature 0.1, 10 classes for SupCon,
+and computes the loss and its gradient. "dense" is the loss as it is most shortly written, by us, with all M x M
+similarities in memory. "product" is one M x M x D matrix product into memory given: a loss and its gradient need at
+least two. A peer is left out of the sizes where it takes minutes or more memory than most machines have.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import measure
+from lib import InputError, losses
+
+D, TEMPERATURE, CLASSES = 128, 0.1, 10
+SIZES = {"cpu": (512, 2048, 8192, 65536), "cuda": (512, 2048, 8192, 32768, 131072)}
+PEERS = ("lightly", "pytorch-metric-learning")
+LARGEST = {"dense": 8192, "lightly": 8192, "pytorch-metric-learning": 8192, "product": 8192,
+           "nt_xent pytorch-metric-learning": 512,      # M; it compares every positive pair with every negative one
+           "sup_con_in ours": 8192, "contrast ours": 8192}      # these two for the time only
+
+
+def dense_nt_xent(z: Tensor) -> Tensor:
+    """The loss as most code bases write it: all similarities, then a cross-entropy over each row."""
+    n = z.shape[1]
+    rows = F.normalize(z.flatten(0, 1), dim=1)
+    similarity = (rows @ rows.T / TEMPERATURE).fill_diagonal_(-math.inf)
+    return F.cross_entropy(similarity, torch.arange(2 * n, device=z.device).roll(n))
+
+
+def dense_sup_con(z: Tensor, labels: Tensor) -> Tensor:
+    """SupCon with an M x M mask of the positives."""
+    rows, labels = F.normalize(z.flatten(0, 1), dim=1), labels.repeat(2)
+    similarity = (rows @ rows.T / TEMPERATURE).fill_diagonal_(-math.inf)
+    positive = (labels[:, None] == labels).fill_diagonal_(False)
+    log_probability = (similarity - similarity.logsumexp(1, keepdim=True)).masked_fill(~positive, 0)
+    return -(log_probability.sum(1) / positive.sum(1)).mean()
+
+
+def both_ways(z: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """Forward and backward: the gradient of the loss."""
+    return torch.autograd.grad(loss(z), z)[0]
+
+
+def product(m: int, device: torch.device) -> Callable[[], Tensor]:
+    """One matrix product of all pairs, into memory that is there before."""
+    rows = torch.randn(m, D, generator=torch.Generator().manual_seed(0)).to(device)
+    return partial(torch.mm, rows, rows.T, out=rows.new_zeros(len(rows), len(rows)))
+
+
+def cases(m: int, device: torch.device) -> dict[str, Callable[[], object]]:
+    """Every loss that can be had at this size, by "LOSS LIBRARY", as a call for its gradient."""
+    from lightly.loss import NTXentLoss
+    from pytorch_metric_learning import losses as pml
+
+    n = m // 2
+    z = torch.randn(2, n, D, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    labels, images = torch.arange(n, device=device) % CLASSES, torch.arange(n, device=device)
+    lightly = NTXentLoss(TEMPERATURE)
+    pml_nt_xent, pml_sup_con = pml.NTXentLoss(TEMPERATURE), pml.SupConLoss(TEMPERATURE)
+    functions = {
+        "nt_xent ours": lambda z: losses.nt_xent(z, TEMPERATURE),
+        "nt_xent dense": dense_nt_xent,
+        "nt_xent lightly": lambda z: lightly(z[0], z[1]),
+        "nt_xent pytorch-metric-learning": lambda z: pml_nt_xent(z.flatten(0, 1), images.repeat(2)),
+        "sup_con ours": lambda z: losses.sup_con(z, labels, TEMPERATURE),
+        "sup_con dense": lambda z: dense_sup_con(z, labels),
+        "sup_con pytorch-metric-learning": lambda z: pml_sup_con(z.flatten(0, 1), labels.repeat(2)),
+        "sup_con_in ours": lambda z: losses.sup_con(z, labels, TEMPERATURE, positives="in"),
+    }
+    made = {name: partial(both_ways, z, function) for name, function in functions.items()}
+    made["contrast ours"] = lambda: losses.contrast(z.detach(), labels)
+    return {name: case for name, case in made.items()
+            if m <= min(LARGEST.get(name, math.inf), LARGEST.get(name.split()[1], math.inf))}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m benchmarks loss``."""
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="M", help="embeddings in a batch; even")
+    parser.add_argument("--repetitions", type=int, default=9, help="of each case, after one that does not count")
+    parser.add_argument("--memory-of", nargs=3, metavar=("LOSS", "LIBRARY", "M"), help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print, keep the record."""
+    for peer in PEERS:
+        measure.installed(peer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.memory_of:
+        print(memory_of(" ".join(args.memory_of[:2]), int(args.memory_of[2]), device))
+        return
+    sizes = args.sizes or SIZES[device.type]
+    if args.repetitions < 1 or any(m < 4 or m % 2 for m in sizes):
+        raise InputError("--sizes must be even numbers from 4 up, --repetitions at least 1")
+    rows = []
+    for m in sizes:
+        rows += rows_of(m, device, args.repetitions)
+    settings = {"dimensions": D, "temperature": TEMPERATURE, "classes": CLASSES, "repetitions": args.repetitions}
+    print(measure.keep("loss", device, rows, PEERS, settings))
+
+
+def rows_of(m: int, device: torch.device, repetitions: int) -> list[dict]:
+    """Times, memory and ratios at one size; printed as they come."""
+    made = cases(m, device) | ({"all product": product(m, device)} if m <= LARGEST["product"] else {})
+    seconds = measure.interleaved(made, repetitions)
+    rows = []
+    for name, taken in seconds.items():
+        loss, library = name.split()
+        memory = measure.in_own_process("loss", "--memory-of", loss, library, str(m)) if loss != "all" else 0
+        row = {"loss": loss, "library": library, "m": m, "seconds": measure.spread(taken), "extra_bytes": memory}
+        if library == "ours" and "all product" in seconds:
+            row["times_the_product"] = measure.ratios(taken, seconds["all product"])
+        elif f"{loss} ours" in seconds:
+            row["times_ours"] = measure.ratios(taken, seconds[f"{loss} ours"])
+        rows.append(row)
+        ratio = row.get("times_ours") or row.get("times_the_product") or {}
+        print(f"{m:7} {name:32} {1e3 * row['seconds']['median']:10.2f} ms {memory / 1e6:9.1f} MB  "
+              + "".join(f"{'of ours' if 'times_ours' in row else 'of the product'} {ratio['median']:.2f} "
+                        f"[{ratio['min']:.2f}, {ratio['max']:.2f}]" if ratio else ""), flush=True)
+    return rows
+
+
+def memory_of(name: str, m: int, device: torch.device) -> int:
+    """Extra bytes of one call, in a process that has done the same on a small batch before."""
+    cases(256, device)[name]()
+    return measure.extra_memory(cases(m, device)[name], device)

@@ -1,0 +1,172 @@
+"""Log-sum-exp over all pairs of rows, tile by tile: the denominator of both losses, exact, in O(M D) memory.
+
+The similarities ``z_i . z_j`` are a symmetric matrix, so only the tiles on and above its diagonal are computed, and
+each serves its rows and its columns. The forward pass keeps one sum a row; the backward pass computes every tile again
+and adds ``(g_i p_ij + g_j p_ji) z_j``, where ``p_ij`` is the softmax of row i. That is two M x M x D products in all,
+where the dense form needs three and stores M x M numbers several times. Where all tiles together are small they wait
+for the backward pass.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+TILE = {"cpu": 512}         # rows; a tile of 1 MB stays in a core's cache
+TILE_ELSEWHERE = 4096       # on accelerators few large products are faster than many small ones
+KEEP = 2 ** 25              # bytes: up to 32 MB of tiles wait for the backward pass, M = 3,584 on the CPU
+SAFE = 50                   # |z_i . z_j| / t up to which exp, its sums and their inverses are normal float32 numbers
+
+
+def log_sum_exp_others(z: Tensor, temperature: float, labels: Tensor | None = None,
+                       bound: float | None = None) -> Tensor:
+    """``log sum_{j != i} exp(z_i . z_j / t)`` for every row i; with labels, over the j of i's own label only.
+
+    z: (M, D) float32 or float64, normalised or not. labels: (M,) integers. bound: a known upper bound of
+    ``|z_i . z_j|``, 1 for normalised rows; it spares a look at the data. Returns (M,); -inf where there is no such j.
+    Differentiable in z, twice too, the second time in O(M^2) memory. Sums are of z's own precision: lift halves before.
+    """
+    if bound is None:
+        bound = float(z.detach().square().sum(1).max())
+    safe = bound / temperature <= SAFE
+    return _forward(z, temperature, labels, safe, safe and z.requires_grad and torch.is_grad_enabled())[0]
+
+
+@torch.no_grad()
+def negatives_ahead(z: Tensor, labels: Tensor) -> Tensor:
+    """How many rows of other labels are at least as similar to row i as the most similar row of its own label.
+
+    z: (M, D) float; labels: (M,) integers. Returns (M,) int64, every other label's row for a row without another of its
+    own. A tie, to 1e-6, counts as ahead: else a collapsed encoder would look perfect.
+    """
+    best, count = z.new_full((len(z),), -math.inf), torch.zeros_like(labels, dtype=torch.int64)
+    for rows, columns, tile in _tiles(z):
+        _similarities(z, labels, rows, columns, tile)
+        best[rows] = torch.maximum(best[rows], tile.amax(1))
+        best[columns] = torch.maximum(best[columns], tile.amax(0))
+    for rows, columns, tile in _tiles(z):
+        _similarities(z, None, rows, columns, tile)
+        negative = labels[rows, None] != labels[columns]
+        count[rows] += ((tile >= best[rows, None] - 1e-6) & negative).sum(1)
+        if rows != columns:
+            count[columns] += ((tile >= best[columns] - 1e-6) & negative).sum(0)
+    return count
+
+
+@torch.library.custom_op("contrastive::log_sum_exp_others", mutates_args=())
+def _forward(z: Tensor, temperature: float, labels: Tensor | None, safe: bool, keep: bool) -> tuple[Tensor, Tensor]:
+    scaled, total, one = z * temperature ** -0.5, z.new_zeros(len(z)), z.new_ones(len(z))
+    kept = _room(z, keep)
+    highest = torch.full_like(total, -torch.finfo(z.dtype).max)
+    for rows, columns, tile in _tiles(z, kept):
+        _similarities(scaled, labels, rows, columns, tile)
+        if safe:
+            tile.exp_()
+            total[rows].addmv_(tile, one[columns])
+            if rows != columns:
+                total[columns].addmv_(tile.T, one[rows])
+        else:
+            for of, part in ((rows, tile), (columns, tile.T))[:1 + (rows != columns)]:
+                top = torch.maximum(highest[of], part.amax(1))
+                total[of] = total[of] * (highest[of] - top).exp() + (part - top[:, None]).exp().sum(1)
+                highest[of] = top
+    return total.log_() if safe else total.log_().add_(highest), kept
+
+
+@torch.library.custom_op("contrastive::log_sum_exp_others_backward", mutates_args=())
+def _backward(g: Tensor, z: Tensor, lse: Tensor, kept: Tensor, temperature: float, labels: Tensor | None,
+              safe: bool) -> Tensor:
+    scaled = z * temperature ** -0.5
+    grad = torch.zeros_like(scaled)
+    g, lse = g.masked_fill(lse.isinf(), 0), lse.masked_fill(lse.isinf(), 0)     # rows without any j
+    weight = g * (-lse).exp() if safe else None
+    for (rows, columns, tile), (_, _, share) in zip(_tiles(z, kept), _tiles(z)):
+        if not len(kept):
+            _similarities(scaled, labels, rows, columns, tile)
+        if safe:
+            share = torch.add(weight[rows, None], weight[columns], out=share)
+            share.mul_(tile if len(kept) else tile.exp_())
+        else:
+            other = (tile - lse[columns]).exp_().mul_(g[columns])
+            share = tile.sub_(lse[rows, None]).exp_().mul_(g[rows, None]).add_(other)
+        grad[rows].addmm_(share, scaled[columns])
+        if rows != columns:
+            grad[columns].addmm_(share.T, scaled[rows])
+    return grad.mul_(temperature ** -0.5)
+
+
+def _pairs(z: Tensor) -> list[tuple[slice, slice]]:
+    """Rows and columns of every tile on and above the diagonal."""
+    size = TILE.get(z.device.type, TILE_ELSEWHERE)
+    parts = [slice(start, min(start + size, len(z))) for start in range(0, len(z), size)]
+    return [(rows, columns) for place, rows in enumerate(parts) for columns in parts[place:]]
+
+
+def _shape(rows: slice, columns: slice) -> tuple[int, int]:
+    return rows.stop - rows.start, columns.stop - columns.start
+
+
+def _room(z: Tensor, keep: bool) -> Tensor:
+    """Memory for all tiles, one after the other, where it is wanted and small; else none."""
+    room = sum(math.prod(_shape(*pair)) for pair in _pairs(z))
+    return z.new_empty(room if keep and room * z.element_size() <= KEEP else 0)
+
+
+def _tiles(z: Tensor, kept: Tensor | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows and columns of every tile, and its memory: its own in ``kept``, or the same for all of them."""
+    pairs, start = _pairs(z), 0
+    one = kept is None or not len(kept)
+    room = z.new_empty(math.prod(_shape(*pairs[0]))) if one else kept
+    for rows, columns in pairs:
+        shape = _shape(rows, columns)
+        yield rows, columns, room[start:start + math.prod(shape)].view(shape)
+        start += 0 if one else math.prod(shape)
+
+
+def _similarities(scaled: Tensor, labels: Tensor | None, rows: slice, columns: slice, tile: Tensor) -> None:
+    """Fill a tile with ``z_i . z_j / t``; what must not count is -inf."""
+    torch.mm(scaled[rows], scaled[columns].T, out=tile)
+    if rows == columns:
+        tile.fill_diagonal_(-math.inf)
+    if labels is not None:
+        tile.masked_fill_(labels[rows, None] != labels[columns], -math.inf)
+
+
+@_forward.register_fake
+def _(z, temperature, labels, safe, keep):
+    return z.new_empty(len(z)), _room(z, keep)
+
+
+@_backward.register_fake
+def _(g, z, lse, kept, temperature, labels, safe):
+    return torch.empty_like(z)
+
+
+def _remember(ctx, inputs, output) -> None:
+    z, ctx.temperature, labels, ctx.safe, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(z, labels, *output)
+
+
+def _differentiate(ctx, g: Tensor | None, _):
+    if g is None:
+        return None, None, None, None, None
+    z, labels, lse, kept = ctx.saved_tensors
+    if torch.is_grad_enabled():                 # create_graph: the gradient itself will be differentiated
+        grad, = torch.autograd.grad(_dense(z, ctx.temperature, labels), z, g, create_graph=True)
+    else:
+        grad = _backward(g, z, lse, kept, ctx.temperature, labels, ctx.safe)
+    return grad, None, None, None, None
+
+
+def _dense(z: Tensor, temperature: float, labels: Tensor | None) -> Tensor:
+    """The same by the M x M matrix, out of operations that can be differentiated any number of times."""
+    out = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    if labels is not None:
+        out = out | (labels[:, None] != labels)
+    return (z @ z.T / temperature).masked_fill(out, -math.inf).logsumexp(1)
+
+
+_forward.register_autograd(_differentiate, setup_context=_remember)

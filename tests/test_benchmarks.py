@@ -1,0 +1,91 @@
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import loss, measure
+from lib import InputError, records
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "BENCHMARKS", tmp_path)
+    return tmp_path
+
+
+def test_a_small_benchmark_from_end_to_end(kept, capsys, monkeypatch):
+    monkeypatch.setattr(measure, "in_own_process", lambda *arguments: len(arguments))
+    assert command.main(["loss", "--sizes", "12", "40", "--repetitions", "3"]) == 0
+    record = records.benchmark("loss-cpu")
+    assert capsys.readouterr().out.splitlines()[-1] == str(kept / "loss-cpu.json")
+    assert record["settings"]["repetitions"] == 3 and record["versions"]["lightly"] and record["device"]["threads"]
+    names = {(row["loss"], row["library"], row["m"]) for row in record["rows"]}
+    assert names == {(*name.split(), m) for m in (12, 40)
+                     for name in [*loss.cases(m, torch.device("cpu")), "all product"]}
+    for row in record["rows"]:
+        assert 0 < row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"]
+        assert ("times_the_product" in row) == (row["library"] == "ours")
+        assert ("times_ours" in row) == (row["library"] not in ("ours", "product"))
+
+
+def test_all_cases_of_a_loss_give_the_same_gradient():
+    """What is compared is the same function."""
+    gradients = {name: case() for name, case in loss.cases(40, torch.device("cpu")).items()}
+    for name in ("nt_xent", "sup_con"):
+        ours = gradients[f"{name} ours"]
+        for other in (other for other in gradients if other.startswith(f"{name} ")):
+            assert torch.allclose(gradients[other], ours, atol=1e-6), other
+    assert not torch.allclose(gradients["sup_con_in ours"], gradients["sup_con ours"], atol=1e-6)
+
+
+def test_cases_take_turns_and_the_first_round_does_not_count():
+    calls = []
+    seconds = measure.interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, repetitions=4)
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4, "c": 4}
+    rounds = [calls[start:start + 3] for start in range(0, 15, 3)]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds) and len({tuple(names) for names in rounds}) > 1
+
+
+def test_ratios_are_taken_round_by_round():
+    assert measure.ratios([2.0, 8.0, 3.0], [1.0, 2.0, 3.0]) == {"min": 1, "median": 2, "max": 4}
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["loss", "--sizes", "7"], "must be even numbers"),
+    (["loss", "--repetitions", "0"], "at least 1"),
+])
+def test_bad_options_are_one_line(arguments, words, capsys):
+    assert command.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_a_missing_peer_and_a_failed_process_are_named():
+    with pytest.raises(InputError, match="the peer no-such-package is not installed; run: pip install"):
+        measure.installed("no-such-package")
+    with pytest.raises(InputError, match="python -m benchmarks loss --memory-of .* failed: KeyError"):
+        measure.in_own_process("loss", "--memory-of", "no", "case", "8")
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, "missing or damaged"), ("{", "missing or damaged"), ("[]", "missing or damaged"),
+    ('{"schema": 1}', "missing or damaged"),
+    (json.dumps({"schema": 9, "settings": {}, "versions": {}, "device": {}, "code": {}, "rows": [1]}), "this version"),
+])
+def test_a_damaged_record_is_named(content, words, kept):
+    if content is not None:
+        (kept / "loss-cpu.json").write_text(content)
+    with pytest.raises(InputError, match=f"loss-cpu.json.*{words}"):
+        records.benchmark("loss-cpu")
+
+
+def test_the_published_benchmarks_say_where_they_come_from():
+    paths = sorted(records.BENCHMARKS.glob("*.json"))
+    assert paths
+    for path in paths:
+        record = records.benchmark(path.stem)
+        assert record["benchmark"] == path.stem.rpartition("-")[0] and record["code"]["commit"]
+        assert record["code"]["changed"] is False and record["settings"]["repetitions"] >= 7
+        assert all(math.isfinite(row["seconds"]["median"]) for row in record["rows"])
