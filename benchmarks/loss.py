@@ -116,7 +116,7 @@ def rows_of(m: int, device: torch.device, repetitions: int) -> list[dict]:
         row = {"loss": loss, "library": library, "m": m, "seconds": measure.spread(taken), "extra_bytes": memory}
         if library == "ours" and "all product" in seconds:
             row["times_the_product"] = measure.ratios(taken, seconds["all product"])
-        elif f"{loss} ours" in seconds:
+        if library != "ours" and f"{loss} ours" in seconds:
             row["times_ours"] = measure.ratios(taken, seconds[f"{loss} ours"])
         rows.append(row)
         ratio = row.get("times_ours") or row.get("times_the_product") or {}

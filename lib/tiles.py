@@ -42,11 +42,11 @@ def negatives_ahead(z: Tensor, labels: Tensor) -> Tensor:
     """
     best, count = z.new_full((len(z),), -math.inf), torch.zeros_like(labels, dtype=torch.int64)
     for rows, columns, tile in _tiles(z):
-        _similarities(z, labels, rows, columns, tile)
+        _similarities(z, 1, labels, rows, columns, tile)
         best[rows] = torch.maximum(best[rows], tile.amax(1))
         best[columns] = torch.maximum(best[columns], tile.amax(0))
     for rows, columns, tile in _tiles(z):
-        _similarities(z, None, rows, columns, tile)
+        _similarities(z, 1, None, rows, columns, tile)
         negative = labels[rows, None] != labels[columns]
         count[rows] += ((tile >= best[rows, None] - 1e-6) & negative).sum(1)
         if rows != columns:
@@ -56,11 +56,11 @@ def negatives_ahead(z: Tensor, labels: Tensor) -> Tensor:
 
 @torch.library.custom_op("contrastive::log_sum_exp_others", mutates_args=())
 def _forward(z: Tensor, temperature: float, labels: Tensor | None, safe: bool, keep: bool) -> tuple[Tensor, Tensor]:
-    scaled, total, one = z * temperature ** -0.5, z.new_zeros(len(z)), z.new_ones(len(z))
+    total, one = z.new_zeros(len(z)), z.new_ones(len(z))
     kept = _room(z, keep)
     highest = torch.full_like(total, -torch.finfo(z.dtype).max)
     for rows, columns, tile in _tiles(z, kept):
-        _similarities(scaled, labels, rows, columns, tile)
+        _similarities(z, temperature, labels, rows, columns, tile)
         if safe:
             tile.exp_()
             total[rows].addmv_(tile, one[columns])
@@ -77,23 +77,22 @@ def _forward(z: Tensor, temperature: float, labels: Tensor | None, safe: bool, k
 @torch.library.custom_op("contrastive::log_sum_exp_others_backward", mutates_args=())
 def _backward(g: Tensor, z: Tensor, lse: Tensor, kept: Tensor, temperature: float, labels: Tensor | None,
               safe: bool) -> Tensor:
-    scaled = z * temperature ** -0.5
-    grad = torch.zeros_like(scaled)
+    grad = torch.zeros_like(z)
     g, lse = g.masked_fill(lse.isinf(), 0), lse.masked_fill(lse.isinf(), 0)     # rows without any j
     weight = g * (-lse).exp() if safe else None
     for (rows, columns, tile), (_, _, share) in zip(_tiles(z, kept), _tiles(z)):
         if not len(kept):
-            _similarities(scaled, labels, rows, columns, tile)
+            _similarities(z, temperature, labels, rows, columns, tile)
         if safe:
             share = torch.add(weight[rows, None], weight[columns], out=share)
             share.mul_(tile if len(kept) else tile.exp_())
         else:
             other = (tile - lse[columns]).exp_().mul_(g[columns])
             share = tile.sub_(lse[rows, None]).exp_().mul_(g[rows, None]).add_(other)
-        grad[rows].addmm_(share, scaled[columns])
+        grad[rows].addmm_(share, z[columns], alpha=1 / temperature)
         if rows != columns:
-            grad[columns].addmm_(share.T, scaled[rows])
-    return grad.mul_(temperature ** -0.5)
+            grad[columns].addmm_(share.T, z[rows], alpha=1 / temperature)
+    return grad
 
 
 def _pairs(z: Tensor) -> list[tuple[slice, slice]]:
@@ -124,9 +123,10 @@ def _tiles(z: Tensor, kept: Tensor | None = None) -> Iterator[tuple[slice, slice
         start += 0 if one else math.prod(shape)
 
 
-def _similarities(scaled: Tensor, labels: Tensor | None, rows: slice, columns: slice, tile: Tensor) -> None:
+def _similarities(z: Tensor, temperature: float, labels: Tensor | None, rows: slice, columns: slice,
+                  tile: Tensor) -> None:
     """Fill a tile with ``z_i . z_j / t``; what must not count is -inf."""
-    torch.mm(scaled[rows], scaled[columns].T, out=tile)
+    torch.addmm(tile, z[rows], z[columns].T, beta=0, alpha=1 / temperature, out=tile)
     if rows == columns:
         tile.fill_diagonal_(-math.inf)
     if labels is not None:
