@@ -16,6 +16,7 @@ test: .venv/done  ## set up .venv, run the tests, the quick book among them
 
 bench: .venv/done ## set up .venv, time our code beside its peers, a quarter of an hour; the machine must be quiet
 	$(ENV)/python -m benchmarks loss
+	$(ENV)/python -m benchmarks views
 
 clean:            ## delete the built book and the environment; runs/ and data/ stay
 	rm -rf .venv build

@@ -1,12 +1,12 @@
-"""The command line of the benchmarks: ``python -m benchmarks loss``."""
+"""The command line of the benchmarks: ``python -m benchmarks NAME``."""
 
 import argparse
 import sys
 
-from benchmarks import loss
+from benchmarks import loss, views
 from lib import InputError
 
-BENCHMARKS = {"loss": loss}
+BENCHMARKS = {"loss": loss, "views": views}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,7 +2,8 @@
 
 ``draw`` decides, ``apply`` computes. What is drawn for an image is a pure function of (seed, step, its place in the
 batch, view): no worker, thread, device or number of processes changes it. What is computed agrees with
-torchvision's float tensor operations on the same parameters.
+torchvision's float tensor operations on the same parameters: on a CPU image by image (``lib.kernels``), elsewhere, and
+where numba is missing, in batches (``batched``).
 """
 
 from dataclasses import dataclass, fields
@@ -14,6 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib import InputError
+
+try:
+    from lib import kernels
+except ImportError:                                         # no numba, or one for another numpy
+    kernels = None
 
 CHUNK = 128 * 32 * 32                                       # pixels at a time on a CPU: temporaries stay in cache
 ATTEMPTS = 10                                               # torchvision's RandomResizedCrop gives up after ten
@@ -144,24 +150,38 @@ def draw(recipe: Recipe, n: int, seed: int, step: int, view: int = 0) -> Paramet
     )
 
 
-def apply(images: Tensor, parameters: Parameters) -> Tensor:
+def apply(images: Tensor, parameters: Parameters, out: Tensor | None = None) -> Tensor:
     """Compute the views.
 
     images: (N, 3, H, W) uint8 on any device, one row of parameters each. Returns (N, 3, S, S) float32, normalised
-    by the recipe's mean and std. Raises InputError where the numbers of images and parameters differ.
+    by the recipe's mean and std; written into out, where given. Raises InputError where the numbers of images and
+    parameters differ, or the blur is wider than the view.
     """
     if len(images) != len(parameters):
         raise InputError(f"{len(images)} images but parameters for {len(parameters)}")
-    if images.device.type != "cpu":
-        return _apply(images, parameters)
-    chunk = max(1, CHUNK // images[0, 0].numel())
-    rows = [slice(start, start + chunk) for start in range(0, len(images), chunk)]
-    return torch.cat([_apply(images[r], parameters[r]) for r in rows])
+    recipe, (height, width) = parameters.recipe, images.shape[-2:]
+    size = recipe.size or height
+    if recipe.blur_sigma and recipe.blur_kernel // 2 >= size:
+        raise InputError(f"a blur kernel of {recipe.blur_kernel} pixels does not fit a view of {size} x {size}")
+    if out is None:
+        out = torch.empty(len(images), 3, size, size, device=images.device)
+    boxes = parameters.boxes(height, width)
+    if kernels and images.device.type == "cpu":
+        return kernels.apply(images, parameters, boxes, out)
+    chunk = max(1, CHUNK // (height * width)) if images.device.type == "cpu" else max(1, len(images))
+    for start in range(0, len(images), chunk):
+        rows = slice(start, start + chunk)
+        out[rows] = batched(images[rows], parameters[rows], boxes[rows], size)
+    return out
 
 
 def views(images: Tensor, recipe: Recipe, seed: int, step: int, count: int = 2) -> Tensor:
     """``count`` independent views of each image: (N, 3, H, W) uint8 -> (count, N, 3, S, S) float32."""
-    return torch.stack([apply(images, draw(recipe, len(images), seed, step, view)) for view in range(count)])
+    size = recipe.size or images.shape[2]
+    made = torch.empty(count, len(images), 3, size, size, device=images.device)
+    for view, out in enumerate(made):
+        apply(images, draw(recipe, len(images), seed, step, view), out)
+    return made
 
 
 def two_views(images: Tensor, recipe: Recipe, seed: int, step: int) -> Tensor:
@@ -169,13 +189,12 @@ def two_views(images: Tensor, recipe: Recipe, seed: int, step: int) -> Tensor:
     return views(images, recipe, seed, step, count=2)
 
 
-def _apply(images: Tensor, parameters: Parameters) -> Tensor:
+def batched(images: Tensor, parameters: Parameters, boxes: Tensor, size: int) -> Tensor:
+    """The views by operations on the whole batch, on any device; boxes: (N, 4), the crops."""
     recipe, device = parameters.recipe, images.device
-    height, width = images.shape[-2:]
-    size = recipe.size or height
     x = images.float() / 255
-    if recipe.crop_scale or recipe.flip or (size, size) != (height, width):
-        x = crop_resize_flip(x, parameters.boxes(height, width).to(device), parameters.flip.to(device), size)
+    if recipe.crop_scale or recipe.flip or (size, size) != images.shape[-2:]:
+        x = crop_resize_flip(x, boxes.to(device), parameters.flip.to(device), size)
     if recipe.jitter_probability:
         x = colour_jitter(x, parameters)
     if recipe.greyscale:
@@ -268,8 +287,6 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     """Blur each image with its own sigma (N,), in pixels, edges reflected. x: (N, 3, S, S)."""
     n, channels, height, width = x.shape
     radius = kernel // 2
-    if radius >= min(height, width):
-        raise InputError(f"a blur kernel of {kernel} pixels does not fit an image of {height} x {width}")
     offset = torch.arange(-radius, radius + 1, device=x.device)
     weight = torch.exp(-0.5 * (offset / sigma.view(-1, 1)) ** 2)                # (N, kernel)
     weight = (weight / weight.sum(1, keepdim=True)).repeat_interleave(channels, dim=0)

@@ -14,6 +14,7 @@ import re
 import subprocess
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +201,7 @@ def code(*others: str) -> dict:
 
 def versions() -> dict:
     """Versions of Python and of the packages that numbers depend on."""
-    names = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
+    names = ["torch", "torchvision", "numpy", "scipy", "scikit-learn"] + ["numba"] * bool(find_spec("numba"))
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 

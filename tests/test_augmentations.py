@@ -15,6 +15,15 @@ from lib.augmentations import RECIPES, Recipe, apply, draw, two_views, views
 OPERATIONS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 
 
+@pytest.fixture(params=["compiled", "batched"])
+def form(request, monkeypatch):
+    """Image by image, and as it is computed on other devices and without numba."""
+    if request.param == "batched":
+        monkeypatch.setattr(augmentations, "kernels", None)
+    else:
+        assert augmentations.kernels
+
+
 def images(n=12, height=32, width=32, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, height, width), dtype=np.uint8))
 
@@ -42,7 +51,7 @@ def by_torchvision(image, parameters, i):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("height, width, size", [(32, 32, None), (96, 96, 96), (40, 56, 24), (20, 17, 48)])
-def test_views_agree_with_torchvision_on_the_same_parameters(recipe, height, width, size):
+def test_views_agree_with_torchvision_on_the_same_parameters(recipe, height, width, size, form):
     recipe, x = replace(RECIPES[recipe], size=size), images(12, height, width)
     parameters = draw(recipe, 12, seed=3, step=5)
     ours = apply(x, parameters)
@@ -52,39 +61,58 @@ def test_views_agree_with_torchvision_on_the_same_parameters(recipe, height, wid
     assert ours.shape == (12, 3, size or height, size or height) and ours.dtype == torch.float32
 
 
-def test_each_step_agrees_with_torchvision_to_2e_6():
-    for seed in range(4):
-        x = images(24, 64, 64, seed).float() / 255
-        p = draw(RECIPES["uva"], 24, seed, step=1)
-        boxes = p.boxes(64, 64)
-        cropped = [F.resized_crop(x[i], *boxes[i].tolist(), [64, 64], antialias=True) for i in range(24)]
-        pairs = [(augmentations.crop_resize_flip(x, boxes, p.flip, 64),
-                  [F.horizontal_flip(c) if p.flip[i] else c for i, c in enumerate(cropped)]),
-                 (augmentations.gaussian_blur(x, p.sigma, 9),
-                  [F.gaussian_blur(x[i], [9, 9], [float(p.sigma[i])] * 2) for i in range(24)]),
-                 (augmentations.shift_hue(x, p.jitter[:, 3]),
-                  [F.adjust_hue(x[i], float(p.jitter[i, 3])) for i in range(24)]),
-                 (augmentations.luma(x), [F.rgb_to_grayscale(x[i]) for i in range(24)])]
-        pairs += [(augmentations.blend(x, torch.full((24,), k), p.jitter[:, k]),
-                   [OPERATIONS[k](x[i], float(p.jitter[i, k])) for i in range(24)]) for k in range(3)]
-        for ours, theirs in pairs:
-            assert (ours - torch.stack(theirs)).abs().max() < 2e-6
+STEPS = {
+    "crop": Recipe(crop_scale=(0.08, 1.0)), "flip": Recipe(flip=0.5), "up": Recipe(size=100), "down": Recipe(size=23),
+    "brightness": Recipe(jitter=(0.5, 0, 0, 0), jitter_probability=1),
+    "contrast": Recipe(jitter=(0, 0.5, 0, 0), jitter_probability=1),
+    "saturation": Recipe(jitter=(0, 0, 0.5, 0), jitter_probability=1),
+    "hue": Recipe(jitter=(0, 0, 0, 0.5), jitter_probability=1),
+    "grey": Recipe(greyscale=0.5), "blur": Recipe(blur_sigma=(0.1, 2.0)),
+}
 
 
-def test_normalisation_comes_last():
+@pytest.mark.parametrize("step", STEPS)
+def test_each_step_agrees_with_torchvision_to_2e_6(step, form):
+    for seed, (height, width) in enumerate([(64, 64), (64, 64), (96, 80)]):
+        x, parameters = images(24, height, width, seed), draw(STEPS[step], 24, seed, step=1)
+        theirs = torch.stack([by_torchvision(x[i], parameters, i) for i in range(24)])
+        assert (apply(x, parameters) - theirs).abs().max() < 2e-6
+
+
+def test_the_number_of_threads_changes_nothing():
+    x, threads = images(7, 40, 40), torch.get_num_threads()
+    try:
+        made = []
+        for count in (1, 2, 3, 16):
+            torch.set_num_threads(count)
+            made.append(two_views(x, RECIPES["uva"], 0, 0))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(made[0], other) for other in made)
+
+
+def test_images_may_lie_in_memory_in_any_way(form):
+    x = images(6)
+    other = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert not other.is_contiguous() and torch.equal(views(x, RECIPES["uva"], 0, 0), views(other, RECIPES["uva"], 0, 0))
+
+
+def test_normalisation_comes_last(form):
     recipe = replace(RECIPES["none"], mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
     ours = apply(images(), draw(recipe, 12, 0, 0))
-    assert torch.allclose(ours, F.normalize(images().float() / 255, recipe.mean, recipe.std), atol=1e-6)
+    assert torch.equal(ours, F.normalize(images().float() / 255, recipe.mean, recipe.std))
 
 
-def test_grey_and_extreme_images_survive_the_hue():
+@pytest.mark.parametrize("shift", [0.5, -0.5, 0.2, 1 / 3])
+def test_grey_and_extreme_images_survive_the_hue(shift, form):
     x = torch.stack([torch.full((3, 8, 8), v, dtype=torch.uint8) for v in (0, 128, 255)])
     x = torch.cat([x, torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)])
-    shift = torch.tensor([0.5, -0.5, 0.2, 1 / 3])
-    ours = augmentations.shift_hue(x.float() / 255, shift)
-    for i in range(3):
-        assert torch.equal(ours[i], x[i].float() / 255)
-    assert torch.allclose(ours[3, :, 0, 0], torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)       # red, a third on: green
+    parameters = draw(STEPS["hue"], 4, 0, 0)
+    parameters.jitter[:, 3] = shift
+    ours = apply(x, parameters)
+    assert torch.equal(ours[:3], x[:3].float() / 255)
+    if shift == 1 / 3:                                                          # red, a third on: green
+        assert torch.allclose(ours[3, :, 0, 0], torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
 
 
 def test_rows_depend_on_seed_step_place_and_view_alone():
@@ -105,13 +133,14 @@ def test_every_image_of_a_batch_gets_its_own_parameters():
 
 
 def test_the_batch_may_be_computed_in_any_chunks(monkeypatch):
+    monkeypatch.setattr(augmentations, "kernels", None)
     x = images(50)
     whole = views(x, RECIPES["supcontrast"], 0, 0)
     monkeypatch.setattr(augmentations, "CHUNK", 7 * 32 * 32)
     assert torch.allclose(views(x, RECIPES["supcontrast"], 0, 0), whole, atol=1e-6)
 
 
-def test_input_images_are_left_as_they_were():
+def test_input_images_are_left_as_they_were(form):
     x = images()
     before = x.clone()
     two_views(x, RECIPES["uva"], 0, 0)

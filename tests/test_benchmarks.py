@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import loss, measure
+from benchmarks import loss, measure, views
 from lib import InputError, records
 
 
@@ -38,6 +38,17 @@ def test_all_cases_of_a_loss_give_the_same_gradient():
         for other in (other for other in gradients if other.startswith(f"{name} ")):
             assert torch.allclose(gradients[other], ours, atol=1e-6), other
     assert not torch.allclose(gradients["sup_con_in ours"], gradients["sup_con ours"], atol=1e-6)
+
+
+def test_the_views_from_end_to_end(kept):
+    """Small, with the peers; what is measured leaves our own form as it was."""
+    form = views.augmentations.kernels
+    assert command.main(["views", "--images", "6", "--repetitions", "2"]) == 0
+    assert views.augmentations.kernels is form
+    rows = records.benchmark("views-cpu")["rows"]
+    assert {(row["case"], row["library"]) for row in rows} == {
+        (case, library) for case in views.CASES for library in ("ours", "batched", "PIL", "kornia")}
+    assert all(row["times_ours"]["median"] == 1 for row in rows if row["library"] == "ours")
 
 
 def test_cases_take_turns_and_the_first_round_does_not_count():
@@ -88,4 +99,6 @@ def test_the_published_benchmarks_say_where_they_come_from():
         record = records.benchmark(path.stem)
         assert record["benchmark"] == path.stem.rpartition("-")[0] and record["code"]["commit"]
         assert record["code"]["changed"] is False and record["settings"]["repetitions"] >= 7
-        assert all(math.isfinite(row["seconds"]["median"]) for row in record["rows"])
+        for row in record["rows"]:
+            assert all(math.isfinite(value) for spread in row.values() if isinstance(spread, dict)
+                       for value in spread.values())
