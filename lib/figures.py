@@ -93,6 +93,12 @@ def peers(axes: Axes, table: pd.DataFrame, value: str, label: str) -> Axes:
     return axes
 
 
+def spreads(table: pd.DataFrame, name: str, digits: int = 2) -> list[str]:
+    """Median and range, as text, from the columns "NAME median", "NAME min" and "NAME max"."""
+    return [f"{median:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]" for median, low, high in
+            zip(*(table[f"{name} {part}"] for part in ("median", "min", "max")))]
+
+
 def accuracy_bars(axes: Axes, summary: pd.DataFrame, chance: float | None = None) -> Axes:
     """Horizontal bars with 95 % intervals. summary: columns label, method, mean, low, high (fractions), from top down.
 

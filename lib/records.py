@@ -113,6 +113,14 @@ def benchmark(name: str) -> dict:
     return record
 
 
+def origin(benchmark: dict) -> str:
+    """Where a benchmark ran, in a line."""
+    device, versions = benchmark["device"], benchmark["versions"]
+    return (f"{device['name']}, {device['threads']} threads, torch {versions['torch']}, "
+            f"{benchmark['settings']['repetitions']} repetitions, {benchmark['finished'][:10]}, "
+            f"commit {benchmark['code']['commit'][:7]}")
+
+
 def load_all(results: Path = RESULTS) -> list[dict]:
     """Every record in a folder, ordered by file name."""
     return [read(path) for path in sorted(Path(results).glob("*.json"))]
