@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from benchmarks import loss, views
+from benchmarks import loss, measure, views
 from lib import InputError
 
 BENCHMARKS = {"loss": loss, "views": views}
@@ -16,11 +16,16 @@ def main(arguments: list[str] | None = None) -> int:
     for name, module in BENCHMARKS.items():
         sub = commands.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub.add_argument("--repetitions", type=int, default=9, help="of each case, after one that does not count")
         module.arguments(sub)
-        sub.set_defaults(run=module.run)
+        sub.set_defaults(module=module)
     args = parser.parse_args(arguments)
     try:
-        args.run(args)
+        for peer in args.module.PEERS:
+            measure.installed(peer)
+        if args.repetitions < 1:
+            raise InputError("--repetitions must be at least 1")
+        args.module.run(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

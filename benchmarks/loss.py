@@ -83,21 +83,18 @@ def cases(m: int, device: torch.device) -> dict[str, Callable[[], object]]:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m benchmarks loss``."""
     parser.add_argument("--sizes", type=int, nargs="+", metavar="M", help="embeddings in a batch; even")
-    parser.add_argument("--repetitions", type=int, default=9, help="of each case, after one that does not count")
     parser.add_argument("--memory-of", nargs=3, metavar=("LOSS", "LIBRARY", "M"), help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, keep the record."""
-    for peer in PEERS:
-        measure.installed(peer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.memory_of:
         print(memory_of(" ".join(args.memory_of[:2]), int(args.memory_of[2]), device))
         return
     sizes = args.sizes or SIZES[device.type]
-    if args.repetitions < 1 or any(m < 4 or m % 2 for m in sizes):
-        raise InputError("--sizes must be even numbers from 4 up, --repetitions at least 1")
+    if any(m < 4 or m % 2 for m in sizes):
+        raise InputError("--sizes must be even numbers from 4 up")
     rows = []
     for m in sizes:
         rows += rows_of(m, device, args.repetitions)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import measure
-from lib import InputError, augmentations
+from lib import augmentations
 from lib.augmentations import RECIPES, Recipe
 
 PEERS = ("kornia", "pillow")
@@ -95,16 +95,11 @@ def cases(size: int, name: str, n: int = IMAGES) -> dict[str, Callable[[], None]
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m benchmarks views``."""
-    parser.add_argument("--repetitions", type=int, default=9, help="of each case, after one that does not count")
     parser.add_argument("--images", type=int, default=IMAGES, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, keep the record."""
-    for peer in PEERS:
-        measure.installed(peer)
-    if args.repetitions < 1:
-        raise InputError("--repetitions must be at least 1")
     rows = []
     for what, (size, name) in CASES.items():
         seconds = measure.interleaved(cases(size, name, args.images), args.repetitions)

@@ -106,10 +106,9 @@ class Parameters:
         fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
         first = fits.int().argmax(1, keepdim=True)
         h, w = h.gather(1, first)[:, 0], w.gather(1, first)[:, 0]
-        fallback_h = min(height, round(width / recipe.crop_ratio[0]))
-        fallback_w = min(width, round(height * recipe.crop_ratio[1]))
         none = ~fits.any(1)
-        h, w = h.masked_fill(none, fallback_h), w.masked_fill(none, fallback_w)
+        h = h.masked_fill(none, min(height, round(width / recipe.crop_ratio[0])))
+        w = w.masked_fill(none, min(width, round(height * recipe.crop_ratio[1])))
         top = (self.place[:, 0] * (height - h + 1)).long().where(~none, (height - h) // 2)
         left = (self.place[:, 1] * (width - w + 1)).long().where(~none, (width - w) // 2)
         return torch.stack([top, left, h, w], dim=1)
@@ -153,16 +152,16 @@ def draw(recipe: Recipe, n: int, seed: int, step: int, view: int = 0) -> Paramet
 def apply(images: Tensor, parameters: Parameters, out: Tensor | None = None) -> Tensor:
     """Compute the views.
 
-    images: (N, 3, H, W) uint8 on any device, one row of parameters each. Returns (N, 3, S, S) float32, normalised
-    by the recipe's mean and std; written into out, where given. Raises InputError where the numbers of images and
+    images: (N, 3, H, W) uint8 on any device, one row of parameters each. Returns (N, 3, S, S) float32, normalised by
+    the recipe's mean and std, in out (contiguous) where given. Raises InputError where the numbers of images and
     parameters differ, or the blur is wider than the view.
     """
     if len(images) != len(parameters):
         raise InputError(f"{len(images)} images but parameters for {len(parameters)}")
     recipe, (height, width) = parameters.recipe, images.shape[-2:]
     size = recipe.size or height
-    if recipe.blur_sigma and recipe.blur_kernel // 2 >= size:
-        raise InputError(f"a blur kernel of {recipe.blur_kernel} pixels does not fit a view of {size} x {size}")
+    if recipe.blur_sigma:
+        _check_blur(recipe.blur_kernel, size, size)
     if out is None:
         out = torch.empty(len(images), 3, size, size, device=images.device)
     boxes = parameters.boxes(height, width)
@@ -286,6 +285,7 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
 def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     """Blur each image with its own sigma (N,), in pixels, edges reflected. x: (N, 3, S, S)."""
     n, channels, height, width = x.shape
+    _check_blur(kernel, height, width)
     radius = kernel // 2
     offset = torch.arange(-radius, radius + 1, device=x.device)
     weight = torch.exp(-0.5 * (offset / sigma.view(-1, 1)) ** 2)                # (N, kernel)
@@ -293,3 +293,8 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     padded = F.pad(x, (radius,) * 4, mode="reflect").view(1, n * channels, height + 2 * radius, width + 2 * radius)
     down = F.conv2d(padded, weight.view(-1, 1, kernel, 1), groups=n * channels)
     return F.conv2d(down, weight.view(-1, 1, 1, kernel), groups=n * channels).view(n, channels, height, width)
+
+
+def _check_blur(kernel: int, height: int, width: int) -> None:
+    if kernel // 2 >= min(height, width):
+        raise InputError(f"a blur kernel of {kernel} pixels does not fit an image of {height} x {width}")

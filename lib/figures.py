@@ -64,10 +64,11 @@ def contrast_curves(axes: tuple[Axes, Axes], curves: list[list[dict]], colour: s
     parts = ((axes[0], 100, ("top1", "top5"), ("the nearest", "one of the five nearest")),
              (axes[1], 1, ("positive", "negative"), ("positive pairs", "negative pairs")))
     for ax, factor, fields, labels in parts:
-        for field, label, style in zip(fields, labels, ("-", "--")):
-            for rows in curves:
-                shown = [(row["epoch"], factor * row[field]) for row in rows if row.get(field) is not None]
-                ax.plot(*zip(*shown), style, color=colour, alpha=0.8, label=label if rows is curves[0] else None)
+        for rows in curves:
+            table = pd.DataFrame(rows, columns=["epoch", *fields], dtype=float)         # NaN where not measured
+            for field, label, style in zip(fields, labels, ("-", "--")):
+                ax.plot(table["epoch"], factor * table[field], style, color=colour, alpha=0.8,
+                        label=label if rows is curves[0] else None)
         ax.set_xlabel("epoch")
         ax.legend()
     axes[0].set(ylabel="the positive is (% of anchors)", ylim=(0, 102))

@@ -26,7 +26,8 @@ def apply(images: Tensor, parameters, boxes: Tensor, out: Tensor) -> Tensor:
     recipe = parameters.recipe
     rows = [tensor.contiguous().numpy() for tensor in (
         images, boxes, parameters.flip, parameters.jittered, parameters.jitter, parameters.order, parameters.grey,
-        parameters.sigma, out)]
+        parameters.sigma)]
+    rows.append(out.numpy())                                                # itself: a copy would be written in vain
     fixed = recipe.blur_kernel if recipe.blur_sigma else 0, np.float32(recipe.mean), np.float32(recipe.std)
     threads = max(1, min(torch.get_num_threads(), len(images)))
     bounds = [len(images) * part // threads for part in range(threads + 1)]

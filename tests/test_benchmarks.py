@@ -48,7 +48,9 @@ def test_the_views_from_end_to_end(kept):
     rows = records.benchmark("views-cpu")["rows"]
     assert {(row["case"], row["library"]) for row in rows} == {
         (case, library) for case in views.CASES for library in ("ours", "batched", "PIL", "kornia")}
-    assert all(row["times_ours"]["median"] == 1 for row in rows if row["library"] == "ours")
+    for row in rows:
+        assert 0 < row["views_per_second"]["min"] <= row["views_per_second"]["median"] <= row["views_per_second"]["max"]
+        assert row["library"] != "ours" or row["times_ours"] == {"min": 1, "median": 1, "max": 1}
 
 
 def test_cases_take_turns_and_the_first_round_does_not_count():

@@ -37,6 +37,29 @@ def test_curves_lie_between_chance_and_floor(axes):
     assert [line.get_ydata()[0] for line in axes.lines[1:]] == [5.0, 1.0]
 
 
+def test_the_contrast_is_drawn_and_what_was_not_measured_left_out():
+    figure, axes = plt.subplots(1, 2)
+    old = [{"epoch": 1, "loss": 3.0}]                                           # a run from before it was measured
+    new = [{"epoch": 1, "top1": 0.1, "top5": 0.4, "positive": 0.5, "negative": None},
+           {"epoch": 2, "top1": 0.2, "top5": 0.6, "positive": 0.7, "negative": 0.1}]
+    figures.contrast_curves(axes, [new, old], "black")
+    drawn = [[line.get_ydata().tolist() for line in ax.lines] for ax in axes]
+    assert drawn[0][:2] == [[10, 20], [40, 60]] and np.isnan(drawn[0][2:]).all()
+    assert drawn[1][0] == [0.5, 0.7] and np.isnan(drawn[1][1][0]) and drawn[1][1][1] == 0.1
+    plt.close(figure)
+
+
+def test_peers_are_drawn_with_the_spread_of_their_times(axes):
+    table = pd.DataFrame({"library": ["this book", "other", "other"], "m": [8, 8, 16], "ms": [1.0, 2.0, 4.0],
+                          "seconds min": [0.0005, 0.001, 0.003], "seconds max": [0.002, 0.004, 0.005]})
+    figures.peers(axes, table, "ms", "milliseconds")
+    assert {line.get_label(): line.get_ydata().tolist() for line in axes.lines} == {"this book": [1], "other": [2, 4]}
+    bars = [bar[:, 1].tolist() for collection in axes.collections for bar in collection.get_segments()]
+    assert np.allclose(bars, [[0.5, 2], [1, 4], [3, 5]])
+    named = table.rename(columns={"ms": "ms median", "seconds min": "ms min", "seconds max": "ms max"})
+    assert figures.spreads(named, "ms", digits=3)[0] == "1.000 [0.001, 0.002]"
+
+
 def test_the_table_says_once_what_is_the_same_in_every_row():
     html = figures.accuracy_table(SUMMARY.drop(columns="label")).to_html()
     assert "In every row: data: toy; test images: 100; minutes: 1" in html
