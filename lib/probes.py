@@ -1,9 +1,8 @@
 """Readers of frozen features: what does a simple classifier make of them?
 
-The linear probe is logistic regression by full-batch L-BFGS; its L2 strength is chosen without the test images. Its 200
-iterations reach the minimum at strong penalties; below about 1e-3 they can end short of it. The published probes, UvA's
-and SupContrast's, are kept beside it to the letter, their choice of the best epoch by test accuracy included, so that
-published numbers can be compared like with like.
+The linear probe is logistic regression by full-batch L-BFGS, to convergence; its L2 strength is chosen without the test
+images. The published probes, UvA's and SupContrast's, are kept beside it to the letter, their choice of the best epoch
+by test accuracy included, so that published numbers can be compared like with like.
 """
 
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from lib.data import order
 
 L2_PATH = tuple(10.0 ** k for k in range(0, -8, -1))        # 8 strengths, strong to weak: each starts from the last
+LOOK, ITERATIONS, TOLERANCE = 10, 400, 1e-4                 # of L-BFGS: see _minimise
 FOLDS = 5                                                   # of the cross-validation on small label sets
 
 
@@ -40,36 +40,57 @@ class Probe:
 
 
 def logistic_path(x: Tensor, y: Tensor, classes: int, path: tuple[float, ...] = L2_PATH,
-                  iterations: int = 200) -> list[Probe]:
+                  start: Probe | None = None) -> list[Probe]:
     """Multinomial logistic regression by full-batch L-BFGS, one probe for each L2 strength, each from the last.
 
     Minimises ``mean cross-entropy + l2 / 2 |weight|^2`` on features standardised by their own mean and deviation; the
     bias is not penalised (scikit-learn's LogisticRegression with C = 1 / (l2 N)). x: (N, D) float; y: (N,) classes.
+    start: where the first begins, else at 0.
+
+    Features' principal axes differ in variance by many orders of magnitude, which slows L-BFGS down until it seems to
+    stand still. So it works along these axes, each in units of a bound of the objective's curvature there, half its
+    variance (Boehning, Ann. Inst. Stat. Math. 1992) plus the penalty: the same minimum, in far fewer iterations.
     """
     mean, scale = x.mean(0), x.std(0, unbiased=False)
     scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale))      # dead features stay 0
     x = (x - mean) / scale
-    weight = torch.zeros(x.shape[1], classes, dtype=x.dtype, device=x.device, requires_grad=True)
-    bias = torch.zeros(classes, dtype=x.dtype, device=x.device, requires_grad=True)
+    variance, axes = torch.linalg.eigh((x.T @ x / len(x)).cpu().double())               # on the CPU: MPS has neither
+    variance, axes = (part.to(x.dtype).to(x.device) for part in (variance.clamp(min=0), axes))
+    x = x @ axes
+    weight, bias = x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)               # rows: along the axes
+    if start:
+        weight, bias = start.weight.T @ axes, start.bias
     probes = []
     for l2 in path:
-        _minimise(x, y, weight, bias, l2, iterations)
-        probes.append(Probe(weight.detach().clone(), bias.detach().clone(), mean, scale, l2))
+        unit = (variance / 2 + l2).rsqrt()
+        weight, bias = _minimise(x * unit, y, weight / unit, bias, l2 * unit.square())
+        weight = weight * unit
+        probes.append(Probe(axes @ weight.T, bias, mean, scale, l2))
     return probes
 
 
-def _minimise(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, l2: float, iterations: int) -> None:
-    """Move weight and bias to the minimum for one L2 strength."""
-    solver = torch.optim.LBFGS([weight, bias], max_iter=iterations, tolerance_grad=1e-5, tolerance_change=1e-9,
-                               history_size=20, line_search_fn="strong_wolfe")
+def _minimise(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (C, D) and bias (C,) at the minimum of ``mean cross-entropy + sum penalty weight^2 / 2``; penalty: (D,).
+
+    At the minimum: LOOK iterations lowered the objective by TOLERANCE of it (or of 0.1 nats) or less.
+    """
+    weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+    solver = torch.optim.LBFGS([weight, bias], max_iter=LOOK, history_size=LOOK, tolerance_grad=1e-7,
+                               tolerance_change=0, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(x @ weight + bias, y) + l2 / 2 * weight.square().sum()
+        logits = weight @ x.T + bias[:, None]                # (C, N): softmax over columns is many times faster on CPUs
+        loss = F.cross_entropy(logits[None], y[None]) + (penalty * weight.square()).sum() / 2
         loss.backward()
-        return loss
+        return loss.detach()
 
-    solver.step(objective)
+    now = float(solver.step(objective))                      # a step returns what the objective was at its start
+    for _ in range(ITERATIONS // LOOK):
+        before, now = now, float(solver.step(objective))
+        if before - now <= TOLERANCE * max(before, 0.1):
+            break
+    return weight.detach(), bias.detach()
 
 
 def linear_probe(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int) -> tuple[Probe, float]:
@@ -81,7 +102,7 @@ def linear_probe(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], class
     accuracy = [float((probe.predict(val[0]) == val[1]).float().mean()) for probe in path]
     best = max(range(len(path)), key=lambda i: (accuracy[i], -i))
     both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
-    return logistic_path(*both, classes, L2_PATH[:best + 1])[-1], accuracy[best]
+    return logistic_path(*both, classes, L2_PATH[best:best + 1], path[best])[0], accuracy[best]
 
 
 def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = 20, temperature: float = 0.07) -> Tensor:
@@ -103,7 +124,6 @@ def cross_validated_probe(x: Tensor, y: Tensor, classes: int) -> Probe:
     """The probe whose L2 strength did best in stratified five-fold cross-validation, fitted on all of x.
 
     For label sets too small to hold some out, and without a label from outside. x: (N, D) in random order; y: (N,).
-    The folds' fits stop after 50 iterations: that decides between strengths, the final fit goes on to 200.
     """
     fold = torch.empty_like(y)
     for c in y.unique():
@@ -112,7 +132,7 @@ def cross_validated_probe(x: Tensor, y: Tensor, classes: int) -> Probe:
     correct = torch.zeros(len(L2_PATH))
     for k in range(FOLDS):
         held = fold == k
-        for i, probe in enumerate(logistic_path(x[~held], y[~held], classes, iterations=50)):
+        for i, probe in enumerate(logistic_path(x[~held], y[~held], classes)):
             correct[i] += float((probe.predict(x[held]) == y[held]).sum())
     return logistic_path(x, y, classes, L2_PATH[:int(correct.argmax()) + 1])[-1]       # ties: the stronger penalty
 

@@ -30,6 +30,25 @@ def test_the_probe_is_scikit_learns_at_the_same_penalty():
         assert (probe.predict(x).numpy() == theirs.predict(standard)).mean() > 0.995
 
 
+def test_the_whole_path_is_converged_where_features_are_nearly_the_same():
+    """Deep features are highly correlated: here 60 that share few directions. Newton's method finds the minimum."""
+    random = np.random.default_rng(0)
+    y = np.arange(1000) % 5
+    hidden = (0.5 * random.normal(size=(5, 60))[y] + random.normal(size=(1000, 60))) * np.logspace(0, -3, 60)
+    x = torch.from_numpy(hidden @ random.normal(size=(60, 60))).float()
+    standard = ((x - x.mean(0)) / x.std(0, unbiased=False)).double()
+
+    def objective(weight, bias, l2):
+        loss = F.cross_entropy(standard @ weight + bias, torch.from_numpy(y)) + l2 / 2 * weight.square().sum()
+        return loss.item()
+
+    for probe in probes.logistic_path(x, torch.from_numpy(y), 5):
+        theirs = LogisticRegression(C=1 / (probe.l2 * 1000), tol=1e-7, max_iter=1000, solver="newton-cholesky")
+        theirs.fit(standard.numpy(), y)
+        best = objective(torch.from_numpy(theirs.coef_.T), torch.from_numpy(theirs.intercept_), probe.l2)
+        assert best - 1e-7 < objective(probe.weight.double(), probe.bias.double(), probe.l2) < best + 1e-4, probe.l2
+
+
 def test_the_penalty_is_chosen_on_val_and_the_probe_refitted_on_both():
     train, val = blobs(120, noise=4, seed=2), blobs(80, noise=4, seed=3)
     probe, on_val = probes.linear_probe(train, val, 4)
