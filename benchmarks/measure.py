@@ -1,11 +1,14 @@
 """What every benchmark needs: interleaved times, peak memory in a process of its own, ratios, and a record."""
 
+import logging
 import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,6 +35,16 @@ def interleaved(cases: dict[str, Callable[[], object]], repetitions: int) -> dic
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without a peer's hints and warnings on the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        yield
+        logging.disable(logging.NOTSET)
 
 
 def spread(values: list[float]) -> dict[str, float]:

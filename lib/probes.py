@@ -5,7 +5,8 @@ images. The published probes, UvA's and SupContrast's, are kept beside it to the
 by test accuracy included, so that published numbers can be compared like with like.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ from lib.data import order
 
 L2_PATH = tuple(10.0 ** k for k in range(0, -8, -1))        # 8 strengths, strong to weak: each starts from the last
 LOOK, ITERATIONS, TOLERANCE = 10, 400, 1e-4                 # of L-BFGS: see _minimise
+KNN_CHUNK = 1024                                            # test images at a time
+PATIENCE = 2                                                # weaker strengths tried in vain before the choice
 FOLDS = 5                                                   # of the cross-validation on small label sets
 
 
@@ -40,7 +43,7 @@ class Probe:
 
 
 def logistic_path(x: Tensor, y: Tensor, classes: int, path: tuple[float, ...] = L2_PATH,
-                  start: Probe | None = None) -> list[Probe]:
+                  start: Probe | None = None) -> Iterator[Probe]:
     """Multinomial logistic regression by full-batch L-BFGS, one probe for each L2 strength, each from the last.
 
     Minimises ``mean cross-entropy + l2 / 2 |weight|^2`` on features standardised by their own mean and deviation; the
@@ -60,13 +63,11 @@ def logistic_path(x: Tensor, y: Tensor, classes: int, path: tuple[float, ...] = 
     weight, bias = x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)               # rows: along the axes
     if start:
         weight, bias = start.weight.T @ axes, start.bias
-    probes = []
     for l2 in path:
         unit = (variance / 2 + l2).rsqrt()
         weight, bias = _minimise(x * unit, y, weight / unit, bias, l2 * unit.square())
         weight = weight * unit
-        probes.append(Probe(axes @ weight.T, bias, mean, scale, l2))
-    return probes
+        yield Probe(axes @ weight.T, bias, mean, scale, l2)
 
 
 def _minimise(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +81,7 @@ def _minimise(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, penalty: Tenso
 
     def objective() -> Tensor:
         solver.zero_grad()
-        logits = weight @ x.T + bias[:, None]                # (C, N): softmax over columns is many times faster on CPUs
+        logits = torch.addmm(bias[:, None], weight, x.T)     # (C, N): softmax over columns is many times faster on CPUs
         loss = F.cross_entropy(logits[None], y[None]) + (penalty * weight.square()).sum() / 2
         loss.backward()
         return loss.detach()
@@ -96,13 +97,30 @@ def _minimise(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, penalty: Tenso
 def linear_probe(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int) -> tuple[Probe, float]:
     """The probe whose L2 strength did best on val, refitted on train + val, and its accuracy on val before that.
 
-    train, val: features (N, D) and labels (N,). Ties go to the stronger penalty.
+    train, val: features (N, D) and labels (N,). Ties go to the stronger penalty. Strengths are tried from strong to
+    weak, until PATIENCE in a row did no better than the best.
     """
-    path = logistic_path(*train, classes)
-    accuracy = [float((probe.predict(val[0]) == val[1]).float().mean()) for probe in path]
-    best = max(range(len(path)), key=lambda i: (accuracy[i], -i))
+    fitted = []
+
+    def accuracies() -> Iterator[float]:
+        for probe in logistic_path(*train, classes):
+            fitted.append(probe)
+            yield float((probe.predict(val[0]) == val[1]).float().mean())
+
+    best, accuracy = _best(accuracies())
     both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
-    return logistic_path(*both, classes, L2_PATH[best:best + 1], path[best])[0], accuracy[best]
+    return next(logistic_path(*both, classes, L2_PATH[best:], fitted[best])), accuracy
+
+
+def _best(scores: Iterable[float]) -> tuple[int, float]:
+    """Place of the best score, the first of equals, and the score; looks no further than PATIENCE after it."""
+    place, best = 0, -math.inf
+    for i, score in enumerate(scores):
+        if score > best:
+            place, best = i, score
+        elif i == place + PATIENCE:
+            break
+    return place, best
 
 
 def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = 20, temperature: float = 0.07) -> Tensor:
@@ -111,9 +129,9 @@ def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = 20, 
     Each neighbour votes for its class with exp(cosine / temperature). train: (M, D); labels: (M,); test: (N, D).
     """
     train, k = F.normalize(train, dim=1), min(k, len(train))
-    predicted = []
-    for batch in F.normalize(test, dim=1).split(1024):
-        similarity, place = (batch @ train.T).topk(k, dim=1)
+    predicted, cosines = [], train.new_empty(min(len(test), KNN_CHUNK), len(train))      # once: new memory is slow
+    for batch in F.normalize(test, dim=1).split(KNN_CHUNK):
+        similarity, place = torch.mm(batch, train.T, out=cosines[:len(batch)]).topk(k, dim=1)
         votes = torch.zeros(len(batch), classes, device=train.device)
         votes.scatter_add_(1, labels[place], ((similarity - 1) / temperature).exp())
         predicted.append(votes.argmax(1))
@@ -129,12 +147,11 @@ def cross_validated_probe(x: Tensor, y: Tensor, classes: int) -> Probe:
     for c in y.unique():
         rows = (y == c).nonzero()[:, 0]
         fold[rows] = torch.arange(len(rows), device=y.device) % FOLDS
-    correct = torch.zeros(len(L2_PATH))
-    for k in range(FOLDS):
-        held = fold == k
-        for i, probe in enumerate(logistic_path(x[~held], y[~held], classes)):
-            correct[i] += float((probe.predict(x[held]) == y[held]).sum())
-    return logistic_path(x, y, classes, L2_PATH[:int(correct.argmax()) + 1])[-1]       # ties: the stronger penalty
+    held = [fold == k for k in range(FOLDS)]
+    paths = zip(*(logistic_path(x[~rows], y[~rows], classes) for rows in held))
+    best, _ = _best(sum(float((probe.predict(x[rows]) == y[rows]).sum()) for probe, rows in zip(probes, held))
+                    for probes in paths)
+    return next(logistic_path(x, y, classes, L2_PATH[best:]))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import loss, measure, views
+from benchmarks import loss, measure, probe, views
 from lib import InputError, records
 
 
@@ -51,6 +52,25 @@ def test_the_views_from_end_to_end(kept):
     for row in rows:
         assert 0 < row["views_per_second"]["min"] <= row["views_per_second"]["median"] <= row["views_per_second"]["max"]
         assert row["library"] != "ours" or row["times_ours"] == {"min": 1, "median": 1, "max": 1}
+
+
+def test_the_probes_from_end_to_end(kept, monkeypatch):
+    monkeypatch.setattr(probe.probes, "PROTOCOLS", {"uva": replace(probe.probes.PROTOCOLS["uva"], epochs=2, look_every=1)})
+    assert command.main(["probe", "--scale", "0.02", "--repetitions", "1"]) == 0
+    rows = {(row["case"], row["library"]): row for row in records.benchmark("probe-cpu")["rows"]}
+    assert {library for case, library in rows if case == "linear probe"} == {
+        "ours", "scikit-learn", "UvA", "UvA, plain"}
+    assert {library for case, library in rows if case == "nearest neighbours"} == {"ours", "product", "lightly"}
+    right = {library: row["correct"] / row["n"] for (_, library), row in rows.items() if "correct" in row}
+    assert abs(right["ours"] - right["scikit-learn"]) <= 0.1 and right["ours"] > 0.2
+
+
+def test_ours_finds_lightlys_neighbours():
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % probe.CLASSES
+    train, test = (torch.randn(n, 16, generator=draw) + labels[:n, None] / 4 for n in (90, 40))
+    found = probe.neighbours(train, labels, test)
+    assert torch.equal(found["ours"](), found["lightly"]())
 
 
 def test_cases_take_turns_and_the_first_round_does_not_count():

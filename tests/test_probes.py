@@ -55,14 +55,24 @@ def test_the_penalty_is_chosen_on_val_and_the_probe_refitted_on_both():
     scores = [float((p.predict(val[0]) == val[1]).double().mean()) for p in probes.logistic_path(*train, 4)]
     assert on_val == pytest.approx(max(scores)) and probe.l2 == probes.L2_PATH[scores.index(max(scores))]
     both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
-    refitted = probes.logistic_path(*both, 4, (probe.l2,))[0]
+    refitted = next(probes.logistic_path(*both, 4, (probe.l2,)))
     assert torch.allclose(probe.mean, both[0].mean(0)) and torch.allclose(probe.weight, refitted.weight, atol=5e-3)
+
+
+@pytest.mark.parametrize("scores, best, looked_at", [
+    ([3, 5, 4, 5, 9], 1, 4),                # the first of equals; two in vain end it
+    ([3, 5, 4, 6, 0, 0, 7], 3, 6),          # one does not
+    ([0, 0, 0, 7], 0, 3), ([1, 2, 3], 2, 3),
+])
+def test_weaker_penalties_are_tried_until_two_in_a_row_gain_nothing(scores, best, looked_at):
+    rest = iter(scores)
+    assert probes._best(rest) == (best, scores[best]) and len(scores) - len(list(rest)) == looked_at
 
 
 def test_dead_features_do_no_harm():
     x, y = blobs()
     x = torch.cat([x, torch.ones(len(x), 3)], dim=1)
-    probe = probes.logistic_path(x, y, 4)[-1]
+    *_, probe = probes.logistic_path(x, y, 4)
     assert torch.isfinite(probe.weight).all() and (probe.predict(x) == y).double().mean() > 0.7
 
 
@@ -90,7 +100,7 @@ def test_cross_validation_chooses_what_scikit_learn_chooses_and_fits_on_all(nois
             right += (model.predict(scaler.transform(x[test])) == y[test].numpy()).sum()
         scores.append(right)
     assert probe.l2 == path[int(np.argmax(scores))] and torch.allclose(probe.mean, x.mean(0))
-    alone = probes.logistic_path(x, y, 4, (probe.l2,))[0]
+    alone = next(probes.logistic_path(x, y, 4, (probe.l2,)))
     assert torch.allclose(probe.weight, alone.weight, atol=5e-3)
 
 
