@@ -14,9 +14,8 @@ book: .venv/done  ## set up .venv, run the chapters that are not done (PROFILE=q
 test: .venv/done  ## set up .venv, run the tests, the quick book among them
 	$(ENV)/python -m pytest
 
-bench: .venv/done ## set up .venv, time our code beside its peers, a quarter of an hour; the machine must be quiet
-	$(ENV)/python -m benchmarks loss
-	$(ENV)/python -m benchmarks views
+bench: .venv/done ## set up .venv, time our code beside its peers, an hour; the machine must be quiet
+	for name in loss views training probe; do $(ENV)/python -m benchmarks $$name || exit 1; done
 
 clean:            ## delete the built book and the environment; runs/ and data/ stay
 	rm -rf .venv build

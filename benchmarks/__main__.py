@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from benchmarks import loss, measure, probe, views
+from benchmarks import loss, measure, probe, training, views
 from lib import InputError
 
-BENCHMARKS = {"loss": loss, "views": views, "probe": probe}
+BENCHMARKS = {"loss": loss, "views": views, "training": training, "probe": probe}
 
 
 def main(arguments: list[str] | None = None) -> int:

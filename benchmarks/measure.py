@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,22 +18,28 @@ from tqdm import tqdm
 from lib import ROOT, InputError, records
 
 
-def interleaved(cases: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
+def interleaved(cases: dict[str, Callable[[], object]], repetitions: int,
+                within: dict[str, Callable[[], AbstractContextManager]] | None = None) -> dict[str, list[float]]:
     """Seconds of every call, after one that does not count.
 
     A round calls each case once, in an order drawn anew, so that a slow minute of the machine and what a case leaves
-    behind in caches fall on all alike.
+    behind in caches fall on all alike. within: contexts for some cases, which are called twice in theirs, the first
+    time without counting, as in the midst of a run.
     """
+    within = within or {}
     seconds, names, draw = {name: [] for name in cases}, list(cases), random.Random(0)
     for turn in tqdm(range(-1, repetitions), desc="rounds", leave=False, disable=None):
         draw.shuffle(names)
         for name in names:
-            _synchronise()
-            started = time.perf_counter()
-            cases[name]()
-            _synchronise()
+            with within.get(name, nullcontext)():
+                for _ in range(1 + (name in within)):
+                    _synchronise()
+                    started = time.perf_counter()
+                    cases[name]()
+                    _synchronise()
+                    taken = time.perf_counter() - started
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(taken)
     return seconds
 
 

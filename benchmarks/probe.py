@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import measure
-from lib import evaluation, probes
+from lib import probes
 from lib.augmentations import RECIPES, views
 from lib.encoders import Model
 
@@ -47,7 +47,7 @@ def of_digits(train: int, test: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = views(images[rows], recipe, 0, len(made), times).flatten(0, 1)[:n]
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            made += [torch.cat([encoder(batch) for batch in x.split(evaluation.BATCH)]), labels[rows].repeat(times)[:n]]
+            made += [torch.cat([encoder(batch) for batch in x.split(512)]), labels[rows].repeat(times)[:n]]
     return tuple(made)
 
 

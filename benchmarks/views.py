@@ -34,7 +34,7 @@ def by_us(images: Tensor, recipe: Recipe, form: object) -> Callable[[], None]:
     def case() -> None:
         there, augmentations.kernels = augmentations.kernels, form
         for step, batch in enumerate(images.split(BATCH)):
-            augmentations.two_views(batch, recipe, 0, step)
+            augmentations.views(batch, recipe, 0, step)
         augmentations.kernels = there
     return case
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib import InputError
+from lib.hardware import send
 
 try:
     from lib import kernels
@@ -183,25 +184,20 @@ def views(images: Tensor, recipe: Recipe, seed: int, step: int, count: int = 2) 
     return made
 
 
-def two_views(images: Tensor, recipe: Recipe, seed: int, step: int) -> Tensor:
-    """Two independent views of each image: (N, 3, H, W) uint8 -> (2, N, 3, S, S) float32."""
-    return views(images, recipe, seed, step, count=2)
-
-
 def batched(images: Tensor, parameters: Parameters, boxes: Tensor, size: int) -> Tensor:
     """The views by operations on the whole batch, on any device; boxes: (N, 4), the crops."""
     recipe, device = parameters.recipe, images.device
     x = images.float() / 255
     if recipe.crop_scale or recipe.flip or (size, size) != images.shape[-2:]:
-        x = crop_resize_flip(x, boxes.to(device), parameters.flip.to(device), size)
+        x = crop_resize_flip(x, send(boxes, device), send(parameters.flip, device), size)
     if recipe.jitter_probability:
         x = colour_jitter(x, parameters)
     if recipe.greyscale:
-        rows = parameters.grey.nonzero()[:, 0].to(device)
+        rows = send(parameters.grey.nonzero()[:, 0], device)
         x[rows] = luma(x[rows]).expand(-1, 3, -1, -1)
     if recipe.blur_sigma:
-        x = gaussian_blur(x, parameters.sigma.to(device), recipe.blur_kernel)
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (recipe.mean, recipe.std))
+        x = gaussian_blur(x, send(parameters.sigma, device), recipe.blur_kernel)
+    mean, std = (send(torch.tensor(values).view(3, 1, 1), device) for values in (recipe.mean, recipe.std))
     return (x - mean) / std
 
 
@@ -245,12 +241,13 @@ def colour_jitter(x: Tensor, parameters: Parameters) -> Tensor:
         operation = parameters.order[:, turn]
         rows = (parameters.jittered & (operation != HUE)).nonzero()[:, 0]
         if len(rows):
-            factor = parameters.jitter[rows, operation[rows]]
-            x[rows.to(x.device)] = blend(x[rows.to(x.device)], operation[rows].to(x.device), factor.to(x.device))
+            which, factor = operation[rows], parameters.jitter[rows, operation[rows]]
+            rows, which, factor = (send(tensor, x.device) for tensor in (rows, which, factor))
+            x[rows] = blend(x[rows], which, factor)
         if parameters.recipe.jitter[HUE]:
             rows = (parameters.jittered & (operation == HUE)).nonzero()[:, 0]
-            shift = parameters.jitter[rows, HUE]
-            x[rows.to(x.device)] = shift_hue(x[rows.to(x.device)], shift.to(x.device))
+            rows, shift = (send(tensor, x.device) for tensor in (rows, parameters.jitter[rows, HUE]))
+            x[rows] = shift_hue(x[rows], shift)
     return x
 
 
@@ -278,7 +275,7 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     safe = c.masked_fill(c == 0, 1)
     hue = torch.where(v == r, (g - b) / safe, torch.where(v == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
     hue = hue + 6 * shift.view(-1, 1, 1)
-    k = (hue.unsqueeze(1) + hue.new_tensor([5, 3, 1]).view(3, 1, 1)) % 6
+    k = torch.stack([hue + 5, hue + 3, hue + 1], dim=1) % 6
     return v.unsqueeze(1) - c.unsqueeze(1) * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 

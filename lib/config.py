@@ -15,7 +15,7 @@ from lib.encoders import ENCODERS, HEADS, STEMS
 
 METHODS = ("simclr", "supcon", "ce")
 OPTIMISERS = ("sgd", "adamw")
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 POOLS = ("train", "train+val", "unlabeled")
 
 
@@ -53,7 +53,7 @@ class Config:
     first_epoch: int = 0                # what the cosine calls the first epoch: 0 (PyTorch) or 1 (SupContrast)
     milestones: tuple[float, ...] | None = None     # instead of the cosine: the rate falls to a tenth at these shares
     drop_last: bool = False             # leave out the last, smaller batch of an epoch
-    precision: str = "float32"          # or bfloat16, float16 (autocast); weights and sums stay in float32
+    precision: str = "float32"          # bfloat16, float16: autocast, weights and sums in float32; auto: by the device
     knn_every: int = 0                  # kNN accuracy of h on val every so many epochs; 0: never
     test_every: int = 0                 # ce: accuracy on test every so many epochs, shown beside, choosing nothing
     seed: int = 0                       # of initialisation, order and views
@@ -187,7 +187,7 @@ _SUPCONTRAST = Config(
     warmup_epochs=10, warmup_from=0.01,                                     # forced where batch_size > 256
     final_rate=0.1 ** 3, first_epoch=1,                                     # eta_min = lr * 0.1^3, epochs from 1
     encoder="resnet50", stem="cifar", head="mlp", embedding=128,
-    mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+    mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010), precision="auto")
 
 # UvA deep-learning tutorial 17 at 0da8037: SimCLR on STL-10's unlabeled images
 _UVA = Config(
@@ -196,7 +196,7 @@ _UVA = Config(
     learning_rate=5e-4, weight_decay=1e-4, optimiser="adamw", temperature=0.07,
     final_rate=1 / 50,                                                      # CosineAnnealingLR to lr / 50, by epoch
     encoder="resnet18", stem="imagenet", head="mlp", embedding=128,
-    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), seed=42)
+    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), precision="auto", seed=42)
 
 # Ours: slices for a CPU. AdamW and a slim encoder, because there are only some hundred steps. The same values for all
 # three methods, but for the temperature; none was tuned.

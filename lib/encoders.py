@@ -4,8 +4,11 @@ h is the representation, kept for use downstream; z is the embedding, on which t
 For cross-entropy the head is the linear classifier, and z are its logits.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from lib import InputError
@@ -65,11 +68,6 @@ def _head(kind: str, width: int | None, embedding: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, embedding))
 
 
-def memory_format(device: torch.device) -> torch.memory_format:
-    """The layout that makes convolutions fast; on Apple's MPS channels_last has given wrong BatchNorm gradients."""
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last
-
-
 class Model(nn.Module):
     """Encoder f and projection head g.
 
@@ -90,3 +88,14 @@ class Model(nn.Module):
         """x: (B, 3, S, S) float, normalised. Returns h (B, width) and z (B, embedding)."""
         h = self.encoder(x)
         return h, self.head(h)
+
+    def flops(self, size: int) -> int:
+        """Floating-point operations that training spends on one view of size x size pixels, forward and backward.
+
+        Counted by PyTorch from the shapes of convolutions and matrix products, a multiplication and an addition as two;
+        the loss, BatchNorm and the like are left out.
+        """
+        twin = copy.deepcopy(self).to("meta").train()
+        with FlopCounterMode(display=False) as counter:
+            twin(torch.empty(2, 3, size, size, device="meta"))[1].sum().backward()
+        return counter.get_total_flops() // 2

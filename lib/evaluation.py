@@ -15,9 +15,10 @@ from torch import Tensor
 from lib import probes, records
 from lib.augmentations import RECIPES, Recipe, apply, draw, luma
 from lib.data import Dataset, Split, first, stratified, subsets
-from lib.encoders import Model, memory_format
+from lib.encoders import Model
+from lib.hardware import memory_format
 
-BATCH = 512
+BATCH_PIXELS = 2 ** 19                  # of a batch, 512 images of 32 x 32: larger ones were not faster, nor smaller
 PER_CLASS = (10, 20, 50, 100, 200)      # labels per class in the sweep, as in UvA's tutorial; "all" is evaluate's own
 SUBSETS = 5                             # random ones of each size
 READ_OUT = 2_000                        # images of each split, at most, from which a transformation is read
@@ -38,8 +39,8 @@ def features(model: Model, images: Tensor, recipe: Recipe) -> tuple[Tensor, Tens
     """
     model.eval()
     device = next((p.device for p in model.parameters()), images.device)
-    h, z = [], []
-    for batch in images.split(BATCH):
+    h, z, size = [], [], recipe.size or images.shape[2]
+    for batch in images.split(max(1, BATCH_PIXELS // size ** 2)):
         x = apply(batch.to(device), draw(recipe, len(batch), 0, 0)).contiguous(memory_format=memory_format(device))
         for out, rows in zip((h, z), model(x)):
             out.append(rows.float())

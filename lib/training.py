@@ -22,7 +22,9 @@ from lib import ROOT, InputError, checkpoints, evaluation, losses, records
 from lib.augmentations import RECIPES, Recipe, views
 from lib.config import Config, unknown
 from lib.data import Dataset, Split, order
-from lib.encoders import Model, memory_format
+from lib.encoders import Model
+from lib.hardware import choose_device, choose_precision, matrix_rate, memory_format, memory_kept, peak_memory
+from lib.optimisers import batch_sizes, build_optimiser, learning_rate
 
 NUMERICS = 1                # raise when a change makes earlier runs incomparable: it enters every run's identity
 CHECKPOINT_SECONDS = 60     # a checkpoint at the first end of an epoch after so long
@@ -44,46 +46,6 @@ class Run:
         return self.record["curves"]
 
 
-def choose_device(name: str | None = None) -> torch.device:
-    """The device of that name ("cuda", "mps", "cpu"), or the best there is. Raises InputError where it is missing."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"the device '{name}' can't be used here ({str(error).splitlines()[0]})") from error
-    return device
-
-
-def learning_rate(config: Config, step: int, steps: int) -> float:
-    """Learning rate of a step, counted from 0, in a run with so many steps an epoch.
-
-    With milestones, a tenth of what it was after each of them, in whole epochs (PyTorch's MultiStepLR). Else a cosine
-    that changes once an epoch, ``low + (high - low)(1 + cos(pi e / E)) / 2`` with low = final_rate * high, e counted
-    from first_epoch; before it a warm-up, linear step by step, from warmup_from to the cosine's value at the warm-up's
-    end (SupContrast util.py, adjust_learning_rate and warmup_learning_rate).
-    """
-    if config.milestones:
-        passed = sum(step // steps >= int(config.epochs * share) for share in config.milestones)
-        return config.learning_rate * 0.1 ** passed
-    high, low = config.learning_rate, config.learning_rate * config.final_rate
-
-    def cosine(epoch: float) -> float:
-        return low + (high - low) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
-
-    warmup_steps = config.warmup * steps
-    if step < warmup_steps:
-        return config.warmup_from + (cosine(config.warmup) - config.warmup_from) * step / warmup_steps
-    return cosine(step // steps + config.first_epoch)
-
-
-def batch_sizes(config: Config, images: int) -> list[int]:
-    """How many images each step of an epoch sees. A last batch of one is left out: BatchNorm needs two."""
-    whole, rest = divmod(images, config.batch_size)
-    return [config.batch_size] * whole + ([rest] if rest > 1 and not config.drop_last else [])
-
-
 def recipe_for(config: Config, dataset: Dataset, name: str | None = None) -> Recipe:
     """The run's recipe (or the one of that name) with its size and normalisation, from the data where left open."""
     mean, std = dataset.moments
@@ -96,16 +58,6 @@ def build_model(config: Config, dataset: Dataset) -> Model:
         torch.default_generator.manual_seed(config.seed)
         embedding = len(dataset.classes) if config.method == "ce" else config.embedding
         return Model(config.encoder, config.stem, config.head, embedding)
-
-
-def build_optimiser(config: Config, model: Model) -> torch.optim.Optimizer | None:
-    """AdamW or SGD over all parameters; None where there are none."""
-    parameters = list(model.parameters())
-    if not parameters:
-        return None
-    if config.optimiser == "adamw":
-        return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
-    return torch.optim.SGD(parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
 
 
 def loss_of(config: Config, z: Tensor, labels: Tensor | None) -> Tensor:
@@ -132,15 +84,17 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
 
     runs: folder of all runs; each has its own below. device: "cuda", "mps" or "cpu"; default the best there is.
     progress: show a bar with loss, views/s and the time left.
+    A configuration whose precision is "auto" becomes one with the precision that suits the device.
     Raises InputError where data and configuration don't fit, a checkpoint is damaged or of another configuration, the
     folder can't be written, or the loss stops being finite (the last good checkpoint stays).
     """
     if dataset.name != config.data:
         raise InputError(f"the configuration is for the data set '{config.data}', the one given is '{dataset.name}'")
+    device = choose_device(device)
+    config = replace(config, precision=choose_precision(config.precision, device))
     folder, code = Path(runs) / identity(config, dataset), records.code()       # the code that runs, not a later edit
     if (folder / "record.json").is_file():
         return load_run(folder)
-    device = choose_device(device)
     part = dataset.take(config.images)
     pool = part.pool(config.pool)
     if config.method != "simclr" and pool.labels is None:
@@ -158,7 +112,8 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
     else:
         curves = []
         checkpoints.save(path, config, curves, model, optimiser, scaler)    # can the folder be written? Now, not later
-    _train(config, part, pool.to(device), model, optimiser, scaler, curves, folder, progress)
+    with memory_kept(device):
+        _train(config, part, pool.to(device), model, optimiser, scaler, curves, folder, progress)
     record = {
         "schema": records.SCHEMA, "id": folder.name, "config": asdict(config), "delta": config.delta,
         "data": {"name": dataset.name, "variant": dataset.variant, "fingerprint": dataset.fingerprint,
@@ -166,7 +121,8 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
         "numerics": NUMERICS, "code": code, "versions": records.versions(),
         "device": records.device(device), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": sum(row["seconds"] for row in curves),
-        "views_per_second": _rate(curves), "curves": curves, "evaluation": {},
+        "views_per_second": _rate(curves), "cost": _cost(config, part, model, curves) if curves else {},
+        "curves": curves, "evaluation": {},
     }
     checkpoints.save(folder / "model.safetensors", config, curves, model)
     records.write(folder / "record.json", record)
@@ -211,16 +167,18 @@ def evaluate(run: Run, dataset: Dataset, device: str | None = None,
             raise InputError(unknown("probe", name, evaluation.PROBES))
     record, part, todo = run.record, dataset.take(run.config.images), missing(run.record, wanted)
     if todo:
-        model, recipe = run.model.to(choose_device(device)), recipe_for(run.config, part, "none")
-        if "labels" in todo:
-            record["label_sweep"] = evaluation.label_sweep(model, part, recipe)
+        device, recipe = choose_device(device), recipe_for(run.config, part, "none")
         probes = tuple(name for name in todo if name != "labels")
-        if probes:
-            for kind, results in evaluation.evaluate(model, part, recipe, run.config.method, probes).items():
-                record["evaluation"].setdefault(kind, {}).update(results)
-            looks = [row["test_correct"] for row in run.curves if "test_correct" in row]
-            if looks:
-                record["evaluation"]["z"]["classifier-best"] = {"n": len(part.test), "correct": max(looks)}
+        with memory_kept(device):
+            model = run.model.to(device)
+            if "labels" in todo:
+                record["label_sweep"] = evaluation.label_sweep(model, part, recipe)
+            found = evaluation.evaluate(model, part, recipe, run.config.method, probes) if probes else {}
+        for kind, results in found.items():
+            record["evaluation"].setdefault(kind, {}).update(results)
+        looks = [row["test_correct"] for row in run.curves if "test_correct" in row]
+        if probes and looks:
+            record["evaluation"]["z"]["classifier-best"] = {"n": len(part.test), "correct": max(looks)}
         run.model.cpu()
         record["evaluated"] = {"code": records.code(), "versions": records.versions()}     # may be later than training
         records.write(run.folder / "record.json", record)
@@ -259,18 +217,11 @@ def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimise
             for group in optimiser.param_groups:
                 group["lr"] = rate
             x = views(pool.images[rows], recipe, config.seed, step, config.views)      # (V, N, 3, S, S)
-            with torch.autocast(device.type, getattr(torch, config.precision), enabled=config.precision != "float32"):
-                _, z = model(x.flatten(0, 1).contiguous(memory_format=memory_format(device)))   # (V N, D)
             labels = None if pool.labels is None else pool.labels[rows]
-            z = z.unflatten(0, (config.views, len(rows)))                                   # (V, N, D)
-            loss = loss_of(config, z, labels)
+            loss, z = train_step(config, model, optimiser, scaler, x, labels)
             if batch == last_full and config.method != "ce":
-                shown = z.detach(), labels if config.method == "supcon" else None
-            optimiser.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimiser)
-            scaler.update()
-            total += loss.detach() * len(rows)
+                shown = z, labels if config.method == "supcon" else None
+            total += loss * len(rows)
             seen += len(rows)
             bar.update()
         mean = float(total) / seen
@@ -294,7 +245,34 @@ def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimise
     bar.close()
 
 
+def train_step(config: Config, model: Model, optimiser, scaler, x: Tensor,
+               labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One step downhill. All views pass the encoder together, so BatchNorm has one mean and one variance for them.
+
+    x: (V, N, 3, S, S) float, V views of N images; labels: (N,), or None for simclr. Returns the loss, in nats, and
+    z (V, N, D), both detached and on the device, so that nobody waits for them.
+    """
+    device = x.device
+    with torch.autocast(device.type, getattr(torch, config.precision), enabled=config.precision != "float32"):
+        _, z = model(x.flatten(0, 1).contiguous(memory_format=memory_format(device)))      # (V N, D)
+    z = z.unflatten(0, x.shape[:2])                                                         # (V, N, D)
+    loss = loss_of(config, z, labels)
+    optimiser.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.step(optimiser)
+    scaler.update()
+    return loss.detach(), z.detach()
+
+
 def _rate(curves: list[dict]) -> float | None:
     """Views a second over all epochs; None for a run without any."""
     seconds = sum(row["seconds"] for row in curves)
     return sum(row["views_per_second"] * row["seconds"] for row in curves) / seconds if seconds else None
+
+
+def _cost(config: Config, dataset: Dataset, model: Model, curves: list[dict]) -> dict:
+    """What a view costs and how near the run came to what the device can do; FLOPs: floating-point operations."""
+    device = next(model.parameters()).device
+    flops, rate = model.flops(config.size or dataset.train.images.shape[2]), matrix_rate(device, config.precision)
+    return {"flops_per_view": flops, "matrix_flops_per_second": rate,
+            "share_of_matrix_rate": flops * _rate(curves) / rate, "peak_bytes": peak_memory(device)}

@@ -10,7 +10,7 @@ import torchvision.transforms.v2.functional as F
 from scipy import stats
 
 from lib import InputError, augmentations
-from lib.augmentations import RECIPES, Recipe, apply, draw, two_views, views
+from lib.augmentations import RECIPES, Recipe, apply, draw, views
 
 OPERATIONS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 
@@ -87,7 +87,7 @@ def test_the_number_of_threads_changes_nothing():
         made = []
         for count in (1, 2, 3, 16):
             torch.set_num_threads(count)
-            made.append(two_views(x, RECIPES["uva"], 0, 0))
+            made.append(views(x, RECIPES["uva"], 0, 0))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(made[0], other) for other in made)
@@ -128,7 +128,7 @@ def test_rows_depend_on_seed_step_place_and_view_alone():
 def test_every_image_of_a_batch_gets_its_own_parameters():
     """The trap: torchvision's transforms on an (N, 3, H, W) tensor draw once for all N images."""
     same = images(1).expand(32, -1, -1, -1)
-    ours = two_views(same, RECIPES["supcontrast"], seed=0, step=0).flatten(0, 1)
+    ours = views(same, RECIPES["supcontrast"], seed=0, step=0).flatten(0, 1)
     assert len({view.numpy().tobytes() for view in ours}) == 64
     theirs = v2.RandomResizedCrop(32, antialias=True)(same)
     assert len({view.numpy().tobytes() for view in theirs}) == 1
@@ -145,7 +145,7 @@ def test_the_batch_may_be_computed_in_any_chunks(monkeypatch):
 def test_input_images_are_left_as_they_were(form):
     x = images()
     before = x.clone()
-    two_views(x, RECIPES["uva"], 0, 0)
+    views(x, RECIPES["uva"], 0, 0)
     assert torch.equal(x, before)
 
 

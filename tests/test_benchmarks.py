@@ -1,13 +1,15 @@
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import loss, measure, probe, views
+from benchmarks import loss, measure, probe, training, views
 from lib import InputError, records
+from lib.config import preset
 
 
 @pytest.fixture
@@ -55,7 +57,8 @@ def test_the_views_from_end_to_end(kept):
 
 
 def test_the_probes_from_end_to_end(kept, monkeypatch):
-    monkeypatch.setattr(probe.probes, "PROTOCOLS", {"uva": replace(probe.probes.PROTOCOLS["uva"], epochs=2, look_every=1)})
+    short = replace(probe.probes.PROTOCOLS["uva"], epochs=2, look_every=1)
+    monkeypatch.setattr(probe.probes, "PROTOCOLS", {"uva": short})
     assert command.main(["probe", "--scale", "0.02", "--repetitions", "1"]) == 0
     rows = {(row["case"], row["library"]): row for row in records.benchmark("probe-cpu")["rows"]}
     assert {library for case, library in rows if case == "linear probe"} == {
@@ -63,6 +66,52 @@ def test_the_probes_from_end_to_end(kept, monkeypatch):
     assert {library for case, library in rows if case == "nearest neighbours"} == {"ours", "product", "lightly"}
     right = {library: row["correct"] / row["n"] for (_, library), row in rows.items() if "correct" in row}
     assert abs(right["ours"] - right["scikit-learn"]) <= 0.1 and right["ours"] > 0.2
+
+
+def test_training_from_end_to_end(kept):
+    """Small; every way of a step and of a run, with ratios and, for steps, the share of the matrix rate."""
+    small = ["--images", "32", "--batch", "16", "--encoders", "slim", "--repetitions", "1"]
+    assert command.main(["training", *small]) == 0
+    rows = records.benchmark("training-cpu")["rows"]
+    for case in training.CASES:
+        ways = {(row["kind"], row["way"]): row for row in rows if row["case"] == case}
+        assert ways.keys() == {
+            ("step", "ours float32"), ("step", "ours bfloat16"), ("step", "plain float32"),
+            ("step", "product float32"), ("step", "product bfloat16"),
+            ("run", "ours float32"), ("run", "ours bfloat16"), ("run", "plain loop"), ("run", "Lightning")}
+        step, product = ways["step", "ours float32"], ways["step", "product float32"]
+        assert step["views"] == 32 and ways["run", "plain loop"]["views"] == 128
+        assert step["share_of_matrix_rate"]["median"] == pytest.approx(
+            step["flops_per_second"]["median"] / product["flops_per_second"]["median"])
+        assert ways["run", "Lightning"]["times_ours"]["median"] > 0
+
+
+def test_a_plain_step_and_ours_go_to_the_same_place():
+    """What is compared is the same function: one step of each from the same weights on the same views."""
+    config = preset("simclr-cifar10-slim", temperature=loss.TEMPERATURE, optimiser="sgd", data="smooth")
+    dataset, x, models = training.of_smooth(16, 16), torch.randn(2, 8, 3, 16, 16), []
+    for plain in (True, False):
+        model = training.training.build_model(config, dataset).train()
+        if plain:
+            training.plain_step(model, training.plain_optimiser(config, model), x)
+        else:
+            training.training.train_step(config, model, training.build_optimiser(config, model),
+                                         torch.amp.GradScaler("cpu", enabled=False), x, None)
+        models.append(model.state_dict())
+    assert all(torch.allclose(models[0][key], models[1][key], atol=1e-5) for key in models[0])
+
+
+def test_a_case_in_a_context_is_timed_in_its_midst():
+    calls = []
+
+    @contextmanager
+    def around():
+        calls.append("in")
+        yield
+        calls.append("out")
+
+    measure.interleaved({"a": lambda: calls.append("a")}, 1, {"a": around})
+    assert calls == ["in", "a", "a", "out"] * 2
 
 
 def test_ours_finds_lightlys_neighbours():

@@ -16,7 +16,7 @@ def test_features_do_not_depend_on_the_batch_and_leave_batchnorm_alone(toy, monk
     before = {k: v.clone() for k, v in model.state_dict().items()}
     h, z = evaluation.features(model, toy.test.images, RECIPES["none"])
     assert h.shape == (60, 128) and z.shape == (60, 128)
-    monkeypatch.setattr(evaluation, "BATCH", 7)                     # 60 is no multiple of 7: none may be dropped
+    monkeypatch.setattr(evaluation, "BATCH_PIXELS", 7 * 12 ** 2)    # 60 is no multiple of 7: none may be dropped
     again, _ = evaluation.features(model.train(), toy.test.images, RECIPES["none"])
     assert torch.allclose(h, again, atol=1e-5)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

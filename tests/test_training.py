@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from lib import InputError, checkpoints, data, evaluation, losses, records, training
+from lib import InputError, checkpoints, data, evaluation, hardware, losses, optimisers, records, training
 from lib.config import PRESETS, preset
 from lib.encoders import Model
 from tests.conftest import arrays
@@ -27,14 +27,14 @@ def test_the_schedule_is_supcontrasts():
     low = 0.5 * 0.1 ** 3
     at_10 = low + (0.5 - low) * (1 + math.cos(math.pi * 10 / 100)) / 2
     assert at_10 == pytest.approx(0.48778, abs=5e-6)
-    assert training.learning_rate(report, 0, steps) == pytest.approx(0.01)
-    assert training.learning_rate(report, 245, steps) == pytest.approx((0.01 + at_10) / 2)
-    assert training.learning_rate(report, 489, steps) == pytest.approx(0.01 + (at_10 - 0.01) * 489 / 490)
-    assert training.learning_rate(report, 490, steps) == pytest.approx(
+    assert optimisers.learning_rate(report, 0, steps) == pytest.approx(0.01)
+    assert optimisers.learning_rate(report, 245, steps) == pytest.approx((0.01 + at_10) / 2)
+    assert optimisers.learning_rate(report, 489, steps) == pytest.approx(0.01 + (at_10 - 0.01) * 489 / 490)
+    assert optimisers.learning_rate(report, 490, steps) == pytest.approx(
         low + (0.5 - low) * (1 + math.cos(math.pi * 11 / 100)) / 2)
-    assert training.learning_rate(report, 100 * steps - 1, steps) == pytest.approx(low)
+    assert optimisers.learning_rate(report, 100 * steps - 1, steps) == pytest.approx(low)
     full = preset("supcon-cifar10")
-    assert training.learning_rate(full, 10 * steps - 1, steps) == pytest.approx(0.49988, abs=0.0011)
+    assert optimisers.learning_rate(full, 10 * steps - 1, steps) == pytest.approx(0.49988, abs=0.0011)
 
 
 def test_the_schedule_is_uvas():
@@ -44,7 +44,7 @@ def test_the_schedule_is_uvas():
     optimiser = torch.optim.AdamW([parameter], lr=5e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=500, eta_min=5e-4 / 50)
     for epoch in range(500):
-        assert training.learning_rate(uva, 390 * epoch + 17, 390) == pytest.approx(optimiser.param_groups[0]["lr"])
+        assert optimisers.learning_rate(uva, 390 * epoch + 17, 390) == pytest.approx(optimiser.param_groups[0]["lr"])
         optimiser.step()
         scheduler.step()
 
@@ -55,7 +55,7 @@ def test_the_schedule_of_the_supervised_baseline_is_pytorchs_multisteplr():
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [70, 90], 0.1)
     for epoch in range(100):
         for step in (78 * epoch, 78 * epoch + 77):
-            assert training.learning_rate(baseline, step, 78) == pytest.approx(optimiser.param_groups[0]["lr"])
+            assert optimisers.learning_rate(baseline, step, 78) == pytest.approx(optimiser.param_groups[0]["lr"])
         optimiser.step()
         scheduler.step()
 
@@ -77,20 +77,20 @@ def test_the_schedules_are_supcontrasts_step_for_step(name):
         for batch in (0, 1, 48):
             step = (epoch - 1) * 49 + batch
             wanted = supcontrasts_rate(epoch, batch, 49, config.epochs, config.learning_rate)
-            assert training.learning_rate(config, step, 49) == pytest.approx(wanted, rel=1e-12)
+            assert optimisers.learning_rate(config, step, 49) == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("name, images, steps, last", [
     ("supcon-cifar10", 50_000, 49, 848), ("ce-cifar10-r18", 50_000, 49, 848),       # SupContrast: no drop_last
     ("simclr-stl10", 100_000, 390, 256), ("ce-stl10", 5_000, 78, 64)])              # UvA: drop_last
 def test_the_last_batch_is_the_references(name, images, steps, last):
-    sizes = training.batch_sizes(preset(name), images)
+    sizes = optimisers.batch_sizes(preset(name), images)
     assert (len(sizes), sizes[0], sizes[-1]) == (steps, preset(name).batch_size, last)
 
 
 def test_a_last_batch_of_one_image_is_left_out():
-    assert training.batch_sizes(config(batch_size=8, drop_last=False), 17) == [8, 8]    # BatchNorm needs two
-    assert training.batch_sizes(config(batch_size=8, drop_last=False), 18) == [8, 8, 2]
+    assert optimisers.batch_sizes(config(batch_size=8, drop_last=False), 17) == [8, 8]    # BatchNorm needs two
+    assert optimisers.batch_sizes(config(batch_size=8, drop_last=False), 18) == [8, 8, 2]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -100,7 +100,7 @@ def test_every_preset_builds_and_takes_three_steps(name, tmp_path):
     small = preset(name, batch_size=8, images=None, size=16, epochs=1, knn_every=0, data="toy",
                    pool="unlabeled" if preset(name).pool == "unlabeled" else "train")
     run = pretrain(small, data.build("toy", **given), tmp_path)
-    assert len(training.batch_sizes(small, run.record["data"]["pool"])) == 3
+    assert len(optimisers.batch_sizes(small, run.record["data"]["pool"])) == 3
     before = training.build_model(small, data.build("toy", **given)).state_dict()
     moved = [key for key, value in run.model.state_dict().items() if not torch.equal(value, before[key])]
     assert math.isfinite(run.curves[0]["loss"]) and len(moved) > 0.9 * len(before)
@@ -279,7 +279,7 @@ def test_folders_and_devices_that_cannot_be_used_are_named(toy, tmp_path):
     with pytest.raises(InputError, match="can't write .*file"):
         pretrain(config(epochs=0), toy, tmp_path / "file" / "runs")
     with pytest.raises(InputError, match="the device 'toaster' can't be used"):
-        training.choose_device("toaster")
+        hardware.choose_device("toaster")
 
 
 def test_bfloat16_trains_too(toy, tmp_path):

@@ -1,0 +1,105 @@
+"""The machine: which device and precision to compute with, how fast it multiplies, how much memory a run took."""
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from lib import InputError
+
+SIDE = {"cuda": 8192}                   # of the square matrices by whose product a device's rate is measured
+SIDE_ELSEWHERE = 2048
+MMAP_MAX, TRIM_THRESHOLD = -4, -1       # glibc's malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name ("cuda", "mps", "cpu"), or the best there is. Raises InputError where it is missing."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"the device '{name}' can't be used here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """The precision of that name; for "auto" bfloat16 on GPUs that multiply it, float16 on older ones, else float32.
+
+    A CPU computes in float32 unless asked otherwise: few multiply bfloat16 faster.
+    """
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The layout that makes convolutions fast; on Apple's MPS channels_last has given wrong BatchNorm gradients."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor from the CPU's memory, on the device; a GPU goes on with what it is doing meanwhile."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@contextmanager
+def memory_kept(device: torch.device) -> Iterator[None]:
+    """Within, the C library keeps what is freed for what is allocated next; at the end the system gets it back.
+
+    A step on a CPU takes and frees the same gigabytes as the one before. glibc would return every large piece to the
+    system, which hands out zeroed pages anew, a fault for each: a fifth of a step and more. GPUs have an allocator of
+    PyTorch's own, and other C libraries are left alone.
+    """
+    libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(MMAP_MAX, 0)                           # large pieces from the heap too
+    libc.mallopt(TRIM_THRESHOLD, -1)                    # which never shrinks
+    try:
+        yield
+    finally:
+        libc.mallopt(MMAP_MAX, 65_536)                  # glibc's defaults
+        libc.mallopt(TRIM_THRESHOLD, 128 * 1024)
+        libc.malloc_trim(0)
+
+
+@cache
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """Floating-point operations a second in the product of two large square matrices: what this device can do at best.
+
+    The best of five, after one that does not count.
+    """
+    side = SIDE.get(device.type, SIDE_ELSEWHERE)
+    a = torch.randn(side, side, device=device).to(getattr(torch, precision))
+    seconds = []
+    for _ in range(6):
+        started = time.perf_counter()
+        product = a @ a
+        product[0, 0].item()                            # waits for a GPU
+        seconds.append(time.perf_counter() - started)
+    return 2 * side ** 3 / min(seconds[1:])
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that this process has taken at most: on a GPU what PyTorch allocated there, else resident memory.
+
+    None on systems that don't tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if os.name != "posix":
+        return None
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak        # macOS counts bytes, Linux kilobytes
