@@ -56,6 +56,9 @@ def resume(path: Path, config: Config, model: Module, optimiser: Optimizer | Non
                 _, place, key = name.split(".", 2)
                 state.setdefault(int(place), {})[key] = value
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        for parameter, of in optimiser.state.items():       # a fused kernel reads both in one order, and checks nothing
+            of |= {key: torch.empty_like(parameter).copy_(value) for key, value in of.items()
+                   if value.shape == parameter.shape}
     if scaler and scaler.is_enabled():
         scaler.load_state_dict({n[7:]: value.item() for n, value in tensors.items() if n.startswith("scaler.")})
     return curves
