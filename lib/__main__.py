@@ -15,6 +15,8 @@ EXAMPLES = """examples:
   python -m lib probe runs/RUN                                what do its h and z know?
   python -m lib probe runs/RUN --with uva --with labels       also as published, and with few labels
   python -m lib publish runs/RUN                              put its record where the chapters read it
+  python -m lib experiments --plan                            what the book owes, and how long it would take
+  python -m lib experiments --budget-minutes 60               run what is missing, most valuable first
   python -m lib records                                       every published accuracy
   python -m lib book --profile cpu --only 03                  run chapter 03 on a slice of CIFAR-10
 """
@@ -61,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(_publish, "publish", "copy runs' records into results/")
     sub.add_argument("run_folder", metavar="RUN", type=Path, nargs="+", help="a run's folder or its record.json")
+
+    sub = command(_experiments, "experiments", "run the book's experiments that have no record yet")
+    sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these experiments alone, of any scale")
+    sub.add_argument("--scale", help="slice (for a CPU) or full (default full where there is a GPU, else slice)")
+    sub.add_argument("--budget-minutes", type=float, metavar="M", help="begin no run that would not fit")
+    sub.add_argument("--plan", action="store_true", help="only say what is done, what is missing and how long it takes")
+    sub.add_argument("--runs", type=Path, metavar="DIR", help="folder of all runs (default runs/)")
+    _where(sub)
 
     sub = command(_records, "records", "list the published accuracies")
     sub.add_argument("--json", action="store_true", help="as JSON, one object a line")
@@ -120,6 +130,27 @@ def _publish(args) -> None:
 
     for folder in args.run_folder:
         print(records.publish(folder))
+
+
+def _experiments(args) -> None:
+    """Train, evaluate and publish what book/experiments.yml lists and results/ has no record of, most valuable first.
+
+    Stopped at any time, the same command goes on from the last checkpoint.
+    """
+    from lib import experiments, records, training
+
+    chosen = experiments.choose(args.only, args.scale)
+    ledger = experiments.Ledger(args.data_root, records.RESULTS, args.runs or training.RUNS, args.device,
+                                download=not args.plan)
+    if not args.plan:
+        experiments.run(chosen, ledger, args.budget_minutes, args.device)
+        return
+    table = experiments.plan(chosen, ledger, args.device)
+    print(table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"))
+    print(f"{table.minutes.sum():.0f} minutes of training are missing on this {ledger.device['type']}"
+          + ", and what is marked ?" * bool(table.minutes.isna().any()))
+    for why in ledger.missing.values():
+        print(f"note: {why}; its runs are told by their configuration alone")
 
 
 def _records(args) -> None:

@@ -59,6 +59,25 @@ def mcnemar(first, second) -> Paired:
     return Paired(float(first.mean() - second.mean()), only_first, only_second, p)
 
 
+def reliability(confidence, correct, bins: int = 15) -> dict:
+    """How sure and how right a classifier is, by confidence, in bins (0, 1/15], (1/15, 2/15] ... of equal width.
+
+    confidence: (n,), the probability given to the class that is predicted; correct: (n,) bool. Returns for each bin the
+    count of images, the sum of their confidences and how many are correct (Guo et al., arXiv 1706.04599, section 2).
+    """
+    confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=bool)
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return {"count": np.bincount(place, minlength=bins).tolist(),
+            "confidence": np.bincount(place, confidence, bins).round(4).tolist(),
+            "correct": np.bincount(place, correct, bins).astype(int).tolist()}
+
+
+def calibration_error(bins: dict) -> float:
+    """The expected calibration error: the mean over images of how far confidence and accuracy of their bin differ."""
+    gaps = np.abs(np.asarray(bins["confidence"]) - np.asarray(bins["correct"]))
+    return float(gaps.sum() / np.sum(bins["count"]))
+
+
 def summarise(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean accuracy of each group of runs that differ in nothing but the seed.
 
