@@ -36,7 +36,7 @@ def impulse_noise(x: np.ndarray, share: float, random: np.random.Generator) -> n
 def defocus_blur(x: np.ndarray, disk: tuple[float, float], random: np.random.Generator) -> np.ndarray:
     """Convolved with a disk of a radius, its edge smoothed by a 3 x 3 Gaussian; mirrored at the border."""
     radius, sigma = disk
-    place = torch.arange(-3, 4, dtype=torch.float64)                                    # wide enough up to a radius of 2
+    place = torch.arange(-3, 4, dtype=torch.float64)                                # wide enough up to a radius of 2
     flat = (place[:, None] ** 2 + place ** 2 <= radius ** 2).double()
     line = torch.exp(-torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64) / (2 * sigma ** 2))
     smooth = line[:, None] * line / line.sum() ** 2

@@ -145,8 +145,8 @@ def load_run(folder: str | Path) -> Run:
 
 def missing(record: dict, wanted: tuple[str, ...]) -> list[str]:
     """Those of the wanted probes (evaluation.PROBES) that a record has no result of."""
-    there = {*record["evaluation"].get("h", {})} | {name for name, field in evaluation.TABLES.items() if field in record}
-    return [name for name in wanted if name not in there]
+    there = record["evaluation"].get("h", {})
+    return [name for name in wanted if name not in there and evaluation.TABLES.get(name) not in record]
 
 
 def evaluate(run: Run, dataset: Dataset, device: str | None = None,
