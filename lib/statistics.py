@@ -59,6 +59,45 @@ def mcnemar(first, second) -> Paired:
     return Paired(float(first.mean() - second.mean()), only_first, only_second, p)
 
 
+def bootstrap(first, second, confidence: float = 0.95, draws: int = 10_000) -> Interval:
+    """The difference in accuracy of two classifiers on the same test images, with the paired bootstrap's interval.
+
+    first, second: (n,) bool, which images each got right. Images are drawn anew, with replacement, in pairs: only how
+    many fall to the first alone, to the second alone and to neither matters, which is multinomial. Always the same
+    draws. It is the noise of the test images; of other seeds it knows nothing.
+    """
+    paired, n = mcnemar(first, second), len(first)
+    shares = np.array([paired.only_first, paired.only_second, n - paired.only_first - paired.only_second]) / n
+    drawn = np.random.default_rng(0).multinomial(n, shares, draws)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(paired.difference, float(low), float(high))
+
+
+def differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.Series:
+    """Accuracy of first minus that of second, seed by seed, for the seeds that both have; one row a seed in each."""
+    pair = (table.drop_duplicates("seed").set_index("seed")["accuracy"] for table in (first, second))
+    return next(pair).sub(next(pair)).dropna().sort_index()
+
+
+def seeds_needed(spread: float, difference: float = 0.01, paired: bool = False, power: float = 0.8,
+                 confidence: float = 0.95) -> int:
+    """How many runs of each method a two-sided t test needs to see a difference with that power.
+
+    spread: the standard deviation over seeds of one method's accuracy, or, where paired, of the differences between
+    runs of the same seed. The power is that of the noncentral t distribution. Raises ValueError where difference is 0.
+    """
+    if not difference:
+        raise ValueError("no number of seeds shows a difference of 0")
+    n, reached = 1, 0.0
+    while reached < power:
+        n += 1
+        freedom = n - 1 if paired else 2 * n - 2
+        shift = abs(difference) / (max(spread, 1e-12) * math.sqrt((1 if paired else 2) / n))
+        edge = stats.t.ppf((1 + confidence) / 2, freedom)
+        reached = stats.nct.sf(edge, freedom, shift) + stats.nct.cdf(-edge, freedom, shift) if shift < 30 else 1.0
+    return n
+
+
 def reliability(confidence, correct, bins: int = 15) -> dict:
     """How sure and how right a classifier is, by confidence, in bins (0, 1/15], (1/15, 2/15] ... of equal width.
 
