@@ -51,9 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--epochs", type=int, help="instead of the preset's; 0: the untrained encoder")
     sub.add_argument("--seed", type=int, help="of initialisation, order and views")
     sub.add_argument("--data", help="a data set instead of the preset's")
-    sub.add_argument("--runs", type=Path, metavar="DIR", help="folder of all runs (default runs/)")
     sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change any other field")
-    _where(sub)
+    _where(sub, runs=True)
 
     sub = command(_probe, "probe", "linear probe and kNN on a run's h and z")
     sub.add_argument("run_folder", metavar="RUN", type=Path, nargs="+", help="a run's folder")
@@ -69,8 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", help="slice (for a CPU) or full (default full where there is a GPU, else slice)")
     sub.add_argument("--budget-minutes", type=float, metavar="M", help="begin no run that would not fit")
     sub.add_argument("--plan", action="store_true", help="only say what is done, what is missing and how long it takes")
-    sub.add_argument("--runs", type=Path, metavar="DIR", help="folder of all runs (default runs/)")
-    _where(sub)
+    _where(sub, runs=True)
 
     sub = command(_records, "records", "list the published accuracies")
     sub.add_argument("--json", action="store_true", help="as JSON, one object a line")
@@ -81,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _where(parser: argparse.ArgumentParser) -> None:
+def _where(parser: argparse.ArgumentParser, runs: bool = False) -> None:
+    if runs:
+        parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of all runs (default runs/)")
     parser.add_argument("--data-root", metavar="DIR", help="folder of data sets (default DATA_ROOT, else data/)")
     parser.add_argument("--device", help="cuda, mps or cpu (default the best there is)")
 
@@ -139,12 +139,10 @@ def _experiments(args) -> None:
     """
     from lib import experiments, records, training
 
-    chosen = experiments.choose(args.only, args.scale)
-    ledger = experiments.Ledger(args.data_root, records.RESULTS, args.runs or training.RUNS, args.device,
-                                download=not args.plan)
+    chosen, runs = experiments.choose(args.only, args.scale), args.runs or training.RUNS
+    ledger = experiments.Ledger(args.data_root, records.RESULTS, runs, args.device, download=not args.plan)
     if not args.plan:
-        experiments.run(chosen, ledger, args.budget_minutes, args.device)
-        return
+        return experiments.run(chosen, ledger, args.budget_minutes, args.device)
     table = experiments.plan(chosen, ledger, args.device)
     print(table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"))
     print(f"{table.minutes.sum():.0f} minutes of training are missing on this {ledger.device['type']}"

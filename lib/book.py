@@ -52,10 +52,7 @@ def load_profile(name: str) -> dict:
         raise InputError(f"{PROFILES} is not there: the book needs its checkout; install with pip install -e . in it")
     if not path.is_file():
         raise InputError(unknown("profile", name, ["auto", *sorted(p.stem for p in PROFILES.glob("*.yml"))]))
-    try:
-        profile = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    profile = records.read_yaml(path)
     kinds = {"about": str, "timeout_minutes": (int, float), "common": dict, "chapters": dict}
     if not isinstance(profile, dict):
         raise InputError(f"{path} must hold the fields {', '.join(kinds)}")

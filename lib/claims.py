@@ -7,19 +7,17 @@ records are named beside it, with what they show, and decide nothing.
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from lib import ROOT, InputError
-from lib.records import COLUMNS, corruption_table, label_table, run_columns
+from lib.records import COLUMNS, corruption_table, label_table, read_yaml, run_columns
 from lib.records import table as accuracies
-from lib.statistics import Interval, binomial, calibration_error, differences, over_seeds
+from lib.statistics import Interval, calibration_error, differences, over_runs, over_seeds
 
 CLAIMS = ROOT / "book" / "claims.yml"
 FIELDS = {"id": str, "claim": str, "source": str, "rule": str, "like_for_like": dict}
 OPTIONAL = {"number": (int, float), "minus": dict, "nearest": list, "cannot": str}
 RULES = ("value", "sign", "at least", "none")
-REAL = ("measure", "per_class", "method", "data", "images", "encoder", "features")
-"""What a run must share with a claim for its verdict to be "differs in" the rest."""
+REAL = ("measure", "per_class", "method", "data", "images", "encoder", "features")     # where these are shared
 
 
 def read(path: Path = CLAIMS) -> list[dict]:
@@ -31,10 +29,7 @@ def read(path: Path = CLAIMS) -> list[dict]:
     columns that differ in runs to name instead, best first, with a minus of their own. cannot: why no record can decide
     it. The value "any" lifts a condition.
     """
-    try:
-        claims = yaml.safe_load(Path(path).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} can't be read as YAML: {' '.join(str(error).split())}") from error
+    claims = read_yaml(path)
     if not claims or not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
         raise InputError(f"{path} must be a list of claims, each with {', '.join(FIELDS)}")
     for place, claim in enumerate(claims, start=1):
@@ -49,7 +44,7 @@ def read(path: Path = CLAIMS) -> list[dict]:
             for column, value in part.items():
                 if column not in (*COLUMNS, "measure", "per_class") and not (column == "minus" and part in near):
                     raise InputError(f"{path}: claim {name}: records have no column '{column}'")
-                if column != "minus" and not isinstance(value, (str, int, float, type(None))):
+                if column != "minus" and not isinstance(value, (str, int, float)):
                     raise InputError(f"{path}: claim {name}: {column} must be one text or number, got {value}")
     return claims
 
@@ -64,7 +59,7 @@ def measures(records: list[dict]) -> pd.DataFrame:
                                      "accuracy": calibration_error(row), "measure": "ece"}
               for record in records for row in record.get("calibration", ())]
     corrupted = corruption_table(records).query("corruption != 'none'")
-    over = [column for column in corrupted if column not in ("corruption", "severity", "correct", "n", "accuracy")]
+    over = [column for column in corrupted if column not in ("corruption", "severity", "correct", "accuracy")]
     corrupted = corrupted.groupby(over, dropna=False, as_index=False)["accuracy"].mean()
     corrupted = corrupted.assign(accuracy=1 - corrupted["accuracy"], measure="corruption error")
     few = label_table(records).query("subset != 'all'")
@@ -75,11 +70,11 @@ def measures(records: list[dict]) -> pd.DataFrame:
 
 
 def matching(table: pd.DataFrame, wanted: dict) -> pd.DataFrame:
-    """The rows of the records' table that have all the wanted values; None: no value, "any": whatever value."""
+    """The rows of the records' table that have all the wanted values; "any": whatever value."""
     keep = pd.Series(True, index=table.index)
     for column, value in wanted.items():
         if value != "any":
-            keep &= table[column].isna() if value is None else table[column] == value
+            keep &= table[column] == value
     return table[keep]
 
 
@@ -90,62 +85,57 @@ def decide(claim: dict, table: pd.DataFrame) -> dict:
     both, "differs in" where runs on the claim's own data and encoder differ in other columns, else "not run". nearest:
     what the nearest runs are and show; they decide nothing.
     """
-    base = {"measure": "accuracy"} | claim["like_for_like"]
+    base, minus = {"measure": "accuracy"} | claim["like_for_like"], claim.get("minus")
     row = {"claim": claim["claim"], "claimed": _claimed(claim), "ours": "-", "n": 0, "verdict": "not run",
-           "minutes": None, "pixels": "-", "protocol": _told(claim["like_for_like"], claim.get("minus")),
-           "nearest": "-", "source": claim["source"]}
-    found = None if "cannot" in claim else _measured(base, claim.get("minus"), table)
-    if found:
-        interval, group = found
-        row |= _ours(interval, group, "minus" in claim)
-        row["verdict"] = _verdict(claim, interval)
-        return row
+           "minutes": None, "pixels": "-", "protocol": _told(claim["like_for_like"]) + _less(minus), "nearest": "-",
+           "source": claim["source"]}
     if "cannot" in claim:
-        row["verdict"] = f"not run: {claim['cannot']}"
-    elif "minus" not in claim:
-        others = matching(table, {column: base[column] for column in REAL if column in base})
-        if len(others):
-            alike = pd.DataFrame({column: others.index.isin(matching(others, {column: value}).index)
-                                  for column, value in base.items()}, index=others.index)
-            group = others[alike.sum(axis=1) == alike.sum(axis=1).max()].sort_values("epochs")
-            group = group[group["protocol"] == group["protocol"].iloc[-1]]
-            apart = ", ".join(alike.columns[~alike.loc[group.index[-1]]])
-            return row | _ours(_interval(group), group, False) | {"verdict": f"differs in {apart}"}
+        return row | {"verdict": f"not run: {claim['cannot']}", "nearest": _nearest(claim, base, table)}
+    found = _measured(base, minus, table)
+    if found:
+        return row | _ours(*found, "minus" in claim) | {"verdict": _verdict(claim, found[0])}
+    group, apart = _differing(base, table)
+    if len(group) and not minus:
+        return row | _ours(over_runs(group), group, False) | {"verdict": f"differs in {apart}"}
+    return row | {"nearest": _nearest(claim, base, table)}
+
+
+def _differing(base: dict, table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The longest runs on the claim's own data and encoder that differ in the fewest columns, and in which."""
+    others = matching(table, {column: base[column] for column in REAL if column in base}).sort_values("epochs")
+    alike = pd.DataFrame({column: others.index.isin(matching(others, {column: value}).index)
+                          for column, value in base.items()}, index=others.index)
+    others = others[alike.sum(axis=1) == alike.sum(axis=1).max()]
+    if others.empty:
+        return others, ""
+    return (others[others["protocol"] == others["protocol"].iloc[-1]],
+            ", ".join(alike.columns[~alike.loc[others.index[-1]]]))
+
+
+def _nearest(claim: dict, base: dict, table: pd.DataFrame) -> str:
+    """What the first of the nearest runs that exist are and show; of a difference its direction."""
     for near in claim.get("nearest", ()):
         minus = near.get("minus", claim.get("minus"))
-        columns = {column: value for column, value in near.items() if column != "minus"}
-        found = _measured(base | columns, minus, table)
+        found = _measured(base | {column: value for column, value in near.items() if column != "minus"}, minus, table)
         if found:
-            interval, group = found
-            row["nearest"] = _named(group.iloc[0], minus) + f": {_shown(interval, bool(minus))}, n = {len(group)}"
-            if minus:
-                side = {"reproduced": "same", "not reproduced": "opposite"}
-                row["nearest"] += f", {side.get(_verdict(claim | {'rule': 'sign'}, interval), 'no clear')} direction"
-            break
-    return row
+            ours, run = _ours(*found, bool(minus)), found[1].iloc[0]
+            side = {"reproduced": ", same direction", "not reproduced": ", opposite direction"}.get(
+                _verdict(claim | {"rule": "sign"}, found[0]), ", no clear direction") if minus else ""
+            return ("{data} ({images} images), {encoder}, {epochs} epochs, {features} by {probe}".format(**run)
+                    + f"{_less(minus)}: {ours['ours']}, n = {ours['n']}{side}")
+    return "-"
 
 
 def _measured(base: dict, minus: dict | None, table: pd.DataFrame) -> tuple[Interval, pd.DataFrame] | None:
     """The value, or the difference over paired seeds, and the runs it is from; of protocols that fit, most seeds."""
-    groups = [_most_seeds(matching(table, part)) for part in (base, *([base | minus] if minus else []))]
+    fitting = [matching(table, part) for part in (base, *([base | minus] if minus else []))]
+    groups = [max((of for _, of in fit.groupby("protocol")), key=len, default=fit) for fit in fitting]
     if not all(len(group) for group in groups):
         return None
     if not minus:
-        return _interval(groups[0]), groups[0]
+        return over_runs(groups[0]), groups[0]
     pairs = differences(*groups)
     return (over_seeds(pairs), groups[0][groups[0]["seed"].isin(pairs.index)]) if len(pairs) else None
-
-
-def _most_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    return max((group for _, group in table.groupby("protocol")), key=len, default=table)
-
-
-def _interval(group: pd.DataFrame) -> Interval:
-    """Over seeds where there are several, else over test images, where correct ones were counted."""
-    one = group.iloc[0]
-    if len(group) > 1 or pd.isna(one["correct"]):
-        return over_seeds(group["accuracy"])
-    return binomial(int(one["correct"]), int(one["n"]))
 
 
 def _verdict(claim: dict, ours: Interval) -> str:
@@ -164,29 +154,21 @@ def _verdict(claim: dict, ours: Interval) -> str:
 
 
 def _claimed(claim: dict) -> str:
-    if "number" not in claim:
-        return "no number"
-    number = f"{claim['number']:+.2f} points" if "minus" in claim else f"{claim['number']:.2f} %"
-    return "at least " * (claim["rule"] == "at least") + number
-
-
-def _shown(interval: Interval, difference: bool) -> str:
-    return f"{interval.percent()} {'points' if difference else '%'}"
+    number = claim.get("number")
+    told = "no number" if number is None else f"{number:+.2f} points" if "minus" in claim else f"{number:.2f} %"
+    return "at least " * (claim["rule"] == "at least") + told
 
 
 def _ours(interval: Interval, group: pd.DataFrame, difference: bool) -> dict:
-    return {"ours": _shown(interval, difference), "n": len(group), "minutes": round(group["minutes"].mean(), 1),
-            "pixels": group["variant"].iloc[0] or "official"}
+    return {"ours": f"{interval.percent()} {'points' if difference else '%'}", "n": len(group),
+            "minutes": round(group["minutes"].mean(), 1), "pixels": group["variant"].iloc[0] or "official"}
 
 
-def _named(run: pd.Series, minus: dict | None) -> str:
-    named = (f"{run['data']} ({run['images']} images), {run['encoder']}, {run['epochs']} epochs, {run['features']} by "
-             f"{run['probe']}")
-    return named + (f"; minus {_told(minus, None)}" if minus else "")
-
-
-def _told(columns: dict, minus: dict | None) -> str:
+def _told(columns: dict) -> str:
     """Conditions in words: texts as they are, numbers with the name of their column."""
-    told = ", ".join(str(value) if isinstance(value, str) else f"{column} {value}" for column, value in columns.items()
-                     if value not in ("any", None))
-    return told + (f"; minus {_told(minus, None)}" if minus else "")
+    return ", ".join(value if isinstance(value, str) else f"{column} {value}" for column, value in columns.items()
+                     if value != "any")
+
+
+def _less(minus: dict | None) -> str:
+    return f"; minus {_told(minus)}" if minus else ""

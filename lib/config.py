@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from lib import InputError
 from lib.augmentations import RECIPES
 from lib.encoders import ENCODERS, HEADS, STEMS
-from lib.losses import POSITIVES
+from lib.losses import POSITIVES, scale
 
 METHODS = ("simclr", "supcon", "ce")
 OPTIMISERS = ("sgd", "adamw")
@@ -117,6 +117,11 @@ class Config:
         """The fields that decide a run's numbers and are not at their default, so that a new field changes none."""
         return {field.name: getattr(self, field.name) for field in fields(self)
                 if field.name != "name" and getattr(self, field.name) != field.default}
+
+    @property
+    def factor(self) -> float:
+        """What the loss is multiplied by: temperature / base_temperature; 1 where there is none."""
+        return scale(self.temperature, self.base_temperature)
 
     @property
     def views(self) -> int:

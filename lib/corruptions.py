@@ -18,17 +18,8 @@ from lib import InputError
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
-def gaussian_noise(x: np.ndarray, scale: float, random: np.random.Generator) -> np.ndarray:
-    """x: (N, 3, H, W) in [0, 1], as for all that follow."""
-    return x + random.normal(size=x.shape, scale=scale)
-
-
-def shot_noise(x: np.ndarray, photons: float, random: np.random.Generator) -> np.ndarray:
-    return random.poisson(x * photons) / photons
-
-
 def impulse_noise(x: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
-    """Salt and pepper: that share of the values becomes 1 or 0, half of them each."""
+    """Salt and pepper: that share of the values becomes 1 or 0, half of them each. x: (N, 3, H, W) in [0, 1]."""
     struck, salt = random.random(x.shape) < share, random.random(x.shape) < 0.5
     return np.where(struck, salt, x)
 
@@ -52,12 +43,6 @@ def brightness(x: np.ndarray, shift: float, random: np.random.Generator) -> np.n
     return np.where(value > 0, x / np.where(value > 0, value, 1) * brighter, brighter)
 
 
-def contrast(x: np.ndarray, factor: float, random: np.random.Generator) -> np.ndarray:
-    """Every channel drawn towards its own mean over the image."""
-    mean = x.mean((2, 3), keepdims=True)
-    return (x - mean) * factor + mean
-
-
 def _pixelate(image: Image.Image, share: float) -> Image.Image:
     small = image.resize((int(image.width * share), int(image.height * share)), Image.Resampling.BOX)
     return small.resize(image.size, Image.Resampling.BOX)
@@ -69,13 +54,15 @@ def _jpeg(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(file)
 
 
-CORRUPTIONS = {                         # the parameter of each severity
-    "gaussian_noise": (gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
-    "shot_noise": (shot_noise, (500, 250, 100, 75, 50)),
+CORRUPTIONS = {                         # what is done, and its parameter at each severity
+    "gaussian_noise": (lambda x, scale, random: x + random.normal(size=x.shape, scale=scale),
+                       (0.04, 0.06, 0.08, 0.09, 0.10)),
+    "shot_noise": (lambda x, photons, random: random.poisson(x * photons) / photons, (500, 250, 100, 75, 50)),
     "impulse_noise": (impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
     "defocus_blur": (defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
     "brightness": (brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
-    "contrast": (contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
+    "contrast": (lambda x, factor, _: (x - x.mean((2, 3), keepdims=True)) * factor + x.mean((2, 3), keepdims=True),
+                 (0.75, 0.5, 0.4, 0.3, 0.15)),
     "pixelate": (_pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
     "jpeg_compression": (_jpeg, (80, 65, 58, 50, 40)),
 }

@@ -136,39 +136,31 @@ def tables(model: Model, dataset: Dataset, recipe: Recipe, method: str, wanted: 
     found = {"label_sweep": label_sweep(model, dataset, recipe)} if "labels" in wanted else {}
     readers = _readers(model, dataset, recipe, method) if {"calibration", "corruptions"} & {*wanted} else {}
     if "calibration" in wanted:
-        pair = features(model, dataset.test.images, recipe)
-        found["calibration"] = [
-            {"features": kind, "probe": probe} | _reliability(read(*pair).softmax(1), dataset.test.labels)
-            for (kind, probe), read in readers.items()]
+        pair, found["calibration"] = features(model, dataset.test.images, recipe), []
+        for (kind, probe), read in readers.items():
+            confidence, predicted = read(*pair).softmax(1).cpu().max(1)
+            bins = statistics.reliability(confidence, predicted == dataset.test.labels)
+            found["calibration"].append({"features": kind, "probe": probe, "n": len(dataset.test)} | bins)
     if "corruptions" in wanted:
         part = dataset.test[stratified(dataset.test.labels, min(CORRUPTED, len(dataset.test)))]
-        found["corruptions"] = [row for name in ("none", *CORRUPTIONS)
-                                for row in _corrupted(model, part, recipe, readers, name)]
+        found["corruptions"] = []
+        for name in ("none", *CORRUPTIONS):
+            images = [part.images] if name == "none" else (corrupt(part.images, name, level) for level in SEVERITIES)
+            pairs = [features(model, changed, recipe) for changed in images]
+            found["corruptions"] += [
+                {"features": kind, "probe": probe, "corruption": name, "n": len(part),
+                 "correct": [int((read(*pair).argmax(1).cpu() == part.labels).sum()) for pair in pairs]}
+                for (kind, probe), read in readers.items()]
     return found
 
 
 def _readers(model: Model, dataset: Dataset, recipe: Recipe, method: str) -> dict:
     """What turns h and z into logits: the converged probe on h, and z themselves where they are a classifier's."""
-    data = {name: (features(model, split.images, recipe)[0], split.labels)
-            for name, split in (("train", dataset.train), ("val", dataset.val))}
-    data = {name: (x, y.to(x.device)) for name, (x, y) in data.items()}
-    probe, _ = probes.linear_probe(data["train"], data["val"], len(dataset.classes))
+    seen = [features(model, split.images, recipe)[0] for split in (dataset.train, dataset.val)]
+    train, val = ((x, split.labels.to(x.device)) for x, split in zip(seen, (dataset.train, dataset.val)))
+    probe, _ = probes.linear_probe(train, val, len(dataset.classes))
     readers = {("h", "linear"): lambda h, z: probe.logits(h)}
     return readers | ({("z", "classifier"): lambda h, z: z} if method == "ce" else {})
-
-
-def _reliability(probabilities: Tensor, truth: Tensor) -> dict:
-    confidence, predicted = probabilities.cpu().max(1)
-    return {"n": len(truth)} | statistics.reliability(confidence.numpy(), (predicted == truth).numpy())
-
-
-def _corrupted(model: Model, part: Split, recipe: Recipe, readers: dict, name: str) -> list[dict]:
-    """One row for each reader: how many images it gets right, severity by severity."""
-    images = (part.images,) if name == "none" else (corrupt(part.images, name, level) for level in SEVERITIES)
-    pairs = [features(model, changed, recipe) for changed in images]
-    return [{"features": kind, "probe": probe, "corruption": name, "n": len(part),
-             "correct": [int((read(*pair).argmax(1).cpu() == part.labels).sum()) for pair in pairs]}
-            for (kind, probe), read in readers.items()]
 
 
 def _folds(dataset: Dataset, pool: Split) -> list[Tensor]:

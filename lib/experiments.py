@@ -8,12 +8,12 @@ record at once; stopped at any time, the same command goes on.
 import functools
 import json
 import time
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from lib import ROOT, InputError, evaluation, records, training
 from lib.config import Config, preset, unknown
@@ -53,6 +53,17 @@ class Experiment:
         return [preset(self.preset, **delta | {"seed": seed}) for seed in self.seeds for delta in deltas]
 
 
+def published(*names: str, results: Path = records.RESULTS) -> list[dict]:
+    """The published records of the first of these experiments that has any, on whatever version of its data."""
+    kept = [(record, Config(**record["config"])) for record in records.load_all(results)]
+    for experiment in choose(names):
+        wanted = [config.decisive | {"precision": None} for config in experiment.configs]
+        found = [record for record, config in kept if config.decisive | {"precision": None} in wanted]
+        if found:
+            return found
+    return []
+
+
 @dataclass(frozen=True)
 class Task:
     """One run: its configuration, the probes wanted of it by all its experiments, and their names, the first first."""
@@ -64,42 +75,32 @@ class Task:
 
 def read(path: Path = EXPERIMENTS) -> list[Experiment]:
     """The experiments, most valuable first. Raises InputError, naming file and experiment, where something is wrong."""
-    try:
-        entries = yaml.safe_load(Path(path).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} can't be read as YAML: {' '.join(str(error).split())}") from error
+    entries = records.read_yaml(path)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(f"{path} must be a list of experiments, each with {_names()}")
+        raise InputError(f"{path} must be a list of experiments")
     found = []
-    for place, entry in enumerate(entries, start=1):
+    for entry in entries:
         try:
-            experiment = Experiment(**{key: tuple(value) if isinstance(value, list) else value
-                                       for key, value in entry.items()})
-            if experiment.scale not in SCALES:
-                raise InputError(unknown("scale", experiment.scale, SCALES))
-            for probe in experiment.wanted:
-                if probe not in evaluation.PROBES:
-                    raise InputError(unknown("probe", probe, evaluation.PROBES))
-            _ = experiment.configs
+            found.append(Experiment(**{field: tuple(value) if isinstance(value, list) else value
+                                       for field, value in entry.items()}))
+            for what, value, known in (("scale", found[-1].scale, SCALES),
+                                       *(("probe", probe, evaluation.PROBES) for probe in found[-1].wanted)):
+                if value not in known:
+                    raise InputError(unknown(what, value, known))
+            _ = found[-1].configs
         except (InputError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: experiment {entry.get('name', f'number {place}')}: {error}") from error
-        found.append(experiment)
+            raise InputError(f"{path}: experiment {entry.get('name')}: {error}") from error
     return sorted(found, key=lambda experiment: experiment.worth)
 
 
-def _names() -> str:
-    return ", ".join(field.name for field in fields(Experiment))
-
-
-def choose(names: list[str] = (), scale: str | None = None, path: Path = EXPERIMENTS) -> list[Experiment]:
+def choose(names: Sequence[str] = (), scale: str | None = None, path: Path = EXPERIMENTS) -> list[Experiment]:
     """Those of the names given (any scale), else all of a scale; None: "full" where there is a GPU, else "slice"."""
-    known = read(path)
+    known = {experiment.name: experiment for experiment in read(path)}
     for name in names:
-        if name not in [experiment.name for experiment in known]:
-            raise InputError(unknown("experiment", name, [experiment.name for experiment in known]))
+        if name not in known:
+            raise InputError(unknown("experiment", name, known))
     scale = scale or ("full" if choose_device().type == "cuda" else "slice")
-    return [experiment for experiment in known
-            if (experiment.name in names if names else experiment.scale == scale)]
+    return [known[name] for name in names] or [experiment for experiment in known.values() if experiment.scale == scale]
 
 
 def tasks(experiments: list[Experiment], device: str | None = None) -> list[Task]:
@@ -115,15 +116,12 @@ def tasks(experiments: list[Experiment], device: str | None = None) -> list[Task
     return list(found.values())
 
 
-def _key(config: Config) -> str:
-    return json.dumps([config.decisive, training.NUMERICS], sort_keys=True)
+def _key(config: Config, numerics: int = training.NUMERICS) -> str:
+    return json.dumps([config.decisive, numerics], sort_keys=True)
 
 
 class Ledger:
-    """What is there already: records, data sets, and the speed that the records tell.
-
-    root: the data root; results: the folder of published records; runs: the folder of runs.
-    """
+    """What is there already: records, data sets (fetched, with download), and the speed that the records tell."""
 
     def __init__(self, root: Path | None = None, results: Path = records.RESULTS, runs: Path = training.RUNS,
                  device: str | None = None, download: bool = False):
@@ -136,25 +134,19 @@ class Ledger:
             self.add(record)
 
     def add(self, record: dict) -> None:
-        key = json.dumps([Config(**record["config"]).decisive, record["numerics"]], sort_keys=True)
-        self.records.setdefault(key, []).insert(0, record)
+        self.records.setdefault(_key(Config(**record["config"]), record["numerics"]), []).insert(0, record)
 
     def data(self, name: str) -> Dataset | None:
         """The data set, or None where it is not there (or, with download, can't be had)."""
         if name not in self._data:
-            self._data[name] = self._load(name)
+            files = (f"{name}.npz", FOLDERS.get(name, f"{name}.npz"))
+            try:
+                if not (self.download or name == "digits" or any((self.root / file).exists() for file in files)):
+                    raise InputError(f"{name} is not in {self.root}")
+                self._data[name] = load(name, self.root)
+            except InputError as error:
+                self._data[name], self.missing[name] = None, str(error)
         return self._data[name]
-
-    def _load(self, name: str) -> Dataset | None:
-        there = (self.root / f"{name}.npz", self.root / FOLDERS.get(name, f"{name}.npz"))
-        if not self.download and not any(path.exists() for path in there) and name != "digits":
-            self.missing[name] = f"{name} is not in {self.root}"
-            return None
-        try:
-            return load(name, self.root)
-        except InputError as error:
-            self.missing[name] = str(error)
-            return None
 
     def record(self, config: Config) -> dict | None:
         """The published record of the same run; where its data are not there, that of the same configuration."""
@@ -175,39 +167,32 @@ class Ledger:
         The speed is that of the same encoder on the same images, else that of another one in floating-point operations;
         on this device, else on another of its type. A run that is done but not evaluated takes none.
         """
-        views, dataset = self._views(config), self.data(config.data)
-        if views == 0 or dataset and (self.runs / training.identity(config, dataset) / "record.json").is_file():
+        everything = [record for of_key in self.records.values() for record in of_key]
+        dataset, pool = self.data(config.data), None
+        if not config.epochs or dataset and (self.runs / training.identity(config, dataset) / "record.json").is_file():
             return 0.0
-        measured = sorted((r for of_key in self.records.values() for r in of_key
-                           if r["views_per_second"] and r["device"]["type"] == self.device["type"]
-                           and r["config"]["precision"] == config.precision),
+        if dataset:
+            pool = len(dataset.take(config.images).pool(config.pool))
+        for record in everything if pool is None else ():
+            if _same(record, config, "data", "images", "pool"):
+                pool = record["data"]["pool"]
+        measured = sorted((r for r in everything if r["views_per_second"] and _same(r, config, "precision")
+                           and r["device"]["type"] == self.device["type"]),
                           key=lambda r: ([r["device"][key] == self.device[key] for key in ("name", "threads")],
                                          r["finished"]))
-        same = [r for r in measured if all(r["config"][field] == getattr(config, field)
-                                           for field in ("encoder", "stem", "data", "size"))]
-        if views is None or not measured:
+        same = [r for r in measured if _same(r, config, "encoder", "stem", "data", "size")]
+        counted, size = [r for r in measured if r.get("cost")], config.size or dataset and dataset.size[0]
+        if pool is None or not (same or counted and size):
             return None
+        views = config.epochs * config.views * sum(batch_sizes(config, pool))
         if same:
             return views / same[-1]["views_per_second"] / 60
-        counted = [r for r in measured if r.get("cost")]
-        size = config.size or (dataset and dataset.size[0])
-        if not counted or not size:
-            return None
         rate = counted[-1]["views_per_second"] * counted[-1]["cost"]["flops_per_view"]
         return views * _flops(config.encoder, config.stem, config.head, config.embedding, size) / rate / 60
 
-    def _views(self, config: Config) -> int | None:
-        """Views that a run will see; None where neither the data nor a record of them is there."""
-        if not config.epochs:
-            return 0
-        dataset = self.data(config.data)
-        if dataset:
-            pool = len(dataset.take(config.images).pool(config.pool))
-        else:
-            pool = next((r["data"]["pool"] for of_key in self.records.values() for r in of_key
-                         if all(r["config"][field] == getattr(config, field)
-                                for field in ("data", "images", "pool"))), None)
-        return None if pool is None else config.epochs * config.views * sum(batch_sizes(config, pool))
+
+def _same(record: dict, config: Config, *names: str) -> bool:
+    return all(record["config"][name] == getattr(config, name) for name in names)
 
 
 @functools.cache
@@ -236,28 +221,20 @@ def plan(experiments: list[Experiment], ledger: Ledger, device: str | None = Non
 def run(experiments: list[Experiment], ledger: Ledger, budget: float | None = None, device: str | None = None) -> None:
     """Train, evaluate and publish what is missing, most valuable first, as far as the minutes of the budget go.
 
-    A run is begun where its estimate fits into what is left: the training, and what evaluating cost so far. What could
-    not be done is told, and goes on at the next call. Raises InputError where the package differs from its commit,
-    because a record must name the code that made it, and at the end where runs failed.
+    A run is begun where its estimate fits into what is left: the training, and what evaluating cost so far. Raises
+    InputError where the package differs from its commit, which no record could name, and at the end where runs failed.
     """
     if records.code()["changed"]:
         raise InputError("lib/ differs from its commit, which a record could not name: commit the change first")
     started, overheads, failed, late = time.monotonic(), [], [], 0
-    for task in tasks(experiments, device):
-        todo, minutes = ledger.todo(task), ledger.minutes(task.config)
-        if not todo:
-            continue
+    for task in (task for task in tasks(experiments, device) if ledger.todo(task)):
         spent = (time.monotonic() - started) / 60
-        needed = (minutes or 0) + (sum(overheads) / len(overheads) if overheads else 0)
-        dataset = ledger.data(task.config.data)
-        if dataset is None:
-            failed.append(f"{task.experiments[0]}: {ledger.missing[task.config.data]}")
-            continue
+        needed = (ledger.minutes(task.config) or 0) + sum(overheads) / max(len(overheads), 1)
         if budget is not None and spent + needed >= budget:
             late += 1
             continue
         try:
-            done = _finish(task, ledger, dataset, device)
+            done = _finish(task, ledger, device)
         except InputError as error:
             failed.append(f"{task.experiments[0]}: {error}")
             continue
@@ -270,12 +247,14 @@ def run(experiments: list[Experiment], ledger: Ledger, budget: float | None = No
         raise InputError("\n".join(dict.fromkeys(failed)))
 
 
-def _finish(task: Task, ledger: Ledger, dataset: Dataset, device: str | None) -> dict:
+def _finish(task: Task, ledger: Ledger, device: str | None) -> dict:
     """Train one run, or go on with it; evaluate and publish it. Returns its record.
 
     What an older published record of the same run has been asked is asked again, since it will be replaced.
     """
-    older = ledger.record(task.config)
+    dataset, older = ledger.data(task.config.data), ledger.record(task.config)
+    if dataset is None:
+        raise InputError(ledger.missing[task.config.data])
     asked = [name for name in evaluation.PROBES if older and not training.missing(older, (name,))]
     found = training.pretrain(task.config, dataset, ledger.runs, device)
     training.evaluate(found, dataset, device, tuple(dict.fromkeys((*task.wanted, *asked))))

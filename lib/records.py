@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 
 from lib import ROOT, InputError
 from lib.config import Config
@@ -31,7 +32,7 @@ REQUIRED = {"schema": int, "id": str, "config": dict, "data": dict, "code": dict
             "seconds": (int, float), "curves": list, "evaluation": dict}
 
 RUN_COLUMNS = ["name", "encoder", "stem", "head", "epochs", "seed", "temperature", "recipe", "optimiser", "batch_size",
-               "positives", "base_temperature"]     # as configured
+               "positives", "factor"]       # as configured
 COLUMNS = ["id", "protocol", "method", "data", "variant", "images", *RUN_COLUMNS, "features", "probe", "accuracy",
            "correct", "n", "minutes", "views_per_second"]
 
@@ -84,6 +85,14 @@ def read(path: Path) -> dict:
     except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"{path} is not a whole record ({type(error).__name__}: {error})") from error
     return record
+
+
+def read_yaml(path: Path):
+    """What a YAML file holds. Raises InputError, naming the file, where it can't be read or is not YAML."""
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def publish(path: Path, results: Path = RESULTS) -> Path:

@@ -1,6 +1,7 @@
 """Intervals: what a measured accuracy says about the accuracy that would be measured again."""
 
 import math
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -88,14 +89,14 @@ def seeds_needed(spread: float, difference: float = 0.01, paired: bool = False, 
     """
     if not difference:
         raise ValueError("no number of seeds shows a difference of 0")
-    n, reached = 1, 0.0
-    while reached < power:
-        n += 1
-        freedom = n - 1 if paired else 2 * n - 2
-        shift = abs(difference) / (max(spread, 1e-12) * math.sqrt((1 if paired else 2) / n))
+
+    def reached(n: int) -> float:
+        freedom, shift = (n - 1, 1) if paired else (2 * n - 2, 2)
+        shift = min(abs(difference) / (max(spread, 1e-12) * math.sqrt(shift / n)), 30)      # beyond: no doubt is left
         edge = stats.t.ppf((1 + confidence) / 2, freedom)
-        reached = stats.nct.sf(edge, freedom, shift) + stats.nct.cdf(-edge, freedom, shift) if shift < 30 else 1.0
-    return n
+        return 1.0 if shift == 30 else stats.nct.sf(edge, freedom, shift) + stats.nct.cdf(-edge, freedom, shift)
+
+    return next(n for n in count(2) if reached(n) >= power)
 
 
 def reliability(confidence, correct, bins: int = 15) -> dict:
@@ -117,6 +118,17 @@ def calibration_error(bins: dict) -> float:
     return float(gaps.sum() / np.sum(bins["count"]))
 
 
+def over_runs(group: pd.DataFrame) -> Interval:
+    """Of runs that differ in the seed: over seeds where there are several, else over test images, if some are counted.
+
+    group: columns accuracy, correct (NaN for what is no share of images) and n.
+    """
+    one = group.iloc[0]
+    if len(group) > 1 or pd.isna(one["correct"]):
+        return over_seeds(group["accuracy"])
+    return binomial(int(one["correct"]), int(one["n"]))
+
+
 def summarise(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean accuracy of each group of runs that differ in nothing but the seed.
 
@@ -127,10 +139,7 @@ def summarise(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """
     rows = []
     for (*key, _), group in table.groupby([*by, "protocol"], sort=False, dropna=False):
-        if len(group) > 1:
-            mean, low, high = over_seeds(group["accuracy"])
-        else:
-            mean, low, high = binomial(int(group["correct"].iloc[0]), int(group["n"].iloc[0]))
+        mean, low, high = over_runs(group)
         rows.append(dict(zip(by, key)) | {"mean": mean, "low": low, "high": high, "seeds": len(group),
                                           "n": int(group["n"].iloc[0]), "minutes": group["minutes"].mean(),
                                           "interval": "seeds" if len(group) > 1 else "test images"})

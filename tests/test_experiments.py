@@ -126,6 +126,18 @@ def test_the_budget_is_kept_by_the_speed_that_was_measured(place, capsys):
     assert "4 runs are left" in capsys.readouterr().out
 
 
+def test_chapters_read_the_records_of_the_first_experiment_that_has_any(place, monkeypatch):
+    monkeypatch.setattr(experiments.choose, "__defaults__", ((), None, place / "experiments.yml"))
+    assert experiments.published("late", "early", results=place / "results") == []
+    finish(place, "early")
+    assert len(experiments.published("late", "early", results=place / "results")) == 1       # late has that run too
+    finish(place)
+    found = experiments.published("late", results=place / "results")
+    assert len(found) == 4 and {r["config"]["temperature"] for r in found} == {0.5, 0.1}
+    with pytest.raises(InputError, match="unknown experiment"):
+        experiments.published("none", results=place / "results")
+
+
 def test_nothing_measured_means_no_estimate(place):
     assert ledger(place).minutes(preset("simclr-digits", **SMALL)) is None
     assert ledger(place).minutes(preset("simclr-digits", **SMALL | {"epochs": 0})) == 0
