@@ -188,7 +188,8 @@ def _stamp(path: Path, profile: str) -> str:
     """A hash of all that a chapter is made from: text, profile, package, versions, records, claims, data files."""
     data = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(data_root().glob("*.npz"))]
     digest = hashlib.sha256(json.dumps([records.code()["source"], records.versions(), data]).encode())
-    inputs = [path, PROFILES / f"{profile}.yml", BOOK / "claims.yml", *sorted(records.RESULTS.glob("*.json"))]
+    inputs = [path, PROFILES / f"{profile}.yml", BOOK / "claims.yml", BOOK / "experiments.yml",
+              *sorted(records.RESULTS.glob("*.json"))]
     for file in filter(Path.is_file, inputs):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
