@@ -15,6 +15,8 @@ EXAMPLES = """examples:
   python -m lib probe runs/RUN                                what do its h and z know?
   python -m lib probe runs/RUN --with uva --with labels       also as published, and with few labels
   python -m lib publish runs/RUN                              put its record where the chapters read it
+  python -m lib experiments --plan                            what the book owes, and how long it would take
+  python -m lib experiments --budget-minutes 60               run what is missing, most valuable first
   python -m lib records                                       every published accuracy
   python -m lib book --profile cpu --only 03                  run chapter 03 on a slice of CIFAR-10
 """
@@ -49,9 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--epochs", type=int, help="instead of the preset's; 0: the untrained encoder")
     sub.add_argument("--seed", type=int, help="of initialisation, order and views")
     sub.add_argument("--data", help="a data set instead of the preset's")
-    sub.add_argument("--runs", type=Path, metavar="DIR", help="folder of all runs (default runs/)")
     sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change any other field")
-    _where(sub)
+    _where(sub, runs=True)
 
     sub = command(_probe, "probe", "linear probe and kNN on a run's h and z")
     sub.add_argument("run_folder", metavar="RUN", type=Path, nargs="+", help="a run's folder")
@@ -62,6 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(_publish, "publish", "copy runs' records into results/")
     sub.add_argument("run_folder", metavar="RUN", type=Path, nargs="+", help="a run's folder or its record.json")
 
+    sub = command(_experiments, "experiments", "run the book's experiments that have no record yet")
+    sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these experiments alone, of any scale")
+    sub.add_argument("--scale", help="slice (for a CPU) or full (default full where there is a GPU, else slice)")
+    sub.add_argument("--budget-minutes", type=float, metavar="M", help="begin no run that would not fit")
+    sub.add_argument("--plan", action="store_true", help="only say what is done, what is missing and how long it takes")
+    _where(sub, runs=True)
+
     sub = command(_records, "records", "list the published accuracies")
     sub.add_argument("--json", action="store_true", help="as JSON, one object a line")
 
@@ -71,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _where(parser: argparse.ArgumentParser) -> None:
+def _where(parser: argparse.ArgumentParser, runs: bool = False) -> None:
+    if runs:
+        parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of all runs (default runs/)")
     parser.add_argument("--data-root", metavar="DIR", help="folder of data sets (default DATA_ROOT, else data/)")
     parser.add_argument("--device", help="cuda, mps or cpu (default the best there is)")
 
@@ -131,6 +141,25 @@ def _publish(args) -> None:
         print(records.publish(folder))
 
 
+def _experiments(args) -> None:
+    """Train, evaluate and publish what book/experiments.yml lists and results/ has no record of, most valuable first.
+
+    Stopped at any time, the same command goes on from the last checkpoint.
+    """
+    from lib import experiments, records, training
+
+    chosen, runs = experiments.choose(args.only, args.scale), args.runs or training.RUNS
+    ledger = experiments.Ledger(args.data_root, records.RESULTS, runs, args.device, download=not args.plan)
+    if not args.plan:
+        return experiments.run(chosen, ledger, args.budget_minutes, args.device)
+    table = experiments.plan(chosen, ledger, args.device)
+    print(table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"))
+    print(f"{table.minutes.sum():.0f} minutes of training are missing on this {ledger.device['type']}"
+          + ", and what is marked ?" * bool(table.minutes.isna().any()))
+    for why in ledger.missing.values():
+        print(f"note: {why}; its runs are told by their configuration alone")
+
+
 def _records(args) -> None:
     """List every published accuracy."""
     from lib import records
@@ -139,7 +168,7 @@ def _records(args) -> None:
     if args.json:
         print(table.to_json(orient="records", lines=True), end="")
     else:
-        print(table.drop(columns=["correct", "variant", "name"]).to_string(index=False) if len(table)
+        print(table.drop(columns=["correct", "variant", *records.RUN_COLUMNS]).to_string(index=False) if len(table)
               else "no records yet; see: python -m lib publish --help")
 
 

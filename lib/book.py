@@ -52,10 +52,7 @@ def load_profile(name: str) -> dict:
         raise InputError(f"{PROFILES} is not there: the book needs its checkout; install with pip install -e . in it")
     if not path.is_file():
         raise InputError(unknown("profile", name, ["auto", *sorted(p.stem for p in PROFILES.glob("*.yml"))]))
-    try:
-        profile = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    profile = records.read_yaml(path)
     kinds = {"about": str, "timeout_minutes": (int, float), "common": dict, "chapters": dict}
     if not isinstance(profile, dict):
         raise InputError(f"{path} must hold the fields {', '.join(kinds)}")
@@ -191,7 +188,8 @@ def _stamp(path: Path, profile: str) -> str:
     """A hash of all that a chapter is made from: text, profile, package, versions, records, claims, data files."""
     data = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(data_root().glob("*.npz"))]
     digest = hashlib.sha256(json.dumps([records.code()["source"], records.versions(), data]).encode())
-    inputs = [path, PROFILES / f"{profile}.yml", BOOK / "claims.yml", *sorted(records.RESULTS.glob("*.json"))]
+    inputs = [path, PROFILES / f"{profile}.yml", BOOK / "claims.yml", BOOK / "experiments.yml",
+              *sorted(records.RESULTS.glob("*.json"))]
     for file in filter(Path.is_file, inputs):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()

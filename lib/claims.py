@@ -1,67 +1,174 @@
 """The claims the book is about, and the rule by which records decide them.
 
 A claim is decided only like for like: by records of its own data set, encoder, epochs, features and probe. The nearest
-records are shown beside it and decide nothing.
+records are named beside it, with what they show, and decide nothing.
 """
 
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from lib import ROOT, InputError
-from lib.records import COLUMNS
-from lib.statistics import Interval, summarise
+from lib.records import COLUMNS, corruption_table, label_table, read_yaml, run_columns
+from lib.records import table as accuracies
+from lib.statistics import Interval, calibration_error, differences, over_runs, over_seeds
 
 CLAIMS = ROOT / "book" / "claims.yml"
-FIELDS = {"id": str, "claim": str, "source": str, "number": (int, float), "like_for_like": dict, "nearest": dict}
-SAME_RUN = ["data", "variant", "images", "encoder", "stem", "head", "recipe", "method", "temperature", "epochs",
-            "features", "probe"]
-"""What runs have in common that differ in nothing but the seed."""
+FIELDS = {"id": str, "claim": str, "source": str, "rule": str, "like_for_like": dict}
+OPTIONAL = {"number": (int, float), "minus": dict, "nearest": list, "cannot": str}
+RULES = ("value", "sign", "at least", "none")
+REAL = ("measure", "per_class", "method", "data", "images", "encoder", "features")     # where these are shared
 
 
 def read(path: Path = CLAIMS) -> list[dict]:
-    """The claims, in order. Raises InputError, naming file and claim, where a field is missing, unknown or wrong."""
-    try:
-        claims = yaml.safe_load(Path(path).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} can't be read as YAML: {' '.join(str(error).split())}") from error
+    """The claims, in order. Raises InputError, naming file and claim, where a field is missing, unknown or wrong.
+
+    rule: "value", the number (percent; points with minus) lies in the interval; "sign", the difference has the number's
+    sign (plus where there is none); "at least", the difference is the number or more; "none", nothing to decide.
+    like_for_like: columns that a record must have. minus: the columns that differ in what is subtracted. nearest: the
+    columns that differ in runs to name instead, best first, with a minus of their own. cannot: why no record can decide
+    it. The value "any" lifts a condition.
+    """
+    claims = read_yaml(path)
     if not claims or not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
         raise InputError(f"{path} must be a list of claims, each with {', '.join(FIELDS)}")
     for place, claim in enumerate(claims, start=1):
         name = claim.get("id", f"number {place}")
         for field in claim.keys() | FIELDS.keys():
-            if field not in FIELDS or not isinstance(claim.get(field), FIELDS[field]):
+            if not isinstance(claim.get(field), (FIELDS | OPTIONAL).get(field, ())):
                 raise InputError(f"{path}: claim {name}: the field '{field}' is missing, unknown or of the wrong type")
-        for column, value in [*claim["like_for_like"].items(), *claim["nearest"].items()]:
-            if column not in COLUMNS:
-                raise InputError(f"{path}: claim {name}: records have no column '{column}'")
-            if not isinstance(value, (str, int, float)):
-                raise InputError(f"{path}: claim {name}: {column} must be one text or number, got {value}")
+        if claim["rule"] not in RULES or (claim["rule"] in ("value", "at least") and "number" not in claim):
+            raise InputError(f"{path}: claim {name}: the rule must be one of {', '.join(RULES)}, the number given")
+        near = claim.get("nearest", [])
+        for part in (claim["like_for_like"], claim.get("minus", {}), *near, *(n.get("minus", {}) for n in near)):
+            for column, value in part.items():
+                if column not in (*COLUMNS, "measure", "per_class") and not (column == "minus" and part in near):
+                    raise InputError(f"{path}: claim {name}: records have no column '{column}'")
+                if column != "minus" and not isinstance(value, (str, int, float)):
+                    raise InputError(f"{path}: claim {name}: {column} must be one text or number, got {value}")
     return claims
 
 
+def measures(records: list[dict]) -> pd.DataFrame:
+    """All that claims can be decided by: ``records.table`` and more rows, told apart by the column measure.
+
+    measure: "accuracy"; "few labels", with per_class; "ece", the expected calibration error; "corruption error", one
+    minus the accuracy over all corruptions and severities. The value stands in the column accuracy, as a fraction.
+    """
+    errors = [run_columns(record) | {"features": row["features"], "probe": row["probe"], "n": row["n"],
+                                     "accuracy": calibration_error(row), "measure": "ece"}
+              for record in records for row in record.get("calibration", ())]
+    corrupted = corruption_table(records).query("corruption != 'none'")
+    over = [column for column in corrupted if column not in ("corruption", "severity", "correct", "accuracy")]
+    corrupted = corrupted.groupby(over, dropna=False, as_index=False)["accuracy"].mean()
+    corrupted = corrupted.assign(accuracy=1 - corrupted["accuracy"], measure="corruption error")
+    few = label_table(records).query("subset != 'all'")
+    parts = [accuracies(records).assign(measure="accuracy"), few.assign(measure="few labels"), pd.DataFrame(errors),
+             corrupted]
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True).reindex(
+        columns=[*COLUMNS, "measure", "per_class"])
+
+
 def matching(table: pd.DataFrame, wanted: dict) -> pd.DataFrame:
-    """The rows of the records' table that have all the wanted values."""
+    """The rows of the records' table that have all the wanted values; "any": whatever value."""
     keep = pd.Series(True, index=table.index)
     for column, value in wanted.items():
-        keep &= table[column] == value
+        if value != "any":
+            keep &= table[column] == value
     return table[keep]
 
 
 def decide(claim: dict, table: pd.DataFrame) -> dict:
-    """One row of the scoreboard: claim, claimed, ours, on which pixels, verdict and source.
+    """One row of the scoreboard; table: ``measures``.
 
-    "reproduced" where the claimed number lies in the 95 % interval of the like-for-like records, "above" or "below"
-    where ours lies, "not run" where there is no such record. Of several protocols that fit, the one with most seeds
-    decides.
+    verdict: "reproduced", "not reproduced" (with where ours lies), "undecided" where the interval of a difference holds
+    both, "differs in" where runs on the claim's own data and encoder differ in other columns, else "not run". nearest:
+    what the nearest runs are and show; they decide nothing.
     """
-    found = summarise(matching(table, claim["like_for_like"]), SAME_RUN)
-    row = {"claim": claim["claim"], "claimed (%)": f"{claim['number']:.2f}", "ours (%)": "-", "pixels": "-",
-           "verdict": "not run"}
-    if len(found):
-        chosen = found.sort_values("seeds", kind="stable").iloc[-1]
-        ours, number = Interval(chosen["mean"], chosen["low"], chosen["high"]), claim["number"] / 100
-        verdict = "above" if ours.low > number else "below" if ours.high < number else "reproduced"
-        row |= {"ours (%)": ours.percent(), "pixels": chosen["variant"] or "official", "verdict": verdict}
-    return row | {"source": claim["source"]}
+    base, minus = {"measure": "accuracy"} | claim["like_for_like"], claim.get("minus")
+    row = {"claim": claim["claim"], "claimed": _claimed(claim), "ours": "-", "n": 0, "verdict": "not run",
+           "minutes": None, "pixels": "-", "protocol": _told(claim["like_for_like"]) + _less(minus), "nearest": "-",
+           "source": claim["source"]}
+    if "cannot" in claim:
+        return row | {"verdict": f"not run: {claim['cannot']}", "nearest": _nearest(claim, base, table)}
+    found = _measured(base, minus, table)
+    if found:
+        return row | _ours(*found, "minus" in claim) | {"verdict": _verdict(claim, found[0])}
+    group, apart = _differing(base, table)
+    if len(group) and not minus:
+        return row | _ours(over_runs(group), group, False) | {"verdict": f"differs in {apart}"}
+    return row | {"nearest": _nearest(claim, base, table)}
+
+
+def _differing(base: dict, table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The longest runs on the claim's own data and encoder that differ in the fewest columns, and in which."""
+    others = matching(table, {column: base[column] for column in REAL if column in base}).sort_values("epochs")
+    alike = pd.DataFrame({column: others.index.isin(matching(others, {column: value}).index)
+                          for column, value in base.items()}, index=others.index)
+    others = others[alike.sum(axis=1) == alike.sum(axis=1).max()]
+    if others.empty:
+        return others, ""
+    return (others[others["protocol"] == others["protocol"].iloc[-1]],
+            ", ".join(alike.columns[~alike.loc[others.index[-1]]]))
+
+
+def _nearest(claim: dict, base: dict, table: pd.DataFrame) -> str:
+    """What the first of the nearest runs that exist are and show; of a difference its direction."""
+    for near in claim.get("nearest", ()):
+        minus = near.get("minus", claim.get("minus"))
+        found = _measured(base | {column: value for column, value in near.items() if column != "minus"}, minus, table)
+        if found:
+            ours, run = _ours(*found, bool(minus)), found[1].iloc[0]
+            side = {"reproduced": ", same direction", "not reproduced": ", opposite direction"}.get(
+                _verdict(claim | {"rule": "sign"}, found[0]), ", no clear direction") if minus else ""
+            return ("{data} ({images} images), {encoder}, {epochs} epochs, {features} by {probe}".format(**run)
+                    + f"{_less(minus)}: {ours['ours']}, n = {ours['n']}{side}")
+    return "-"
+
+
+def _measured(base: dict, minus: dict | None, table: pd.DataFrame) -> tuple[Interval, pd.DataFrame] | None:
+    """The value, or the difference over paired seeds, and the runs it is from; of protocols that fit, most seeds."""
+    fitting = [matching(table, part) for part in (base, *([base | minus] if minus else []))]
+    groups = [max((of for _, of in fit.groupby("protocol")), key=len, default=fit) for fit in fitting]
+    if not all(len(group) for group in groups):
+        return None
+    if not minus:
+        return over_runs(groups[0]), groups[0]
+    pairs = differences(*groups)
+    return (over_seeds(pairs), groups[0][groups[0]["seed"].isin(pairs.index)]) if len(pairs) else None
+
+
+def _verdict(claim: dict, ours: Interval) -> str:
+    number = claim.get("number", 0) / 100
+    if claim["rule"] == "none":
+        return "no number to compare with"
+    if claim["rule"] == "value":
+        if ours.low <= number <= ours.high:
+            return "reproduced"
+        return f"not reproduced: {'above' if ours.low > number else 'below'}" if ours.low == ours.low else "undecided"
+    side = -1 if number < 0 else 1
+    edge = number if claim["rule"] == "at least" else 0
+    moved = Interval(*(side * (value - edge) for value in ours))
+    low, high = sorted(moved[1:])
+    return "reproduced" if low > 0 else "not reproduced" if high < 0 else "undecided"
+
+
+def _claimed(claim: dict) -> str:
+    number = claim.get("number")
+    told = "no number" if number is None else f"{number:+.2f} points" if "minus" in claim else f"{number:.2f} %"
+    return "at least " * (claim["rule"] == "at least") + told
+
+
+def _ours(interval: Interval, group: pd.DataFrame, difference: bool) -> dict:
+    return {"ours": f"{interval.percent()} {'points' if difference else '%'}", "n": len(group),
+            "minutes": round(group["minutes"].mean(), 1), "pixels": group["variant"].iloc[0] or "official"}
+
+
+def _told(columns: dict) -> str:
+    """Conditions in words: texts as they are, numbers with the name of their column."""
+    return ", ".join(value if isinstance(value, str) else f"{column} {value}" for column, value in columns.items()
+                     if value != "any")
+
+
+def _less(minus: dict | None) -> str:
+    return f"; minus {_told(minus)}" if minus else ""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from lib import InputError
 from lib.augmentations import RECIPES
 from lib.encoders import ENCODERS, HEADS, STEMS
+from lib.losses import POSITIVES, scale
 
 METHODS = ("simclr", "supcon", "ce")
 OPTIMISERS = ("sgd", "adamw")
@@ -36,6 +37,7 @@ class Config:
     weight_decay: float                 # on all parameters
     temperature: float = 0.5            # of the contrastive losses; unused by ce
     base_temperature: float | None = None   # SupContrast multiplies its loss by temperature / base_temperature
+    positives: str = "out"            # supcon: their mean outside the logarithm, or "in" it (lib.losses.sup_con)
     pool: str = "train+val"             # what is trained on; "unlabeled" where the data set has it, else train+val
     images: int | None = None           # a stratified slice of so many labelled images; None: all
     size: int | None = None             # side of a view in pixels; None: the data set's
@@ -62,7 +64,8 @@ class Config:
         for field in fields(self):
             object.__setattr__(self, field.name, _typed(field.name, field.type, getattr(self, field.name)))
         for name, known in (("method", METHODS), ("recipe", RECIPES), ("encoder", ENCODERS), ("stem", STEMS),
-                            ("head", HEADS), ("optimiser", OPTIMISERS), ("precision", PRECISIONS), ("pool", POOLS)):
+                            ("head", HEADS), ("optimiser", OPTIMISERS), ("precision", PRECISIONS), ("pool", POOLS),
+                            ("positives", POSITIVES)):
             if getattr(self, name) not in known:
                 raise InputError(unknown(name, getattr(self, name), known))
         lowest = {"epochs": 0, "batch_size": 2, "seed": 0, "warmup_epochs": 0, "weight_decay": 0, "embedding": 1,
@@ -91,6 +94,8 @@ class Config:
             raise InputError(f"milestones must rise between 0 and 1, got {self.milestones}")
         if self.test_every and self.method != "ce":
             raise InputError(f"test_every follows a classifier: only ce has one, not {self.method}")
+        if self.positives != "out" and self.method != "supcon":
+            raise InputError(f"positives is a choice of supcon's alone, not of {self.method}")
         if self.method == "ce" and self.head == "none" and self.epochs:
             raise InputError("cross-entropy needs a classifier: set head=linear")
         if self.encoder == "pixels" and (self.head != "none" or self.epochs):
@@ -112,6 +117,11 @@ class Config:
         """The fields that decide a run's numbers and are not at their default, so that a new field changes none."""
         return {field.name: getattr(self, field.name) for field in fields(self)
                 if field.name != "name" and getattr(self, field.name) != field.default}
+
+    @property
+    def factor(self) -> float:
+        """What the loss is multiplied by: temperature / base_temperature; 1 where there is none."""
+        return scale(self.temperature, self.base_temperature)
 
     @property
     def views(self) -> int:

@@ -12,8 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lib import probes, records
+from lib import probes, records, statistics
 from lib.augmentations import RECIPES, Recipe, apply, draw, luma
+from lib.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from lib.data import Dataset, Split, first, stratified, subsets
 from lib.encoders import Model
 from lib.hardware import memory_format
@@ -28,7 +29,9 @@ TRANSFORMATIONS = {                     # images (N, 3, H, W) uint8 -> their ver
     "noise": lambda x: [x, (x + 25 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
                         .round().clamp(0, 255).to(torch.uint8)],
 }
-PROBES = ("linear", "knn", *probes.PROTOCOLS, *TRANSFORMATIONS, "labels")       # "labels": the sweep
+CORRUPTED = 2_000                       # test images, at most, that are corrupted: a stratified part of them
+TABLES = {"labels": "label_sweep", "calibration": "calibration", "corruptions": "corruptions"}  # fields of a record
+PROBES = ("linear", "knn", *probes.PROTOCOLS, *TRANSFORMATIONS, *TABLES)
 
 
 @torch.no_grad()
@@ -120,6 +123,44 @@ def label_sweep(model: Model, dataset: Dataset, recipe: Recipe) -> list[dict]:
         add("uva", size, "first", of, best)
         add("uva-last", size, "first", of, last)
     return rows
+
+
+def tables(model: Model, dataset: Dataset, recipe: Recipe, method: str, wanted: tuple[str, ...]) -> dict:
+    """Those of TABLES that are wanted, by the record's field: each a list of rows.
+
+    label_sweep: see there. calibration: how sure and how right the converged probe on h is (and, for "ce", the model's
+    own classifier), in bins of confidence (statistics.reliability). corruptions: how many of CORRUPTED test images each
+    gets right under each corruption, for severities 1 to 5; "none" are the same images as they are. The probe is fitted
+    on clean images alone.
+    """
+    found = {"label_sweep": label_sweep(model, dataset, recipe)} if "labels" in wanted else {}
+    readers = _readers(model, dataset, recipe, method) if {"calibration", "corruptions"} & {*wanted} else {}
+    if "calibration" in wanted:
+        pair, found["calibration"] = features(model, dataset.test.images, recipe), []
+        for (kind, probe), read in readers.items():
+            confidence, predicted = read(*pair).softmax(1).cpu().max(1)
+            bins = statistics.reliability(confidence, predicted == dataset.test.labels)
+            found["calibration"].append({"features": kind, "probe": probe, "n": len(dataset.test)} | bins)
+    if "corruptions" in wanted:
+        part = dataset.test[stratified(dataset.test.labels, min(CORRUPTED, len(dataset.test)))]
+        found["corruptions"] = []
+        for name in ("none", *CORRUPTIONS):
+            images = [part.images] if name == "none" else (corrupt(part.images, name, level) for level in SEVERITIES)
+            pairs = [features(model, changed, recipe) for changed in images]
+            found["corruptions"] += [
+                {"features": kind, "probe": probe, "corruption": name, "n": len(part),
+                 "correct": [int((read(*pair).argmax(1).cpu() == part.labels).sum()) for pair in pairs]}
+                for (kind, probe), read in readers.items()]
+    return found
+
+
+def _readers(model: Model, dataset: Dataset, recipe: Recipe, method: str) -> dict:
+    """What turns h and z into logits: the converged probe on h, and z themselves where they are a classifier's."""
+    seen = [features(model, split.images, recipe)[0] for split in (dataset.train, dataset.val)]
+    train, val = ((x, split.labels.to(x.device)) for x, split in zip(seen, (dataset.train, dataset.val)))
+    probe, _ = probes.linear_probe(train, val, len(dataset.classes))
+    readers = {("h", "linear"): lambda h, z: probe.logits(h)}
+    return readers | ({("z", "classifier"): lambda h, z: z} if method == "ce" else {})
 
 
 def _folds(dataset: Dataset, pool: Split) -> list[Tensor]:

@@ -1,5 +1,7 @@
 """One style for every figure. A function takes data, draws on axes, and returns them."""
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from torch import Tensor
 
-from lib.statistics import Interval, Paired
+from lib.statistics import Interval, Paired, differences, over_seeds, seeds_needed
 
 # Okabe and Ito's palette: told apart by colour-blind readers; a method keeps its colour throughout the book
 COLOURS = {"simclr": "#0072B2", "supcon": "#D55E00", "ce": "#009E73", "untrained": "#999999", "pixels": "#CC79A7"}
@@ -120,19 +122,37 @@ def accuracy_bars(axes: Axes, summary: pd.DataFrame, chance: float | None = None
     return axes
 
 
-def label_curve(axes: Axes, summary: pd.DataFrame) -> Axes:
-    """Accuracy by labels per class, a line for each probe. summary: columns probe, per_class, mean, low, high."""
-    for style, (probe, rows) in zip(("o-", "s--", "^:"), summary.groupby("probe", sort=False)):
-        rows = rows.sort_values("per_class")
-        axes.plot(rows["per_class"], 100 * rows["mean"], style, color=COLOURS["simclr"], ms=5, label=probe)
-        axes.fill_between(rows["per_class"], 100 * rows["low"], 100 * rows["high"], color=COLOURS["simclr"], alpha=0.15,
-                          lw=0)
-    ticks = sorted(summary["per_class"].unique())
-    axes.set(xscale="log", xlabel="labels per class", ylabel="test accuracy (%)")
-    axes.set_xticks(ticks, ticks, rotation=45)
+def accuracy_curves(axes: Axes, summary: pd.DataFrame, x: str, by: str, label: str, scale: str = "log") -> Axes:
+    """Accuracy against a number, with its 95 % interval, a line for each value of the column by.
+
+    summary: columns x, by, method, mean, low, high (fractions). label, scale: of the axis ("log" or "linear").
+    """
+    for style, (name, rows) in zip(cycle(("o-", "s--", "^:", "D-.")), summary.groupby(by, sort=False)):
+        rows = rows.sort_values(x)
+        ends = 100 * (rows["mean"] - rows["low"]), 100 * (rows["high"] - rows["mean"])
+        axes.errorbar(rows[x], 100 * rows["mean"], ends, fmt=style, color=COLOURS[rows["method"].iloc[0]], ms=5,
+                      elinewidth=1, capsize=3, label=name)
+    ticks = sorted(summary[x].unique())
+    axes.set(xscale=scale, xlabel=label, ylabel="test accuracy (%)")
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks], rotation=45)
     axes.minorticks_off()
-    axes.legend()
+    axes.legend(*axes.get_legend_handles_labels())
     return axes
+
+
+def compared(first: pd.DataFrame, second: pd.DataFrame) -> dict:
+    """Two methods over paired seeds, as a row to read: the difference, and how many seeds a point more would need.
+
+    first, second: rows of a table with seed and accuracy, one a seed.
+    """
+    pairs = differences(first, second)
+    if pairs.empty:
+        return {"difference (points)": "no published record yet"}
+    row = {"difference (points)": over_seeds(pairs).percent(), "seeds": len(pairs)}
+    if len(pairs) > 1:
+        row |= {"spread of a run (points)": 100 * first["accuracy"].std(), "seeds for 1 point":
+                seeds_needed(first["accuracy"].std()), "paired": seeds_needed(pairs.std(), paired=True)}
+    return row
 
 
 def embedding_map(axes: Axes, points: np.ndarray, labels, classes: tuple[str, ...], title: str = "") -> Axes:
@@ -164,21 +184,21 @@ def paired_table(pairs: list[Paired], first: str, second: str, n: int) -> pd.Dat
     return table.assign(**{"test images": n}).rename_axis("seed").round(2)
 
 
-def accuracy_table(summary: pd.DataFrame) -> Styler:
+def accuracy_table(summary: pd.DataFrame, name: str = "accuracy (%)") -> Styler:
     """``lib.statistics.summarise``'s rows as a table to read: accuracies in percent with their 95 % intervals.
 
-    What is the same in every row moves into the caption.
+    What is the same in every row moves into the caption. name: of what was measured.
     """
     if summary.empty:
         return pd.DataFrame({"": ["no published record yet"]}).style.hide(axis="index").hide(axis="columns")
     shown = summary.drop(columns=["mean", "low", "high", "seeds", "interval"]).rename(columns={"n": "test images"})
     place = shown.columns.get_loc("test images")
-    shown.insert(place, "accuracy (%)", [Interval(r.mean, r.low, r.high).percent() for r in summary.itertuples()])
+    shown.insert(place, name, [Interval(r.mean, r.low, r.high).percent() for r in summary.itertuples()])
     shown.insert(place + 1, "interval over", [f"{r.seeds} seeds" if r.seeds > 1 else "test images"
                                               for r in summary.itertuples()])
-    same = {name: column.iloc[0] for name, column in shown.items()
-            if len(shown) > 1 and column.nunique() == 1 and name != "accuracy (%)"}
-    caption = "; ".join(f"{name}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}"
-                        for name, value in same.items())
+    same = {field: column.iloc[0] for field, column in shown.items()
+            if len(shown) > 1 and column.nunique() == 1 and field != name}
+    caption = "; ".join(f"{field}: {value:.3g}" if isinstance(value, float) else f"{field}: {value}"
+                        for field, value in same.items())
     table = shown.drop(columns=same.keys()).style.hide(axis="index").format(precision=1)
     return table.set_caption(f"In every row: {caption}") if same else table

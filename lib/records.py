@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 
 from lib import ROOT, InputError
 from lib.config import Config
@@ -30,7 +31,8 @@ BENCHMARKS = RESULTS / "benchmarks"
 REQUIRED = {"schema": int, "id": str, "config": dict, "data": dict, "code": dict, "versions": dict, "device": dict,
             "seconds": (int, float), "curves": list, "evaluation": dict}
 
-RUN_COLUMNS = ["name", "encoder", "stem", "head", "epochs", "seed", "temperature", "recipe", "precision"]
+RUN_COLUMNS = ["name", "encoder", "stem", "head", "epochs", "seed", "temperature", "recipe", "optimiser", "batch_size",
+               "positives", "precision", "factor"]       # as configured
 COLUMNS = ["id", "protocol", "method", "data", "variant", "images", *RUN_COLUMNS, "features", "probe", "accuracy",
            "correct", "n", "minutes", "views_per_second"]
 
@@ -85,6 +87,14 @@ def read(path: Path) -> dict:
     return record
 
 
+def read_yaml(path: Path):
+    """What a YAML file holds. Raises InputError, naming the file, where it can't be read or is not YAML."""
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
 def publish(path: Path, results: Path = RESULTS) -> Path:
     """Copy the finished, evaluated record at path (a run's folder or its record.json) into results."""
     path = Path(path)
@@ -135,7 +145,7 @@ def table(records: list[dict]) -> pd.DataFrame:
     """
     rows = []
     for record in records:
-        run = _run_columns(record)
+        run = run_columns(record)
         for features, probes in record["evaluation"].items():
             for probe, result in probes.items():
                 if not 0 <= result["correct"] <= result["n"]:
@@ -152,7 +162,7 @@ def label_table(records: list[dict]) -> pd.DataFrame:
     """
     rows = []
     for record in records:
-        run, classes = _run_columns(record), len(record["data"]["classes"])
+        run, classes = run_columns(record), len(record["data"]["classes"])
         for row in record.get("label_sweep", ()):
             rows.append(run | row | {"accuracy": row["correct"] / row["n"]})
         swept, on_h = {row["probe"] for row in record.get("label_sweep", ())}, record["evaluation"].get("h", {})
@@ -163,13 +173,21 @@ def label_table(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*COLUMNS, "per_class", "labels", "subset"])
 
 
-def _run_columns(record: dict) -> dict:
+def corruption_table(records: list[dict]) -> pd.DataFrame:
+    """One row per corruption ("none": no change) and severity: the runs' columns and corruption, severity."""
+    rows = [run_columns(record) | row | {"severity": severity, "correct": correct, "accuracy": correct / row["n"]}
+            for record in records for row in record.get("corruptions", ())
+            for severity, correct in enumerate(row["correct"], start=1)]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "corruption", "severity"])
+
+
+def run_columns(record: dict) -> dict:
     """The columns of the table that are the same for all of a run's accuracies."""
-    config, data = record["config"], record["data"]
-    decisive = {key: value for key, value in Config(**config).decisive.items() if key != "seed"}
+    config, data, known = record["config"], record["data"], Config(**record["config"])     # which fills in new fields
+    decisive = {key: value for key, value in known.decisive.items() if key != "seed"}
     decisive = json.dumps([decisive, data["fingerprint"], record["numerics"]], sort_keys=True)
     method = config["method"] if config["epochs"] else "pixels" if config["encoder"] == "pixels" else "untrained"
-    return {key: config[key] for key in RUN_COLUMNS} | {
+    return {key: getattr(known, key) for key in RUN_COLUMNS} | {
         "id": record["id"], "protocol": hashlib.sha256(decisive.encode()).hexdigest()[:10], "method": method,
         "data": data["name"], "variant": data["variant"],
         "images": config["images"] or data["counts"]["train"] + data["counts"]["val"],

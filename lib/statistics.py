@@ -1,6 +1,7 @@
 """Intervals: what a measured accuracy says about the accuracy that would be measured again."""
 
 import math
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +60,75 @@ def mcnemar(first, second) -> Paired:
     return Paired(float(first.mean() - second.mean()), only_first, only_second, p)
 
 
+def bootstrap(first, second, confidence: float = 0.95, draws: int = 10_000) -> Interval:
+    """The difference in accuracy of two classifiers on the same test images, with the paired bootstrap's interval.
+
+    first, second: (n,) bool, which images each got right. Images are drawn anew, with replacement, in pairs: only how
+    many fall to the first alone, to the second alone and to neither matters, which is multinomial. Always the same
+    draws. It is the noise of the test images; of other seeds it knows nothing.
+    """
+    paired, n = mcnemar(first, second), len(first)
+    shares = np.array([paired.only_first, paired.only_second, n - paired.only_first - paired.only_second]) / n
+    drawn = np.random.default_rng(0).multinomial(n, shares, draws)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(paired.difference, float(low), float(high))
+
+
+def differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.Series:
+    """Accuracy of first minus that of second, seed by seed, for the seeds that both have; one row a seed in each."""
+    pair = (table.drop_duplicates("seed").set_index("seed")["accuracy"] for table in (first, second))
+    return next(pair).sub(next(pair)).dropna().sort_index()
+
+
+def seeds_needed(spread: float, difference: float = 0.01, paired: bool = False, power: float = 0.8,
+                 confidence: float = 0.95) -> int:
+    """How many runs of each method a two-sided t test needs to see a difference with that power.
+
+    spread: the standard deviation over seeds of one method's accuracy, or, where paired, of the differences between
+    runs of the same seed. The power is that of the noncentral t distribution. Raises ValueError where difference is 0.
+    """
+    if not difference:
+        raise ValueError("no number of seeds shows a difference of 0")
+
+    def reached(n: int) -> float:
+        freedom, shift = (n - 1, 1) if paired else (2 * n - 2, 2)
+        shift = min(abs(difference) / (max(spread, 1e-12) * math.sqrt(shift / n)), 30)      # beyond: no doubt is left
+        edge = stats.t.ppf((1 + confidence) / 2, freedom)
+        return 1.0 if shift == 30 else stats.nct.sf(edge, freedom, shift) + stats.nct.cdf(-edge, freedom, shift)
+
+    return next(n for n in count(2) if reached(n) >= power)
+
+
+def reliability(confidence, correct, bins: int = 15) -> dict:
+    """How sure and how right a classifier is, by confidence, in bins (0, 1/15], (1/15, 2/15] ... of equal width.
+
+    confidence: (n,), the probability given to the class that is predicted; correct: (n,) bool. Returns for each bin the
+    count of images, the sum of their confidences and how many are correct (Guo et al., arXiv 1706.04599, section 2).
+    """
+    confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=bool)
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return {"count": np.bincount(place, minlength=bins).tolist(),
+            "confidence": np.bincount(place, confidence, bins).round(4).tolist(),
+            "correct": np.bincount(place, correct, bins).astype(int).tolist()}
+
+
+def calibration_error(bins: dict) -> float:
+    """The expected calibration error: the mean over images of how far confidence and accuracy of their bin differ."""
+    gaps = np.abs(np.asarray(bins["confidence"]) - np.asarray(bins["correct"]))
+    return float(gaps.sum() / np.sum(bins["count"]))
+
+
+def over_runs(group: pd.DataFrame) -> Interval:
+    """Of runs that differ in the seed: over seeds where there are several, else over test images, if some are counted.
+
+    group: columns accuracy, correct (NaN for what is no share of images) and n.
+    """
+    one = group.iloc[0]
+    if len(group) > 1 or pd.isna(one["correct"]):
+        return over_seeds(group["accuracy"])
+    return binomial(int(one["correct"]), int(one["n"]))
+
+
 def summarise(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean accuracy of each group of runs that differ in nothing but the seed.
 
@@ -69,10 +139,7 @@ def summarise(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """
     rows = []
     for (*key, _), group in table.groupby([*by, "protocol"], sort=False, dropna=False):
-        if len(group) > 1:
-            mean, low, high = over_seeds(group["accuracy"])
-        else:
-            mean, low, high = binomial(int(group["correct"].iloc[0]), int(group["n"].iloc[0]))
+        mean, low, high = over_runs(group)
         rows.append(dict(zip(by, key)) | {"mean": mean, "low": low, "high": high, "seeds": len(group),
                                           "n": int(group["n"].iloc[0]), "minutes": group["minutes"].mean(),
                                           "interval": "seeds" if len(group) > 1 else "test images"})

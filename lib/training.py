@@ -65,8 +65,7 @@ def loss_of(config: Config, z: Tensor, labels: Tensor | None) -> Tensor:
     if config.method == "simclr":
         return losses.nt_xent(z, config.temperature, config.base_temperature, check=False)
     if config.method == "supcon":
-        return losses.sup_con(z, labels, config.temperature, base_temperature=config.base_temperature,
-                              check=False)
+        return losses.sup_con(z, labels, config.temperature, config.positives, config.base_temperature, check=False)
     if config.method == "ce":
         return F.cross_entropy(z.flatten(0, 1).float(), labels.repeat(len(z)))
     raise InputError(f"no loss is known for the method '{config.method}'")
@@ -146,16 +145,16 @@ def load_run(folder: str | Path) -> Run:
 
 def missing(record: dict, wanted: tuple[str, ...]) -> list[str]:
     """Those of the wanted probes (evaluation.PROBES) that a record has no result of."""
-    there = record["evaluation"].get("h", {}).keys() | ({"labels"} if "label_sweep" in record else set())
-    return [name for name in wanted if name not in there]
+    there = record["evaluation"].get("h", {})
+    return [name for name in wanted if name not in there and evaluation.TABLES.get(name) not in record]
 
 
 def evaluate(run: Run, dataset: Dataset, device: str | None = None,
              wanted: tuple[str, ...] = ("linear", "knn")) -> dict:
     """Probe the run's h and z (lib.evaluation) and write what is new into its record.
 
-    wanted: which of evaluation.PROBES; those in the record already are not computed again. "labels" is the label sweep,
-    which goes into the record's "label_sweep".
+    wanted: which of evaluation.PROBES; those in the record already are not computed again. evaluation.TABLES says in
+    which field of the record "labels", "calibration" and "corruptions" go.
     Returns the record's "evaluation". Raises InputError for an unknown probe, or where dataset is not the one the run
     was trained on.
     """
@@ -168,11 +167,10 @@ def evaluate(run: Run, dataset: Dataset, device: str | None = None,
     record, part, todo = run.record, dataset.take(run.config.images), missing(run.record, wanted)
     if todo:
         device, recipe = choose_device(device), recipe_for(run.config, part, "none")
-        probes = tuple(name for name in todo if name != "labels")
+        probes = tuple(name for name in todo if name not in evaluation.TABLES)
         with memory_kept(device):
             model = run.model.to(device)
-            if "labels" in todo:
-                record["label_sweep"] = evaluation.label_sweep(model, part, recipe)
+            record |= evaluation.tables(model, part, recipe, run.config.method, tuple(todo))
             found = evaluation.evaluate(model, part, recipe, run.config.method, probes) if probes else {}
         for kind, results in found.items():
             record["evaluation"].setdefault(kind, {}).update(results)

@@ -73,6 +73,8 @@ def test_presets_have_the_published_values():
     ({"test_every": 1}, "only ce has one, not simclr"),
     ({"precision": "half"}, "unknown precision 'half'"),
     ({"images": 1}, "images must be at least 2"),
+    ({"positives": "in"}, "positives is a choice of supcon's alone"),
+    ({"method": "supcon", "positives": "inside"}, "unknown positives 'inside'"),
     ({"encoder": "pixels"}, "'pixels' has nothing to train"),
 ])
 def test_bad_values_are_named(delta, words):
@@ -105,3 +107,11 @@ def test_presets_are_filed_under_their_names_and_come_back_from_a_record():
         assert Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
     assert {f.name for f in dataclasses.fields(Config)} >= {"method", "seed", "precision"}
     assert all(config.name == name for name, config in PRESETS.items())
+
+
+def test_a_choice_of_positives_changes_no_run_that_does_not_make_it():
+    """Identities of published runs: a field enters them where it is not at its default."""
+    supcon = preset("supcon-cifar10-slim")
+    assert "positives" not in supcon.decisive and supcon.factor == 1
+    assert preset("supcon-cifar10-slim", positives="in").decisive == supcon.decisive | {"positives": "in"}
+    assert preset("supcon-cifar10").factor == pytest.approx(1 / 0.7)

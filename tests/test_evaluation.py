@@ -1,10 +1,12 @@
 from dataclasses import replace
 
+import pytest
 import torch
 from torchvision import transforms
 
 from lib import data, evaluation, probes
 from lib.augmentations import RECIPES
+from lib.corruptions import CORRUPTIONS, corrupt
 from lib.data import Split
 from lib.encoders import Model
 from tests.conftest import arrays
@@ -118,3 +120,36 @@ def test_transformations_are_what_their_names_say():
     assert torch.equal(noise[1], evaluation.TRANSFORMATIONS["noise"](x)[1])
     inside = (x > 60) & (x < 195)
     assert 15 < (noise[1].float() - x.float())[inside].std() < 30
+
+
+def test_calibration_and_corruptions_are_read_by_the_probe_and_the_classifier(toy, monkeypatch):
+    model = Model("slim", head="linear", embedding=4).eval()
+    found = evaluation.tables(model, toy, RECIPES["none"], "ce", ("calibration", "corruptions"))
+    assert found.keys() == {"calibration", "corruptions"}
+    clean = evaluation.evaluate(model, toy, RECIPES["none"], "ce", ("linear",))
+    for row in found["calibration"]:
+        right = clean[row["features"]][row["probe"]]["correct"]
+        assert sum(row["correct"]) == right and sum(row["count"]) == row["n"] == 60
+    z = evaluation.features(model, toy.test.images, RECIPES["none"])[1].softmax(1)
+    own, = (row for row in found["calibration"] if row["probe"] == "classifier")
+    assert sum(own["confidence"]) == pytest.approx(z.max(1).values.sum().item(), abs=1e-3)
+    assert {(row["features"], row["probe"]) for row in found["corruptions"]} == {("h", "linear"), ("z", "classifier")}
+    rows = {(row["corruption"], row["probe"]): row["correct"] for row in found["corruptions"]}
+    assert rows["none", "linear"] == [clean["h"]["linear"]["correct"]]          # all 60 test images: toy has no more
+    for name in CORRUPTIONS:
+        assert len(rows[name, "linear"]) == 5
+    changed = evaluation.features(model, corrupt(toy.test.images, "contrast", 5), RECIPES["none"])[1]
+    assert rows["contrast", "classifier"][4] == int((changed.argmax(1) == toy.test.labels).sum())
+
+
+def test_corruptions_take_a_stratified_part_of_the_test_images(toy, monkeypatch):
+    monkeypatch.setattr(evaluation, "CORRUPTED", 20)
+    monkeypatch.setattr(evaluation, "CORRUPTIONS", {"contrast": None})
+    seen, look = [], evaluation.features
+    monkeypatch.setattr(evaluation, "features", lambda m, x, r: (seen.append(x), look(m, x, r))[1])
+    found = evaluation.tables(Model("slim"), toy, RECIPES["none"], "simclr", ("corruptions",))["corruptions"]
+    assert [(row["probe"], row["corruption"], row["n"]) for row in found] == [
+        ("linear", "none", 20), ("linear", "contrast", 20)]
+    part = toy.test[data.stratified(toy.test.labels, 20)]
+    assert torch.equal(seen[2], part.images) and part.labels.bincount().tolist() == [5] * 4
+    assert torch.equal(seen[3], corrupt(part.images, "contrast", 1)) and len(seen) == 8

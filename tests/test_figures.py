@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lib import figures
-from lib.statistics import Paired
+from lib.statistics import Paired, seeds_needed
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -58,6 +58,29 @@ def test_peers_are_drawn_with_the_spread_of_their_times(axes):
     assert np.allclose(bars, [[0.5, 2], [1, 4], [3, 5]])
     named = table.rename(columns={"ms": "ms median", "seconds min": "ms min", "seconds max": "ms max"})
     assert figures.spreads(named, "ms", digits=3)[0] == "1.000 [0.001, 0.002]"
+
+
+def test_accuracies_against_a_number_have_their_intervals(axes):
+    summary = pd.DataFrame({"method": "ce", "label": ["a", "a", "b"], "minutes": [2.0, 1.0, 4.04],
+                            "mean": [0.5, 0.4, 0.7],
+                            "low": [0.4, np.nan, 0.6], "high": [0.7, np.nan, 0.75]})
+    figures.accuracy_curves(axes, summary, "minutes", "label", "minutes a run")
+    a, b = axes.containers
+    assert a.lines[0].get_xdata().tolist() == [1, 2] and a.lines[0].get_ydata().tolist() == [40, 50]
+    assert b.lines[2][0].get_segments()[0][:, 1].tolist() == pytest.approx([60, 75])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2", "4.04"]
+    figures.accuracy_curves(axes, summary[:0], "minutes", "label", "minutes a run")        # no record yet
+
+
+def test_a_comparison_says_how_many_seeds_a_point_needs():
+    first = pd.DataFrame({"seed": [0, 1, 2], "accuracy": [0.70, 0.71, 0.72]})
+    second = pd.DataFrame({"seed": [0, 1, 2], "accuracy": [0.69, 0.70, 0.70]})
+    row = figures.compared(first, second)
+    assert row["seeds"] == 3 and row["difference (points)"].startswith("1.3 [")
+    assert row["spread of a run (points)"] == pytest.approx(1) and row["seeds for 1 point"] == 17
+    assert row["paired"] == seeds_needed(np.std([0.01, 0.01, 0.02], ddof=1), paired=True)
+    assert figures.compared(first[:1], second)["difference (points)"] == "1.0"
+    assert "no published record" in figures.compared(first[:0], second)["difference (points)"]
 
 
 def test_the_table_says_once_what_is_the_same_in_every_row():

@@ -76,3 +76,57 @@ def test_the_label_sweeps_interval_is_over_what_there_is_several_of():
     assert (single["mean"], single["low"], single["high"]) == pytest.approx(statistics.binomial(50, 100))
     other = sweep(subsets + [("c", "q", "linear", 10, 100, "random 0", 1, 100)])        # another protocol
     assert len(statistics.summarise_labels(other, ["data"])) == 2
+
+
+def test_the_bootstrap_of_a_difference_resamples_images_in_pairs():
+    random = np.random.default_rng(1)
+    first = random.random(1000) < 0.7
+    second = np.where(random.random(1000) < 0.8, first, random.random(1000) < 0.5)
+    ours = statistics.bootstrap(first, second)
+    theirs = stats.bootstrap((first.astype(float) - second,), np.mean, n_resamples=5000, method="percentile", rng=2)
+    assert ours.value == pytest.approx(first.mean() - second.mean())
+    assert ours[1:] == pytest.approx(tuple(theirs.confidence_interval), abs=0.003)
+    half = 1.96 * np.std(first.astype(float) - second) / math.sqrt(1000)                    # the closed form
+    assert ours[1:] == pytest.approx((ours.value - half, ours.value + half), abs=0.003)
+    assert half < 1.96 * math.sqrt(first.var() / 1000 + second.var() / 1000)                # narrower than unpaired
+    assert statistics.bootstrap(first, first) == (0, 0, 0) and ours == statistics.bootstrap(first, second)
+
+
+def test_differences_are_taken_seed_by_seed():
+    a = pd.DataFrame({"seed": [0, 1, 2, 5], "accuracy": [0.60, 0.64, 0.61, 0.9]})
+    b = pd.DataFrame({"seed": [2, 1, 0, 3], "accuracy": [0.58, 0.60, 0.59, 0.1]})
+    found = statistics.differences(a, b)
+    assert found.to_dict() == pytest.approx({0: 0.01, 1: 0.04, 2: 0.03})
+    theirs = stats.ttest_rel([0.60, 0.64, 0.61], [0.59, 0.60, 0.58]).confidence_interval(0.95)
+    assert statistics.over_seeds(found)[1:] == pytest.approx((theirs.low, theirs.high))
+
+
+def test_how_many_seeds_a_difference_needs():
+    """Cohen's tables (two-sided 5 %, power 80 %), for differences of one and of half a standard deviation."""
+    assert [statistics.seeds_needed(1.0, d) for d in (1.0, 0.5)] == [17, 64]
+    assert [statistics.seeds_needed(1.0, d, paired=True) for d in (1.0, 0.5)] == [10, 34]
+    assert statistics.seeds_needed(0.02, 0.01) == 64 and statistics.seeds_needed(0.0, 0.01) == 2
+    with pytest.raises(ValueError, match="difference of 0"):
+        statistics.seeds_needed(0.01, 0)
+
+
+def test_so_many_seeds_do_find_it_by_simulation():
+    random, n = np.random.default_rng(0), statistics.seeds_needed(0.008)
+    found = stats.ttest_ind(random.normal(0, 0.008, (4000, n)), random.normal(0.01, 0.008, (4000, n)), axis=1).pvalue
+    fewer = stats.ttest_ind(random.normal(0, 0.008, (4000, n - 1)), random.normal(0.01, 0.008, (4000, n - 1)), axis=1)
+    assert (fewer.pvalue < 0.05).mean() < 0.8 + 0.02 and (found < 0.05).mean() > 0.8 - 0.02
+
+
+def test_the_calibration_error_by_a_loop_over_bins():
+    random = np.random.default_rng(0)
+    confidence = np.append(random.random(500), [1.0, 1 / 15, 0.0])
+    correct = random.random(503) < confidence ** 2
+    bins, total = statistics.reliability(confidence, correct), 0.0
+    for m in range(15):
+        inside = (confidence > m / 15) & (confidence <= (m + 1) / 15) | (confidence == 0) & (m == 0)
+        assert bins["count"][m] == inside.sum() and bins["correct"][m] == correct[inside].sum()
+        if inside.any():
+            total += inside.sum() / 503 * abs(correct[inside].mean() - confidence[inside].mean())
+    assert statistics.calibration_error(bins) == pytest.approx(total, abs=1e-5) and total > 0.1
+    sure = statistics.reliability([1.0, 1.0], [True, False])
+    assert statistics.calibration_error(sure) == 0.5

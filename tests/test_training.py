@@ -1,11 +1,12 @@
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lib import InputError, checkpoints, data, evaluation, hardware, losses, optimisers, records, training
-from lib.config import PRESETS, preset
+from lib.config import PRESETS, Config, preset
 from lib.encoders import Model
 from tests.conftest import arrays
 
@@ -356,3 +357,18 @@ def test_evaluation_adds_what_is_missing_and_repeats_nothing(toy, tmp_path, monk
     assert set(record["evaluation"]["h"]) == {"knn", "linear"} and len(record["label_sweep"]) == 7
     with pytest.raises(InputError, match="unknown probe 'uav'; did you mean 'uva'"):
         training.evaluate(run, toy, "cpu", ("uav",))
+
+
+def test_supcon_trains_with_the_positives_it_is_told(toy):
+    z, labels = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+    for form in ("out", "in"):
+        config = preset("supcon-digits", positives=form, temperature=0.2)
+        assert torch.equal(training.loss_of(config, z, labels), losses.sup_con(z, labels, 0.2, form))
+    assert losses.sup_con(z, labels, 0.2, "in") < losses.sup_con(z, labels, 0.2, "out")
+
+
+def test_published_runs_keep_their_identity():
+    """Every published record's name is still that of its configuration, on the data it names."""
+    for record in records.load_all():
+        dataset = SimpleNamespace(fingerprint=record["data"]["fingerprint"])
+        assert training.identity(Config(**record["config"]), dataset) == record["id"]
