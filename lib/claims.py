@@ -7,9 +7,9 @@ records are shown beside it and decide nothing.
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from lib import ROOT, InputError
+from lib.files import read_yaml
 from lib.records import COLUMNS
 from lib.statistics import Interval, summarise
 
@@ -22,10 +22,7 @@ SAME_RUN = ["data", "variant", "images", "encoder", "stem", "head", "recipe", "m
 
 def read(path: Path = CLAIMS) -> list[dict]:
     """The claims, in order. Raises InputError, naming file and claim, where a field is missing, unknown or wrong."""
-    try:
-        claims = yaml.safe_load(Path(path).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} can't be read as YAML: {' '.join(str(error).split())}") from error
+    claims = read_yaml(path)
     if not claims or not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
         raise InputError(f"{path} must be a list of claims, each with {', '.join(FIELDS)}")
     for place, claim in enumerate(claims, start=1):

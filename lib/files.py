@@ -1,0 +1,112 @@
+"""Files that outlive what happens to a process: written whole, by one writer at a time, and read with suspicion."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+
+from lib import InputError
+
+YAML_BYTES = 2**16          # a profile or a list of claims is smaller
+UNLOCKABLE = {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}        # what file systems without locks answer
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside, flush to disk, rename: the file is the old one or the new one, never a part.
+
+    Raises InputError, naming the path, where it can't be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"can't write {path} ({why}): free space or name another folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+    with contextlib.suppress(OSError):          # the new name reaches the disk too, where folders can be flushed
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def only_writer(path: Path, what: str, wait: bool = True) -> Iterator[None]:
+    """Within, no other process holds the lock file at path; the system takes it from one that dies.
+
+    what: what is locked, for the line on stderr that says that this process waits. wait=False: don't.
+    Raises InputError where another process is at it and wait is False, or where the file can't be written.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if not wait:
+                raise InputError(f"another process is writing {what}; try again when it is done") from None
+            print(f"another process is writing {what}; waiting until it is done (Ctrl-C leaves)", file=sys.stderr,
+                  flush=True)
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in UNLOCKABLE:
+            raise InputError(f"can't write {path} ({error.strerror or error}): free space or name another "
+                             f"folder") from error
+        warnings.warn(f"{path.parent} can't be locked ({error.strerror}): see that no other process writes {what}",
+                      stacklevel=3)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def parse_json(text: bytes | str) -> object:
+    """JSON as we write it: a ValueError for anything else, NaN, infinity and endless nesting included."""
+
+    def finite(text: str) -> float:
+        if not math.isfinite(float(text)):
+            raise ValueError(f"{text[:20]} is no finite number")
+        return float(text)
+
+    try:
+        return json.loads(text, parse_constant=finite, parse_float=finite)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: with them a small file can stand for a tree of any size."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not taken here; write it out")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path) -> object:
+    """A small YAML file. Raises InputError, naming it, where it is none, larger than YAML_BYTES or has aliases."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(YAML_BYTES + 1)
+        if len(content) > YAML_BYTES:
+            raise ValueError(f"larger than {YAML_BYTES} bytes")
+        return yaml.load(content, _PlainLoader)
+    except Exception as error:                      # PyYAML lets through whatever its constructors raise
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path} can't be read as YAML: {why}") from error
