@@ -159,10 +159,9 @@ def damages(wanted: int, dataset: data.Dataset, folder: Path, draw: random.Rando
                 if model in paths:
                     runs.load_run(done.folder)
                     return False
-                fresh = training._Session(half, config, training.build_model(config, dataset), None, None)
-                fresh.optimiser, fresh.scaler = (training.build_optimiser(config, fresh.model),
-                                                 torch.amp.GradScaler("cpu", enabled=False))
-                found = checkpoints.resume(half, config, *fresh.parts)
+                fresh = training.build_model(config, dataset)
+                found = checkpoints.resume(half, config, fresh, training.build_optimiser(config, fresh),
+                                           torch.amp.GradScaler("cpu", enabled=False))
             except InputError as error:
                 return all(path.name in str(error) for path in paths)
         return found.step == steps[before] and any(newest.name in str(warning.message) for warning in said)

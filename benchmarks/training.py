@@ -5,9 +5,10 @@ midst of a run, in float32 or bfloat16; "plain" the same in contiguous float32, 
 GPUs) is ours through torch.compile. "product" is a product of two square matrices, whose rate is the best that the
 device can do: the share of it says how near a step is to that.
 
-A whole run is two epochs, views included. "ours" is ``training.pretrain`` with its checkpoints and its record. "plain
-loop" has PIL views from a DataLoader whose workers are already running, as in SupContrast; "Lightning" the same views
-in a LightningModule, as in UvA's tutorial. All have the same encoder, batches, recipe and optimiser.
+A whole run is two epochs, views included. "ours" is ``training.pretrain`` with its checkpoints and its record, in
+float32 and in the precision that suits the device, where that is another. "plain loop" has PIL views from a DataLoader
+whose workers are already running, as in SupContrast; "Lightning" the same views in a LightningModule, as in UvA's
+tutorial. All have the same encoder, batches, recipe and optimiser.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from benchmarks.loss import dense_nt_xent
 from benchmarks.views import WORKERS, Pairs, smooth
 from lib import data, training
 from lib.config import Config, preset
-from lib.hardware import SIDE, SIDE_ELSEWHERE, choose_device, memory_format, memory_kept
+from lib.hardware import SIDE, SIDE_ELSEWHERE, choose_device, choose_precision, memory_format, memory_kept
 from lib.optimisers import build_optimiser
 
 PEERS = ("pytorch-lightning", "pillow")
@@ -124,8 +125,8 @@ def runs(config: Config, size: int, images: int) -> dict[str, Callable[[], objec
     loader = torch.utils.data.DataLoader(Pairs(dataset.pool(config.pool).images, recipe), config.batch_size,
                                          shuffle=True, num_workers=WORKERS, persistent_workers=True,
                                          drop_last=config.drop_last)
-    return {"ours float32": partial(ours, config, dataset, "float32"),
-            "ours bfloat16": partial(ours, config, dataset, "bfloat16"),
+    precisions = dict.fromkeys(["float32", choose_precision("auto", choose_device())])
+    return {**{f"ours {precision}": partial(ours, config, dataset, precision) for precision in precisions},
             "plain loop": partial(plain_loop, config, dataset, loader),
             "Lightning": partial(by_lightning, config, dataset, loader)}
 
@@ -168,8 +169,7 @@ def rows_of(about: dict, seconds: dict[str, list[float]], device: torch.device) 
             flops = 2 * SIDE.get(device.type, SIDE_ELSEWHERE) ** 3
         row = about | {"way": way, "seconds": measure.spread(taken),
                        "flops_per_second": measure.spread([flops / second for second in taken]),
-                       "times_ours": measure.ratios(taken, seconds["ours float32"]),
-                       "times_ours_in_bfloat16": measure.ratios(taken, seconds["ours bfloat16"])}
+                       "times_ours": measure.ratios(taken, seconds["ours float32"])}
         product = f"product {way.split()[-1]}"
         if product in seconds and way != product:
             share = flops / (2 * SIDE.get(device.type, SIDE_ELSEWHERE) ** 3)

@@ -3,7 +3,8 @@
 Each case turns 512 images into 1,024 views. "ours" is what training does on a CPU; "batched" is what it does on other
 devices, here on the CPU too. "PIL" is torchvision on PIL images in a DataLoader with two workers that are already
 running, as in SupContrast and in UvA's tutorial. kornia works on batches of 256, as ours do; it draws the order of the
-colour operations once for a batch, the others once for an image. Images are smooth random ones, in memory.
+colour operations once for a batch, the others once for an image. Images are smooth random ones, in memory; where there
+is a GPU, on it, and PIL's views are left on the CPU.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from torch import Tensor
 from benchmarks import measure
 from lib import augmentations
 from lib.augmentations import RECIPES, Recipe
+from lib.hardware import choose_device
 
 PEERS = ("kornia", "pillow")
 IMAGES, BATCH, WORKERS = 512, 256, 2
@@ -77,7 +79,7 @@ def by_kornia(images: Tensor, recipe: Recipe) -> Callable[[], None]:
     transform = torch.nn.Sequential(
         K.RandomResizedCrop((recipe.size,) * 2, scale=recipe.crop_scale), K.RandomHorizontalFlip(p=recipe.flip),
         K.ColorJitter(*recipe.jitter, p=recipe.jitter_probability), K.RandomGrayscale(p=recipe.greyscale), *blur,
-        K.Normalize(torch.tensor(recipe.mean), torch.tensor(recipe.std)))
+        K.Normalize(torch.tensor(recipe.mean), torch.tensor(recipe.std))).to(images.device)
 
     def case() -> None:
         for batch in images.split(BATCH):
@@ -86,11 +88,13 @@ def by_kornia(images: Tensor, recipe: Recipe) -> Callable[[], None]:
     return case
 
 
-def cases(size: int, name: str, n: int = IMAGES) -> dict[str, Callable[[], None]]:
+def cases(size: int, name: str, n: int, device: torch.device) -> dict[str, Callable[[], None]]:
     """Every way to make the views, by the library's name."""
     images, recipe = smooth(n, size), replace(RECIPES[name], size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
-    return {"ours": by_us(images, recipe, augmentations.kernels), "batched": by_us(images, recipe, None),
-            "PIL": by_pil(images, recipe), "kornia": by_kornia(images, recipe)}
+    there = images.to(device)
+    batched = {"batched": by_us(there, recipe, None)} if device.type == "cpu" else {}      # elsewhere it is ours
+    return {"ours": by_us(there, recipe, augmentations.kernels), **batched, "PIL": by_pil(images, recipe),
+            "kornia": by_kornia(there, recipe)}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,9 +104,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, keep the record."""
-    rows = []
+    rows, device = [], choose_device()
     for what, (size, name) in CASES.items():
-        seconds = measure.interleaved(cases(size, name, args.images), args.repetitions)
+        seconds = measure.interleaved(cases(size, name, args.images, device), args.repetitions)
         for library, taken in seconds.items():
             rate = measure.spread([2 * args.images / second for second in taken])
             ratio = measure.ratios(taken, seconds["ours"])
@@ -110,4 +114,4 @@ def run(args: argparse.Namespace) -> None:
             print(f"{what:28} {library:8} {rate['median']:8,.0f} views/s  of ours {ratio['median']:.2f} "
                   f"[{ratio['min']:.2f}, {ratio['max']:.2f}]", flush=True)
     settings = {"images": args.images, "batch": BATCH, "workers": WORKERS, "repetitions": args.repetitions}
-    print(measure.keep("views", torch.device("cpu"), rows, PEERS, settings))
+    print(measure.keep("views", device, rows, PEERS, settings))

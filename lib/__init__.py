@@ -5,9 +5,10 @@ One way through the data, and no arrow back::
     data.load -> augmentations.views -> encoders.Model -> (h, z) -> losses
               -> training.pretrain -> evaluation.evaluate -> records -> figures -> a chapter
 
-``files``, ``config``, ``data``, ``augmentations``, ``encoders``, ``losses``, ``geometry``, ``statistics`` and
-``records`` stand on the ground; ``downloads``, ``checkpoints``, ``probes``, ``evaluation``, ``runs``, ``sessions`` and
-``training`` stand on them; ``claims`` and ``figures`` read records; ``book`` and the command line stand on top.
+``files``, ``config``, ``data``, ``augmentations``, ``encoders``, ``losses``, ``geometry``, ``statistics``, ``hardware``
+and ``records`` stand on the ground; ``downloads``, ``optimisers``, ``checkpoints``, ``probes``, ``evaluation``,
+``runs``, ``sessions`` and ``training`` stand on them; ``claims`` and ``figures`` read records; ``book`` and the command
+line (``python -m lib``) stand on top.
 """
 
 from pathlib import Path

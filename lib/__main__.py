@@ -97,10 +97,19 @@ def _pretrain(args) -> None:
     chosen = config.preset(args.preset, **config.parse(args.set) | named)
     dataset = data.load(chosen.data, args.data_root)
     run = training.pretrain(chosen, dataset, args.runs or training.RUNS, args.device, wait=args.wait)
-    last = run.curves[-1] if run.curves else None
-    print(f"{run.folder}: " + (f"{chosen.epochs} epochs, loss {last['loss']:.3f}, "
-                               f"{run.record['views_per_second']:.0f} views/s" if last else "untrained"))
+    print(f"{run.folder}: " + (f"{chosen.epochs} epochs, loss {run.curves[-1]['loss']:.3f}, "
+                               f"{_cost(run.record)}" if run.curves else "untrained"))
     print(f"next: python -m lib probe {run.folder}")
+
+
+def _cost(record: dict) -> str:
+    """How fast a run went, how near the device's limit, and what memory it took, as far as its record knows."""
+    cost, parts = record.get("cost", {}), [f"{record['views_per_second']:,.0f} views/s"]
+    if cost:
+        parts.append(f"{cost['share_of_matrix_rate']:.0%} of the device's matrix rate")
+    if cost.get("peak_bytes"):
+        parts.append(f"{cost['peak_bytes'] / 1e6:,.0f} MB at most")
+    return ", ".join(parts)
 
 
 def _probe(args) -> None:

@@ -138,7 +138,7 @@ def run(profile: str = "quick", only: str | None = None, wait: bool = True) -> l
     if not todo:
         raise InputError(unknown("chapter", only, [path.stem for path in chapters()]))
     done, failed = [], []
-    with only_writer(_lock(profile), f"the chapters of profile {profile}", wait):
+    with _only_batch(profile, wait):
         for path in todo:
             out = BUILD / "executed" / profile / path.name
             stamp, mark = _stamp(path, profile), out.with_suffix(".stamp")
@@ -161,8 +161,8 @@ def run(profile: str = "quick", only: str | None = None, wait: bool = True) -> l
     return done
 
 
-def _lock(profile: str) -> Path:
-    return BUILD / "executed" / profile / ".lock"
+def _only_batch(profile: str, wait: bool):
+    return only_writer(BUILD / "executed" / profile / ".lock", f"the chapters of profile {profile}", wait)
 
 
 def _execute(path: Path, out: Path, profile: str) -> str | None:
@@ -212,7 +212,7 @@ def build(profile: str = "quick", wait: bool = True) -> Path:
             shutil.rmtree(left, ignore_errors=True)
         work = BUILD / f"site-{os.getpid()}"
         try:
-            with only_writer(_lock(profile), f"the chapters of profile {profile}", wait):
+            with _only_batch(profile, wait):
                 _stage_all(profile, work / "source")
             return _build(work)
         finally:

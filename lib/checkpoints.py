@@ -62,7 +62,7 @@ def save(path: Path, config: Config, progress: Progress, model: Module, optimise
          scaler: GradScaler | None = None) -> None:
     """Write a checkpoint atomically; without an optimiser and float16's scaler it holds the model alone.
 
-    Raises InputError where the file can't be written, or a weight is not finite: no checkpoint is worse than the last.
+    Raises InputError where the file can't be written, or a weight is not finite.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for place, state in optimiser.state_dict()["state"].items() if optimiser else ():
@@ -183,13 +183,12 @@ def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
 def _progress(state: dict, tensors: dict[str, Tensor]) -> Progress:
     progress = Progress(**state | tensors)
     rows = [*progress.curves, *progress.segments]
-    whole = (all(isinstance(row, dict) for row in rows) and math.isfinite(progress.seconds)
-             and isinstance(progress.curves, list) and isinstance(progress.segments, list)
-             and all(type(number) is int and 0 <= number < 2**53 for number in (progress.step, progress.seen))
-             and isinstance(progress.total, Tensor) and not progress.total.dim())
-    if not whole:
-        raise ValueError("what it says of the run's progress makes no sense")
-    return progress
+    if (all(isinstance(row, dict) for row in rows) and math.isfinite(progress.seconds)
+            and isinstance(progress.curves, list) and isinstance(progress.segments, list)
+            and all(type(number) is int and 0 <= number < 2**53 for number in (progress.step, progress.seen))
+            and isinstance(progress.total, Tensor) and not progress.total.dim()):
+        return progress
+    raise ValueError("what it says of the run's progress makes no sense")
 
 
 def _moments(tensors: dict[str, Tensor], model: Module) -> dict[int, dict[str, Tensor]]:

@@ -128,18 +128,14 @@ FIRST_RECIPES = {"supcontrast": "69ebc3cdad", "crop-flip": "d57c59c8de", "uva": 
 
 
 def recipe_content(name: str) -> dict:
-    """The fields of a recipe that are not at their default: what views of that name are."""
-    recipe = RECIPES[name]
-    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)
-              if getattr(recipe, field.name) != field.default}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}   # as in JSON
+    """The fields of a recipe that are not at their default, as in JSON: what views of that name are."""
+    values = {field.name: (getattr(RECIPES[name], field.name), field.default) for field in fields(RECIPES[name])}
+    return {key: list(value) if isinstance(value, tuple) else value
+            for key, (value, default) in values.items() if value != default}
 
 
 def unlike_first(name: str, content: dict | None) -> list[str]:
-    """Nothing where a recipe is what its name first stood for, else a hash of its content: it is another recipe.
-
-    content: as recipe_content gives it; None, in older records: as first.
-    """
+    """Nothing where a recipe's content is what its name first stood for (None: in older records), else its hash."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
     return [] if content is None or FIRST_RECIPES.get(name) == digest else [digest]
 

@@ -277,10 +277,7 @@ def _from_npz(name: str, path: Path) -> Dataset:
 
 
 def _refuse_bombs(archive: zipfile.ZipFile, size: int) -> None:
-    """ValueError where arrays claim more than is in the file, or a small file more than some hundred megabytes.
-
-    numpy takes the memory that an array's header claims before it reads.
-    """
+    """ValueError where arrays claim more than there is: numpy takes the memory before it reads."""
     if sum(member.file_size for member in archive.infolist()) > max(INFLATED, RATIO * size):
         raise ValueError(f"its arrays would take more than {RATIO} times the file")
     for member in (member for member in archive.infolist() if member.filename.endswith(".npy")):

@@ -25,7 +25,7 @@ from lib import InputError
 from lib.data import Dataset, build, load, stratified
 from lib.files import only_writer, write_atomically
 
-TIMEOUT = 60                                            # seconds
+TIMEOUT = 60                                            # seconds; then a server that says nothing is given up
 PIXELS = 2**24                                          # of an image file; more is no photograph of a data set
 RESIDENT = 2**30                                        # bytes: a larger file of images stays where it is
 IMAGENETTE = (9469, 3925)                               # images for training and test in Imagenette's second version
@@ -49,10 +49,7 @@ def _digits(root: Path) -> Dataset:
 
 
 def _fetch(name: str, root: Path, *splits):
-    """torchvision's data sets, each made by a function of the root, downloaded where they are not there whole.
-
-    One process at a time downloads into a root; a server that says nothing is given up after TIMEOUT seconds.
-    """
+    """torchvision's data sets, each made by a function of the root, downloaded where they are not there whole."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = root / f".{name}.lock"
@@ -66,13 +63,13 @@ def _fetch(name: str, root: Path, *splits):
 @contextmanager
 def _within_its_folder() -> Iterator[None]:
     """Archives unpacked within write below their folder only: PEP 706's filter, which Python 3.14 has by default."""
-    before, patience = getattr(tarfile.TarFile, "extraction_filter", None), socket.getdefaulttimeout()
+    patience = socket.getdefaulttimeout()
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     socket.setdefaulttimeout(TIMEOUT)
     try:
         yield
     finally:
-        tarfile.TarFile.extraction_filter = staticmethod(before) if before else None
+        tarfile.TarFile.extraction_filter = None        # Python's own default again
         socket.setdefaulttimeout(patience)
 
 

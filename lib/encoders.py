@@ -101,10 +101,7 @@ class Model(nn.Module):
         return counter.get_total_flops() // 2
 
     def memory(self, size: int) -> int:
-        """Bytes that training needs for one view of size x size pixels, in float32: an estimate from the shapes.
-
-        Half as much again as what the forward pass keeps for the backward pass, for gradients on their way.
-        """
+        """Bytes that training needs for a view, in float32: half as much again as what forward keeps for backward."""
         twin, kept = copy.deepcopy(self).to("meta").train(), {}
         with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.setdefault(x.untyped_storage()._cdata, x), id):
             twin(torch.empty(2, 3, size, size, device="meta"))

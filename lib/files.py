@@ -40,18 +40,17 @@ def write_atomically(path: Path, content: bytes) -> None:
             beside.unlink()
     with contextlib.suppress(OSError):          # the new name reaches the disk too, where folders can be flushed
         folder = os.open(path.parent, os.O_RDONLY)
-        try:
+        with contextlib.suppress(OSError):
             os.fsync(folder)
-        finally:
-            os.close(folder)
+        os.close(folder)
 
 
 @contextlib.contextmanager
 def only_writer(path: Path, what: str, wait: bool = True) -> Iterator[None]:
     """Within, no other process holds the lock file at path; the system takes it from one that dies.
 
-    what: what is locked, for the line on stderr that says that this process waits. wait=False: don't.
-    Raises InputError where another process is at it and wait is False, or where the file can't be written.
+    what: for the line on stderr that says that this process waits, or where wait is False the InputError, which is
+    raised too where the file can't be written.
     """
     lock = FileLock(path)
     try:
@@ -61,13 +60,11 @@ def only_writer(path: Path, what: str, wait: bool = True) -> Iterator[None]:
         except Timeout:
             if not wait:
                 raise InputError(f"another process is writing {what}; try again when it is done") from None
-            print(f"another process is writing {what}; waiting until it is done (Ctrl-C leaves)", file=sys.stderr,
-                  flush=True)
+            print(f"another process is writing {what}; waiting until it is done (Ctrl-C leaves)", file=sys.stderr)
             lock.acquire()
     except OSError as error:
         if error.errno not in UNLOCKABLE:
-            raise InputError(f"can't write {path} ({error.strerror or error}): free space or name another "
-                             f"folder") from error
+            raise InputError(f"can't write {path} ({error.strerror}): free space or name another folder") from error
         warnings.warn(f"{path.parent} can't be locked ({error.strerror}): see that no other process writes {what}",
                       stacklevel=3)
     try:
@@ -78,11 +75,10 @@ def only_writer(path: Path, what: str, wait: bool = True) -> Iterator[None]:
 
 def parse_json(text: bytes | str) -> object:
     """JSON as we write it: a ValueError for anything else, NaN, infinity and endless nesting included."""
-
     def finite(text: str) -> float:
-        if not math.isfinite(float(text)):
-            raise ValueError(f"{text[:20]} is no finite number")
-        return float(text)
+        if math.isfinite(float(text)):
+            return float(text)
+        raise ValueError(f"{text[:20]} is no finite number")
 
     try:
         return json.loads(text, parse_constant=finite, parse_float=finite)

@@ -107,10 +107,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process may still take: on a GPU what PyTorch can get there, else what the system has left.
-
-    None on systems that don't tell.
-    """
+    """Bytes that this process may still take, of the GPU's or the system's memory; None on systems that don't tell."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]

@@ -129,13 +129,27 @@ def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = 20, 
     Each neighbour votes for its class with exp(cosine / temperature). train: (M, D); labels: (M,); test: (N, D).
     """
     train, k = F.normalize(train, dim=1), min(k, len(train))
-    predicted, cosines = [], train.new_empty(min(len(test), KNN_CHUNK), len(train))      # once: new memory is slow
+    height = max(1, math.isqrt(len(train) // k))
+    room = train.new_full((min(len(test), KNN_CHUNK), height * -(-len(train) // height)), -math.inf)
+    predicted = []
     for batch in F.normalize(test, dim=1).split(KNN_CHUNK):
-        similarity, place = torch.mm(batch, train.T, out=cosines[:len(batch)]).topk(k, dim=1)
+        cosines = room[:len(batch)]                                         # once for all: new memory is slow
+        torch.mm(batch, train.T, out=cosines[:, :len(train)])
+        similarity, place = _highest(cosines.view(len(batch), height, -1), k)
         votes = torch.zeros(len(batch), classes, device=train.device)
         votes.scatter_add_(1, labels[place], ((similarity - 1) / temperature).exp())
         predicted.append(votes.argmax(1))
     return torch.cat(predicted)
+
+
+def _highest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each x[i], values and places in x[i].flatten(), in descending order: (B, k) each.
+
+    x: (B, H, W), W >= k. Exact: they lie in the k columns with the largest maxima, where few are left to be searched.
+    """
+    columns = x.amax(1).topk(k, dim=1).indices                              # (B, k)
+    values, at = x.gather(2, columns[:, None].expand(-1, x.shape[1], -1)).flatten(1).topk(k, dim=1)
+    return values, at // k * x.shape[2] + columns.gather(1, at % k)
 
 
 def cross_validated_probe(x: Tensor, y: Tensor, classes: int) -> Probe:

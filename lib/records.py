@@ -30,7 +30,7 @@ BENCHMARKS = RESULTS / "benchmarks"
 REQUIRED = {"schema": int, "id": str, "config": dict, "data": dict, "code": dict, "versions": dict, "device": dict,
             "seconds": (int, float), "curves": list, "evaluation": dict}
 
-RUN_COLUMNS = ["name", "encoder", "stem", "head", "epochs", "seed", "temperature", "recipe"]   # as configured
+RUN_COLUMNS = ["name", "encoder", "stem", "head", "epochs", "seed", "temperature", "recipe", "precision"]
 COLUMNS = ["id", "protocol", "method", "data", "variant", "images", *RUN_COLUMNS, "features", "probe", "accuracy",
            "correct", "n", "minutes", "views_per_second"]
 

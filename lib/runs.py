@@ -37,11 +37,7 @@ class Run:
 
 
 def identity(config: Config, dataset: Dataset) -> str:
-    """The run's name: preset, epochs, seed, and a hash of everything that decides its numbers.
-
-    That is the configuration, the data, the numerics, and the recipe's content where it is not what its name first
-    stood for; neither the device nor the number of threads.
-    """
+    """The run's name: preset, epochs, seed, and a hash of everything that decides its numbers; the device does not."""
     unlike = unlike_first(config.recipe, recipe_content(config.recipe))
     text = json.dumps([config.decisive, dataset.fingerprint, NUMERICS, *unlike], sort_keys=True)
     return f"{config.name}-e{config.epochs}-s{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"

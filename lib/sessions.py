@@ -1,6 +1,4 @@
-"""A run's sessions: a signal waits until the step is done, each session leaves a segment, and the record says how it
-ended and whether going on elsewhere made the run inexact.
-"""
+"""A run's sessions: signals that wait for a step, a segment for each, how it ended, and what made the run inexact."""
 
 import contextlib
 import json
@@ -26,7 +24,7 @@ WITHOUT_A_WORD = "killed, or the machine stopped"
 class Interruptions:
     """Within, SIGTERM and SIGINT are noted in ``caught`` and wait for ``deliver``; the second one does not wait.
 
-    Signals that are ignored stay so. Outside of the main thread nothing changes: Python has no handlers there.
+    Signals that are ignored stay so; outside of the main thread, where Python has no handlers, nothing changes.
     """
 
     def __enter__(self) -> "Interruptions":
@@ -62,20 +60,21 @@ def begin(progress: Progress, folder: Path, device: torch.device) -> None:
     """Append this session's segment, and say in the one before how it ended."""
     if progress.segments:
         before = progress.segments[-1]
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
+        before["ended"] = WITHOUT_A_WORD
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             told = parse_json((folder / ENDED).read_bytes())
-            before["ended"] = str(told["ended"]) if told["step"] == before["steps"][1] else WITHOUT_A_WORD
-        before.setdefault("ended", WITHOUT_A_WORD)
-    deterministic = device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
-    progress.segments.append({"device": records.device(device), "deterministic": deterministic,
-                              "versions": records.versions(), "commit": records.code()["commit"],
-                              "steps": [progress.step, progress.step], "seconds": 0.0})
+            if told["step"] == before["steps"][1]:
+                before["ended"] = str(told["ended"])
+    progress.segments.append({
+        "device": records.device(device), "versions": records.versions(), "commit": records.code()["commit"],
+        "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
+        "steps": [progress.step, progress.step], "seconds": 0.0})
 
 
 def end(progress: Progress, folder: Path, how: str) -> None:
-    """Leave a note of how this session ended, for the next one and for whoever looks; no trouble where that fails."""
+    """Leave a note of how this session ended, for the next one; no trouble where that fails."""
     step = progress.segments[-1]["steps"][1] if progress.segments else 0
-    note = {"ended": " ".join(how.split())[:500], "step": step, "when": records.now()}
+    note = {"ended": " ".join(how.split())[:500].rstrip(": "), "step": step, "when": records.now()}
     with contextlib.suppress(InputError):
         write_atomically(folder / ENDED, (json.dumps(note, indent=1) + "\n").encode())
 

@@ -26,10 +26,7 @@ from lib.encoders import Model
 from lib.files import only_writer
 from lib.hardware import choose_device, choose_precision, matrix_rate, memory_format, memory_kept, peak_memory
 from lib.optimisers import batch_sizes, build_optimiser, learning_rate
-from lib.runs import LOCK, NUMERICS, RUNS, Run, identity, load_run, recipe_for
-from lib.runs import evaluate as evaluate
-from lib.runs import features as features
-from lib.runs import missing as missing
+from lib.runs import LOCK, NUMERICS, RUNS, Run, evaluate, features, identity, load_run, missing, recipe_for  # noqa: F401
 
 CHECKPOINT_SECONDS = 60     # a checkpoint after the first step after so long
 COLLAPSED = 0.999           # mean cosine of different images, after two epochs in a row: no run of ours came near it
@@ -64,9 +61,9 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
     return what it made, instead of an error.
     A configuration whose precision is "auto" becomes one with the precision that suits the device. SIGTERM and SIGINT
     end a run after its step and a checkpoint; a second one at once.
-    Raises InputError where data and configuration don't fit, no checkpoint is whole or of this configuration, the
-    data changed since such a run began, a file can't be written, memory runs out, the embeddings collapse, or loss or
-    weights stop being finite. The last good checkpoint stays, and the run's failure.json says how it ended.
+    Raises InputError where data and configuration don't fit, no checkpoint is whole, the data changed since such a run
+    began, a file can't be written, memory runs out, the embeddings collapse, or loss or weights stop being finite. The
+    last good checkpoint stays, and the run's failure.json says how it ended.
     """
     if dataset.name != config.data:
         raise InputError(f"the configuration is for the data set '{config.data}', the one given is '{dataset.name}'")
@@ -90,7 +87,7 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
             path.unlink(missing_ok=True)
         session = _begin(config, dataset, folder, device)
         _run(session, part, pool, progress)
-        state, model = session.progress, session.model
+        state, model = session.progress, session.parts[0]
         why = sessions.inexact(state.segments)
         record = {
             "schema": records.SCHEMA, "id": folder.name, "config": asdict(config), "delta": config.delta,
@@ -117,17 +114,11 @@ class _Session:
 
     folder: Path
     config: Config
-    model: Model
-    optimiser: torch.optim.Optimizer | None
-    scaler: torch.amp.GradScaler
+    parts: tuple                # model, optimiser (None where there is nothing to train), float16's scaler
     progress: Progress = field(default_factory=Progress)
     interruptions: sessions.Interruptions = field(default_factory=sessions.Interruptions)
     started: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
-
-    @property
-    def parts(self) -> tuple:
-        return self.model, self.optimiser, self.scaler
 
     def save(self) -> None:
         """A checkpoint, the session's segment up to date in it. Raises InputError where the loss is not finite."""
@@ -140,10 +131,7 @@ class _Session:
         self.progress.segments, self.saved = coming.segments, time.monotonic()
 
     def after_step(self) -> None:
-        """A checkpoint where it is time, or where a signal has come, which is then delivered.
-
-        A step on which nothing is saved waits for no device.
-        """
+        """A checkpoint where it is time, or where a signal has come, which is then delivered; else wait for nothing."""
         caught = self.interruptions.caught
         if not caught and time.monotonic() - self.saved <= CHECKPOINT_SECONDS:
             return
@@ -165,8 +153,8 @@ class _Session:
 def _begin(config: Config, dataset: Dataset, folder: Path, device: torch.device) -> _Session:
     """A session that stands where the last checkpoint left the run, or at its start."""
     model = build_model(config, dataset).to(device, memory_format=memory_format(device))
-    session = _Session(folder, config, model, build_optimiser(config, model),
-                       torch.amp.GradScaler(device.type, enabled=config.precision == "float16"))
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+    session = _Session(folder, config, (model, build_optimiser(config, model), scaler))
     found = checkpoints.resume(folder, config, *session.parts)
     if not found:
         _refuse_changed_data(config, dataset, folder)
@@ -196,25 +184,26 @@ def _refuse_changed_data(config: Config, dataset: Dataset, folder: Path) -> None
 
 def _run(session: _Session, part: Dataset, pool: Split, progress: bool) -> None:
     """The loop, with what ends it before its time noted in the run's folder."""
-    device = next((p.device for p in session.model.parameters()), pool.images.device)
+    model = session.parts[0]
+    device = next((parameter.device for parameter in model.parameters()), pool.images.device)
     try:
         with session.interruptions, memory_kept(device):
             _train(session, part, pool.to(device), progress)
             session.save()
         return
     except BaseException as error:
-        shown, failure = f"{type(error).__name__}: {error}", error
         if sessions.out_of_memory(error):
-            shown = sessions.which_batch_would_fit(error, session.config, session.model,
-                                                   session.config.size or part.size[0])
-            failure = InputError(shown)
-        sessions.end(session.progress, session.folder, shown)
-        raise failure from (error if failure is not error else error.__cause__)
+            said = sessions.which_batch_would_fit(error, session.config, model, session.config.size or part.size[0])
+            sessions.end(session.progress, session.folder, said)
+            raise InputError(said) from error
+        sessions.end(session.progress, session.folder, f"{type(error).__name__}: {error}")
+        raise
 
 
 def _train(session: _Session, dataset: Dataset, pool: Split, progress: bool) -> None:
     """From where the session stands to the last epoch. Appends one row per epoch to its curves."""
-    config, model, state, device = session.config, session.model, session.progress, pool.images.device
+    config, state, (model, optimiser, scaler) = session.config, session.progress, session.parts
+    device = pool.images.device
     recipe, sizes = recipe_for(config, dataset), batch_sizes(config, len(pool))
     batches, last_full = len(sizes), max(len(pool) // config.batch_size, 1) - 1
     bar = tqdm(total=config.epochs * batches, initial=state.step, desc=f"{config.name} s{config.seed}",
@@ -225,11 +214,11 @@ def _train(session: _Session, dataset: Dataset, pool: Split, progress: bool) -> 
         places = order(len(pool), config.seed, epoch).to(device)[:sum(sizes)].split(config.batch_size)
         for batch in range(state.step - epoch * batches, batches):
             rows = places[batch]
-            for group in session.optimiser.param_groups:
+            for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, state.step, batches)
             x = views(pool.images[rows], recipe, config.seed, state.step, config.views)    # (V, N, 3, S, S)
             labels = None if pool.labels is None else pool.labels[rows]
-            loss, z = train_step(config, *session.parts, x, labels)
+            loss, z = train_step(config, model, optimiser, scaler, x, labels)
             if batch == last_full and config.method != "ce":
                 state.z, state.labels = z, labels if config.method == "supcon" else None
             state.total += loss * len(rows)

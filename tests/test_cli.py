@@ -14,7 +14,9 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
     assert main(["pretrain", "simclr-digits", "--data", "toy", "--epochs", "1", "--seed", "3",
                  "--set", "batch_size=32", "--runs", str(tmp_path / "runs"), *where]) == 0
     folder = next((tmp_path / "runs").iterdir())
-    assert folder.name.startswith("simclr-digits-e1-s3-") and str(folder) in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert folder.name.startswith("simclr-digits-e1-s3-") and str(folder) in said
+    assert re.search(r"[\d,]+ views/s, \d+% of the device's matrix rate, [\d,]+ MB at most", said)
     assert main(["probe", str(folder), *where]) == 0
     shown = capsys.readouterr().out
     assert "n = 60" in shown

@@ -76,6 +76,14 @@ def test_dead_features_do_no_harm():
     assert torch.isfinite(probe.weight).all() and (probe.predict(x) == y).double().mean() > 0.7
 
 
+@pytest.mark.parametrize("height, width, k", [(1, 20, 20), (3, 9, 4), (50, 100, 20), (4, 5, 5)])
+def test_the_highest_are_found_by_way_of_columns(height, width, k):
+    x = torch.randn(6, height, width, generator=torch.Generator().manual_seed(0))
+    values, places = probes._highest(x, k)
+    wanted = x.flatten(1).topk(k, dim=1)
+    assert torch.equal(values, wanted.values) and torch.equal(places, wanted.indices)
+
+
 def test_knn_is_scikit_learns_with_the_same_weights():
     (x, y), (test, _) = blobs(), blobs(50, seed=5)
     x, test = x / torch.logspace(-2, 3, 10), test / torch.logspace(-2, 3, 10)

@@ -120,6 +120,10 @@ def test_a_run_learns_and_leaves_a_whole_record(method, toy, tmp_path):
     assert record == run.record and record["data"]["fingerprint"] == toy.fingerprint
     assert record["config"]["method"] == method and record["data"]["counts"]["test"] == 60
     assert len(record["curves"]) == 6 and record["views_per_second"] > 0 and record["code"]["source"]
+    cost = record["cost"]
+    assert cost["flops_per_view"] == run.model.flops(12) and cost["peak_bytes"] > 1e7
+    assert cost["share_of_matrix_rate"] == pytest.approx(
+        cost["flops_per_view"] * record["views_per_second"] / cost["matrix_flops_per_second"])
     assert sorted(p.name for p in run.folder.iterdir()) == [".lock", "model.safetensors", "record.json"]
     evaluation = training.evaluate(run, toy, "cpu")
     assert evaluation["h"]["linear"]["correct"] / 60 > 0.6                      # guessing: 0.25
