@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from benchmarks import loss, measure, probe, training, views
+from benchmarks import faults, loss, measure, probe, training, views
 from lib import InputError
 
-BENCHMARKS = {"loss": loss, "views": views, "training": training, "probe": probe}
+BENCHMARKS = {"loss": loss, "views": views, "training": training, "probe": probe, "faults": faults}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,14 +16,15 @@ def main(arguments: list[str] | None = None) -> int:
     for name, module in BENCHMARKS.items():
         sub = commands.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-        sub.add_argument("--repetitions", type=int, default=9, help="of each case, after one that does not count")
+        if getattr(module, "TIMED", True):
+            sub.add_argument("--repetitions", type=int, default=9, help="of each case, after one that does not count")
         module.arguments(sub)
         sub.set_defaults(module=module)
     args = parser.parse_args(arguments)
     try:
         for peer in args.module.PEERS:
             measure.installed(peer)
-        if args.repetitions < 1:
+        if getattr(args, "repetitions", 1) < 1:
             raise InputError("--repetitions must be at least 1")
         args.module.run(args)
     except InputError as error:

@@ -92,7 +92,7 @@ def keep(name: str, device: torch.device, rows: list[dict], peers: list[str], se
     versions = records.versions() | {peer: installed(peer) for peer in peers}
     record = {"schema": records.SCHEMA, "benchmark": name, "settings": settings, "rows": rows,
               "code": records.code("benchmarks"), "versions": versions, "device": records.device(device),
-              "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+              "finished": records.now()}
     path = records.BENCHMARKS / f"{name}-{device.type}.json"
     records.write(path, record)
     return path

@@ -5,10 +5,10 @@ One way through the data, and no arrow back::
     data.load -> augmentations.views -> encoders.Model -> (h, z) -> losses
               -> training.pretrain -> evaluation.evaluate -> records -> figures -> a chapter
 
-``config``, ``data``, ``augmentations``, ``corruptions``, ``encoders``, ``losses``, ``geometry``, ``statistics``,
-``hardware`` and ``records`` stand on the ground; ``downloads``, ``optimisers``, ``checkpoints``, ``probes``,
-``evaluation`` and ``training`` on them; ``claims`` and ``figures`` read records; ``experiments``, ``book`` and the
-command line (``python -m lib``) are on top.
+``files``, ``config``, ``data``, ``augmentations``, ``corruptions``, ``encoders``, ``losses``, ``geometry``,
+``statistics``, ``hardware`` and ``records`` stand on the ground; ``downloads``, ``optimisers``, ``checkpoints``,
+``probes``, ``evaluation``, ``runs``, ``sessions`` and ``training`` on them; ``claims`` and ``figures`` read records;
+``experiments``, ``book`` and the command line (``python -m lib``) are on top.
 """
 
 from pathlib import Path

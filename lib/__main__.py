@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import signal
 import sys
 from pathlib import Path
 
@@ -53,12 +54,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", help="a data set instead of the preset's")
     sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change any other field")
     _where(sub, runs=True)
+    _alone(sub)
 
     sub = command(_probe, "probe", "linear probe and kNN on a run's h and z")
     sub.add_argument("run_folder", metavar="RUN", type=Path, nargs="+", help="a run's folder")
     sub.add_argument("--with", dest="wanted", action="append", default=[], metavar="PROBE",
                      help="also uva or supcontrast (as published), or labels (the sweep); may be repeated")
     _where(sub)
+    _alone(sub)
 
     sub = command(_publish, "publish", "copy runs' records into results/")
     sub.add_argument("run_folder", metavar="RUN", type=Path, nargs="+", help="a run's folder or its record.json")
@@ -76,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(_book, "book", "run the chapters and build the site")
     sub.add_argument("--profile", default="quick", help="a file in book/profiles (default quick)")
     sub.add_argument("--only", metavar="NN", help="run only the chapters whose name starts so")
+    _alone(sub)
     return parser
 
 
@@ -84,6 +88,11 @@ def _where(parser: argparse.ArgumentParser, runs: bool = False) -> None:
         parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of all runs (default runs/)")
     parser.add_argument("--data-root", metavar="DIR", help="folder of data sets (default DATA_ROOT, else data/)")
     parser.add_argument("--device", help="cuda, mps or cpu (default the best there is)")
+
+
+def _alone(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-wait", dest="wait", action="store_false",
+                        help="leave with an error where another process is at the same work, instead of waiting")
 
 
 def _pretrain(args) -> None:
@@ -97,7 +106,7 @@ def _pretrain(args) -> None:
     named = {field: getattr(args, field) for field in ("epochs", "seed", "data") if getattr(args, field) is not None}
     chosen = config.preset(args.preset, **config.parse(args.set) | named)
     dataset = data.load(chosen.data, args.data_root)
-    run = training.pretrain(chosen, dataset, args.runs or training.RUNS, args.device)
+    run = training.pretrain(chosen, dataset, args.runs or training.RUNS, args.device, wait=args.wait)
     print(f"{run.folder}: " + (f"{chosen.epochs} epochs, loss {run.curves[-1]['loss']:.3f}, "
                                f"{_cost(run.record)}" if run.curves else "untrained"))
     print(f"next: python -m lib probe {run.folder}")
@@ -122,7 +131,7 @@ def _probe(args) -> None:
         run = training.load_run(folder)
         wanted = ("linear", "knn", *args.wanted)
         if training.missing(run.record, wanted):
-            training.evaluate(run, load(run.config.data), args.device, wanted)
+            training.evaluate(run, load(run.config.data), args.device, wanted, args.wait)
         for features, probes in run.record["evaluation"].items():
             for probe, result in probes.items():
                 interval = statistics.binomial(result["correct"], result["n"])
@@ -176,8 +185,9 @@ def _book(args) -> None:
     """Run the chapters of a profile that are not done yet, then build the site."""
     from lib import book
 
-    book.run(args.profile, args.only)
-    print(f"open {book.build(args.profile)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))         # kernels and Jupyter Book are ended, then we
+    book.run(args.profile, args.only, args.wait)
+    print(f"open {book.build(args.profile, args.wait)}")
 
 
 if __name__ == "__main__":

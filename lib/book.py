@@ -7,6 +7,7 @@ A chapter is a notebook with flat parameters; a profile gives them values. What 
 import hashlib
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import yaml
 
 from lib import ROOT, InputError, records
 from lib.config import FIELDS, unknown
 from lib.data import data_root
+from lib.files import only_writer, read_yaml, write_atomically
 
 BOOK = ROOT / "book"
 PROFILES = BOOK / "profiles"
@@ -52,7 +53,7 @@ def load_profile(name: str) -> dict:
         raise InputError(f"{PROFILES} is not there: the book needs its checkout; install with pip install -e . in it")
     if not path.is_file():
         raise InputError(unknown("profile", name, ["auto", *sorted(p.stem for p in PROFILES.glob("*.yml"))]))
-    profile = records.read_yaml(path)
+    profile = read_yaml(path)
     kinds = {"about": str, "timeout_minutes": (int, float), "common": dict, "chapters": dict}
     if not isinstance(profile, dict):
         raise InputError(f"{path} must hold the fields {', '.join(kinds)}")
@@ -94,8 +95,7 @@ def chapters() -> list[Path]:
             return ([node["file"]] if "file" in node else []) + [f for v in node.values() for f in files(v)]
         return [f for item in node for f in files(item)] if isinstance(node, list) else []
 
-    toc = yaml.safe_load((BOOK / "_toc.yml").read_text())
-    paths = [BOOK / f"{file}.ipynb" for file in files(toc) if file.startswith("notebooks/")]
+    paths = [BOOK / f"{file}.ipynb" for file in files(read_yaml(BOOK / "_toc.yml")) if file.startswith("notebooks/")]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise InputError(f"{BOOK / '_toc.yml'} names {missing[0].name}, which is not there")
@@ -125,11 +125,12 @@ def check(profile: str) -> None:
             raise InputError(f"profile {profile}: {unknown('field', field, sorted(anywhere))}")
 
 
-def run(profile: str = "quick", only: str | None = None) -> list[Path]:
+def run(profile: str = "quick", only: str | None = None, wait: bool = True) -> list[Path]:
     """Execute the chapters that are not done yet, in order. Returns the executed notebooks.
 
-    only: run just the chapters whose name starts so. Raises InputError after the last chapter where one failed, hung
-    or skipped a cell; what was executed of it is kept, and the next call starts with it.
+    only: run just the chapters whose name starts so. wait: for another process that executes this profile, instead of
+    an error. Raises InputError after the last chapter where one failed, hung or skipped a cell; what was executed of
+    it is kept, and the next call starts with it.
     """
     profile = found_profile(profile)
     check(profile)
@@ -137,26 +138,31 @@ def run(profile: str = "quick", only: str | None = None) -> list[Path]:
     if not todo:
         raise InputError(unknown("chapter", only, [path.stem for path in chapters()]))
     done, failed = [], []
-    for path in todo:
-        out = BUILD / "executed" / profile / path.name
-        stamp, mark = _stamp(path, profile), out.with_suffix(".stamp")
-        if out.is_file() and mark.is_file() and mark.read_text() == stamp:
-            print(f"{path.stem}: unchanged")
-        else:
-            mark.unlink(missing_ok=True)
-            started = time.monotonic()
-            print(f"{path.stem}: running ... (progress in {out.with_suffix('.log')})", flush=True)
-            problem = _execute(path, out, profile)
-            if problem:
-                failed.append(f"chapter {path.stem} {problem}; what was executed is in {out}")
-                print(f"{path.stem}: failed", flush=True)
-                continue
-            records.write_atomically(mark, stamp.encode())
-            print(f"{path.stem}: done in {time.monotonic() - started:.0f} s", flush=True)
-        done.append(out)
+    with _only_batch(profile, wait):
+        for path in todo:
+            out = BUILD / "executed" / profile / path.name
+            stamp, mark = _stamp(path, profile), out.with_suffix(".stamp")
+            if out.is_file() and mark.is_file() and mark.read_text() == stamp:
+                print(f"{path.stem}: unchanged")
+            else:
+                mark.unlink(missing_ok=True)
+                started = time.monotonic()
+                print(f"{path.stem}: running ... (progress in {out.with_suffix('.log')})", flush=True)
+                problem = _execute(path, out, profile)
+                if problem:
+                    failed.append(f"chapter {path.stem} {problem}; what was executed is in {out}")
+                    print(f"{path.stem}: failed", flush=True)
+                    continue
+                write_atomically(mark, stamp.encode())
+                print(f"{path.stem}: done in {time.monotonic() - started:.0f} s", flush=True)
+            done.append(out)
     if failed:
         raise InputError("\n".join(failed))
     return done
+
+
+def _only_batch(profile: str, wait: bool):
+    return only_writer(BUILD / "executed" / profile / ".lock", f"the chapters of profile {profile}", wait)
 
 
 def _execute(path: Path, out: Path, profile: str) -> str | None:
@@ -189,20 +195,33 @@ def _stamp(path: Path, profile: str) -> str:
     data = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(data_root().glob("*.npz"))]
     digest = hashlib.sha256(json.dumps([records.code()["source"], records.versions(), data]).encode())
     inputs = [path, PROFILES / f"{profile}.yml", BOOK / "claims.yml", BOOK / "experiments.yml",
-              *sorted(records.RESULTS.glob("*.json"))]
+              *sorted(records.RESULTS.rglob("*.json"))]
     for file in filter(Path.is_file, inputs):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
-def build(profile: str = "quick") -> Path:
+def build(profile: str = "quick", wait: bool = True) -> Path:
     """Build the site from the executed chapters; those not executed, or not since a change, appear without outputs.
 
-    Returns the site's index.
+    wait: for another process that builds or executes this profile, instead of an error. Returns the site's index.
     Strict: a warning is an error. Raises InputError where Jupyter Book is missing or finds fault.
     """
-    profile, stage = found_profile(profile), BUILD / "source"
-    shutil.rmtree(stage, ignore_errors=True)
+    profile = found_profile(profile)
+    with only_writer(BUILD / ".site.lock", "the site", wait):
+        for left in BUILD.glob("site-*"):                   # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        work = BUILD / f"site-{os.getpid()}"
+        try:
+            with _only_batch(profile, wait):
+                _stage_all(profile, work / "source")
+            return _build(work)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _stage_all(profile: str, stage: Path) -> None:
+    """Copy the book with its executed chapters."""
     shutil.copytree(BOOK, stage, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
     shutil.copy(ROOT / "README.md", stage)                  # rerun.md shows a part of it
     for path in chapters():
@@ -210,24 +229,28 @@ def build(profile: str = "quick") -> Path:
         mark = executed.with_suffix(".stamp")
         if mark.is_file() and mark.read_text() == _stamp(path, profile):
             _stage(executed, stage / "notebooks" / path.name)
-    stamp, mark = _tree_hash(stage), BUILD / "html.stamp"
-    index = SITE / "index.html"
+
+
+def _build(work: Path) -> Path:
+    """The site from what is staged in work/source, if that differs from what it was last built from."""
+    stage, mark, index = work / "source", BUILD / "html.stamp", SITE / "index.html"
+    stamp = _tree_hash(stage)
     if index.is_file() and mark.is_file() and mark.read_text() == stamp:
         print("site: unchanged")
         return index
     program = Path(sys.executable).with_name("jupyter-book")
     if not program.is_file():
         raise InputError("jupyter-book is not installed beside this Python; run: pip install -e '.[book]'")
-    out = BUILD / "jupyter-book"
-    shutil.rmtree(out, ignore_errors=True)
-    command = [program, "build", stage, "--path-output", out, "-W", "-n", "--keep-going", "-q"]
+    command = [program, "build", stage, "--path-output", work / "out", "-W", "-n", "--keep-going", "-q"]
     finished = subprocess.run(command, capture_output=True, text=True)
-    html = out / "_build" / "html"
+    html = work / "out" / "_build" / "html"
     if finished.returncode or not (html / "index.html").is_file():
         raise InputError(f"Jupyter Book found fault:\n{finished.stdout}{finished.stderr}")
-    shutil.rmtree(SITE, ignore_errors=True)
+    mark.unlink(missing_ok=True)
+    if SITE.exists():
+        SITE.rename(work / "old")
     html.rename(SITE)
-    records.write_atomically(mark, stamp.encode())
+    write_atomically(mark, stamp.encode())
     return index
 
 

@@ -1,75 +1,210 @@
-"""Checkpoints: one safetensors file with the model, the optimiser's state, the configuration and the curves so far.
+"""Checkpoints: one safetensors file with the model, the optimiser's state, and how far the run is, as JSON.
 
-Order and views are functions of (seed, step), so tensors and a number of epochs are all that a resume needs. Nothing is
-ever unpickled.
+Order and views are functions of (seed, step), so tensors and the number of steps done are all that a resume needs.
+Nothing is ever unpickled. Inside is the SHA-256 of the whole file (its own digits taken as zeros), so that no damage
+goes unnoticed. There are two generations: the older one stays until the newer is whole.
 """
 
+import hashlib
 import json
-from dataclasses import asdict
+import math
+import os
+import warnings
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from textwrap import shorten
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from lib import InputError, records
+from lib import InputError
 from lib.config import Config, difference
+from lib.files import parse_json, write_atomically
+
+NEWEST, BEFORE = "checkpoint.safetensors", "checkpoint-before.safetensors"
+SEAL, UNSEALED = b'"sha256":"', b"0" * 64
 
 
-def save(path: Path, config: Config, curves: list[dict], model: Module, optimiser: Optimizer | None = None,
+@dataclass
+class Progress:
+    """How far a run is: all of its state but for the model's, the optimiser's and float16's scaler."""
+
+    run: str = ""                                               # its identity
+    fingerprint: str = ""                                       # of the data it began on
+    model_only: bool = False                                    # whether the file lacks what going on needs
+    step: int = 0                                               # steps done
+    curves: list[dict] = field(default_factory=list)            # a row for each finished epoch
+    segments: list[dict] = field(default_factory=list)          # one for each session, see lib.sessions
+    seconds: float = 0.0                                        # of the epoch under way,
+    seen: int = 0                                               # its images so far,
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))  # their loss, summed,
+    z: Tensor | None = None                                     # (V, N, D) of its last full batch, once that is done,
+    labels: Tensor | None = None                                # and its labels (N,), for supcon
+
+    def end_epoch(self, row: dict) -> None:
+        """Keep the epoch's row; the sums start anew."""
+        self.curves.append(row)
+        self.seconds, self.seen, self.total = 0.0, 0, torch.zeros_like(self.total)
+        self.z = self.labels = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        return {name: value for name in ("total", "z", "labels") if (value := getattr(self, name)) is not None}
+
+
+def save(path: Path, config: Config, progress: Progress, model: Module, optimiser: Optimizer | None = None,
          scaler: GradScaler | None = None) -> None:
-    """Write a checkpoint atomically; without an optimiser and float16's scaler it holds the model alone."""
+    """Write a checkpoint atomically; without an optimiser and float16's scaler it holds the model alone.
+
+    Raises InputError where the file can't be written, or a weight is not finite.
+    """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for place, state in optimiser.state_dict()["state"].items() if optimiser else ():
         tensors |= {f"optimiser.{place}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors |= {f"epoch.{name}": value for name, value in progress.tensors.items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    wrong = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if wrong:
+        raise InputError(f"{wrong[0]} is not finite after step {progress.step}; lower learning_rate (the last "
+                         f"checkpoint is kept)")
     scales = scaler.state_dict() if scaler else {}
     tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in scales.items()}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {"config": json.dumps(asdict(config)), "curves": json.dumps(curves)}
-    records.write_atomically(path, serialise(tensors, metadata))
+    state = {name: value for name, value in vars(progress).items() if not isinstance(value, Tensor | None)}
+    state["model_only"] = scaler is None
+    metadata = {"config": json.dumps(asdict(config)), "progress": json.dumps(state), "sha256": UNSEALED.decode()}
+    write_atomically(path, sealed(serialise(tensors, metadata)))
 
 
-def resume(path: Path, config: Config, model: Module, optimiser: Optimizer | None = None,
-           scaler: GradScaler | None = None) -> list[dict]:
-    """Load a checkpoint into model, optimiser and scaler, and return its curves.
+def sealed(content: bytes) -> bytes:
+    """A file with its SHA-256 in place of the zeros."""
+    place = content.index(SEAL + UNSEALED) + len(SEAL)
+    return content[:place] + hashlib.sha256(content).hexdigest().encode() + content[place + 64:]
 
-    Raises InputError, naming the file, where it is missing, damaged, or of another configuration.
+
+def rotate(folder: Path, *parts) -> None:
+    """Save a run's newest checkpoint; the one that was the newest stays beside it."""
+    coming = folder / f"{NEWEST}.coming"
+    save(coming, *parts)
+    if (folder / NEWEST).is_file():
+        os.replace(folder / NEWEST, folder / BEFORE)
+    os.replace(coming, folder / NEWEST)
+
+
+def resume(folder: Path, config: Config, model: Module, optimiser: Optimizer | None,
+           scaler: GradScaler | None) -> Progress | None:
+    """Load the newest whole checkpoint of a run's folder, and return how far it is; None where there is none.
+
+    A damaged one is named in a warning, deleted, and the one before it used. Raises InputError where there are
+    checkpoints and none is whole.
     """
-    theirs, curves, tensors = _read(path)
-    for field, (there, here) in difference(theirs, config).items():
-        raise InputError(f"{path} does not fit its configuration: {field} is {there} there and {here} here; delete it "
-                         f"to train anew")
+    there = [folder / name for name in (NEWEST, BEFORE) if (folder / name).is_file()]
+    damage = []
+    for path in there:
+        try:
+            progress = restore(path, config, folder.name, model, optimiser, scaler)
+        except InputError as error:
+            damage.append(str(error))
+            continue
+        for damaged, why in zip(there, damage):
+            warnings.warn(f"{why}; going on from the checkpoint before it, {path.name}", stacklevel=3)
+            damaged.unlink()                        # or it would take the whole one's place
+        return progress
+    if damage:
+        raise InputError(f"{'; '.join(damage)}; delete {folder} to train anew")
+    return None
+
+
+def restore(path: Path, config: Config, run: str, model: Module, optimiser: Optimizer | None = None,
+            scaler: GradScaler | None = None) -> Progress:
+    """Load one file of a run into model, optimiser and scaler. The model may be on the "meta" device.
+
+    Raises InputError, naming the file, where it is missing, damaged, of another run, or not of this kind.
+    """
+    theirs, progress, tensors = read(path)
+    for name, (there, here) in difference(theirs, config).items():
+        raise InputError(f"{path} does not fit its configuration: {name} is {there} there and {here} here")
+    if progress.run not in (run, "") or progress.model_only != (scaler is None):
+        raise InputError(f"{path} is not what its name says: it holds {'the model' if progress.model_only else 'all'} "
+                         f"of {progress.run}")
     try:
-        model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-    except RuntimeError as error:
-        why = shorten(str(error).splitlines()[1], 120, placeholder=" ...")
+        weights, empty = _named(tensors, "model."), any(p.is_meta for p in model.parameters())
+        model.load_state_dict(weights, assign=empty)
+        if optimiser:
+            optimiser.load_state_dict({"state": _moments(_named(tensors, "optimiser."), model),
+                                       "param_groups": optimiser.state_dict()["param_groups"]})
+        if scaler and scaler.is_enabled():
+            scaler.load_state_dict({name: value.item() for name, value in _named(tensors, "scaler.").items()})
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        why = shorten(lines[min(1, len(lines) - 1)], 120, placeholder=" ...")
         raise InputError(f"{path} does not fit its configuration: {why}") from error
-    if optimiser:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimiser."):
-                _, place, key = name.split(".", 2)
-                state.setdefault(int(place), {})[key] = value
-        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-        for parameter, of in optimiser.state.items():       # a fused kernel reads both in one order, and checks nothing
-            of |= {key: torch.empty_like(parameter).copy_(value) for key, value in of.items()
-                   if value.shape == parameter.shape}
-    if scaler and scaler.is_enabled():
-        scaler.load_state_dict({n[7:]: value.item() for n, value in tensors.items() if n.startswith("scaler.")})
-    return curves
+    return progress
 
 
-def _read(path: Path) -> tuple[Config, list[dict], dict[str, Tensor]]:
-    """Configuration, curves and tensors of a file of ours."""
+def read(path: Path) -> tuple[Config, Progress, dict[str, Tensor]]:
+    """Configuration, progress and tensors of a file of ours, whole to the last bit.
+
+    A finished run of an earlier version has no checksum; that is said in a warning.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            config, curves = Config(**json.loads(metadata["config"])), json.loads(metadata["curves"])
-            return config, curves, {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is missing or damaged ({error}); delete its folder to train anew") from error
+        content = path.read_bytes()
+        header = content[8:8 + int.from_bytes(content[:8], "little")]
+        place = 8 + header.find(SEAL) + len(SEAL)
+        metadata = parse_json(header)["__metadata__"]
+        if metadata.keys() == {"config", "curves"}:
+            warnings.warn(f"{path} was written without a checksum, by an earlier version", stacklevel=2)
+            state = {"curves": parse_json(metadata["curves"]), "model_only": True}
+        else:
+            digest = hashlib.sha256(content[:place] + UNSEALED)
+            digest.update(memoryview(content)[place + 64:])
+            if metadata["sha256"].encode() != content[place:place + 64] or metadata["sha256"] != digest.hexdigest():
+                raise ValueError("its checksum is wrong")
+            state = parse_json(metadata["progress"])
+        config, tensors = Config(**parse_json(metadata["config"])), deserialise(content)
+        return config, _progress(state, _named(tensors, "epoch.")), tensors
+    except OSError as error:
+        raise InputError(f"{path} is missing or damaged ({error.strerror})") from error
+    except Exception as error:                      # of safetensors, or of a file that is right and means harm
+        why = shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
+        raise InputError(f"{path} is missing or damaged ({why})") from error
+
+
+def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    """Those whose name starts so, without it."""
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def _progress(state: dict, tensors: dict[str, Tensor]) -> Progress:
+    progress = Progress(**state | tensors)
+    rows = [*progress.curves, *progress.segments]
+    if (all(isinstance(row, dict) for row in rows) and math.isfinite(progress.seconds)
+            and isinstance(progress.curves, list) and isinstance(progress.segments, list)
+            and all(type(number) is int and 0 <= number < 2**53 for number in (progress.step, progress.seen))
+            and isinstance(progress.total, Tensor) and not progress.total.dim()):
+        return progress
+    raise ValueError("what it says of the run's progress makes no sense")
+
+
+def _moments(tensors: dict[str, Tensor], model: Module) -> dict[int, dict[str, Tensor]]:
+    """The optimiser's state by the parameter's place, each value one number or of the parameter's shape.
+
+    In the parameter's layout too: a fused optimiser walks through the memory of both in step, whatever the strides.
+    """
+    parameters, state = list(model.parameters()), {}
+    for name, value in tensors.items():
+        place, _, key = name.partition(".")
+        if value.dim():
+            parameter = parameters[int(place)]
+            if value.shape != parameter.shape:
+                raise ValueError(f"optimiser.{name} is of the shape {tuple(value.shape)}")
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        state.setdefault(int(place), {})[key] = value
+    if state and state.keys() != set(range(len(parameters))):
+        raise ValueError("the optimiser's state lacks parameters")
+    return state

@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from lib import ROOT, InputError
-from lib.records import COLUMNS, corruption_table, label_table, read_yaml, run_columns
+from lib.files import read_yaml
+from lib.records import COLUMNS, corruption_table, label_table, run_columns
 from lib.records import table as accuracies
 from lib.statistics import Interval, calibration_error, differences, over_runs, over_seeds
 

@@ -5,6 +5,8 @@ An experiment is a preset plus a delta: ``preset("simclr-cifar10", epochs=100, s
 
 import ast
 import difflib
+import hashlib
+import json
 import math
 import re
 from dataclasses import dataclass, fields, replace
@@ -127,6 +129,25 @@ class Config:
     def views(self) -> int:
         """Views of each image in a step: two for the contrastive losses, one for cross-entropy."""
         return 1 if self.method == "ce" else 2
+
+
+# What the recipes' names stood for when the first records were made
+FIRST_RECIPES = {"supcontrast": "69ebc3cdad", "crop-flip": "d57c59c8de", "uva": "164325d451",
+                 "uva-sharp": "b227e8301f", "uva-supervised": "7a75b8fef5", "digits": "e62aff79f5",
+                 "none": "44136fa355"}
+
+
+def recipe_content(name: str) -> dict:
+    """The fields of a recipe that are not at their default, as in JSON: what views of that name are."""
+    values = {field.name: (getattr(RECIPES[name], field.name), field.default) for field in fields(RECIPES[name])}
+    return {key: list(value) if isinstance(value, tuple) else value
+            for key, (value, default) in values.items() if value != default}
+
+
+def unlike_first(name: str, content: dict | None) -> list[str]:
+    """Nothing where a recipe's content is what its name first stood for (None: in older records), else its hash."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    return [] if content is None or FIRST_RECIPES.get(name) == digest else [digest]
 
 
 FIELDS = frozenset(field.name for field in fields(Config)) - {"name"}

@@ -5,19 +5,28 @@ is checked as it arrives; that its images are all there is checked here.
 """
 
 import io
+import os
+import socket
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 from tqdm import tqdm
 
-from lib import InputError, records
+from lib import InputError
 from lib.data import Dataset, build, load, stratified
+from lib.files import only_writer, write_atomically
 
+TIMEOUT = 60                                            # seconds; then a server that says nothing is given up
+PIXELS = 2**24                                          # of an image file; more is no photograph of a data set
 RESIDENT = 2**30                                        # bytes: a larger file of images stays where it is
 IMAGENETTE = (9469, 3925)                               # images for training and test in Imagenette's second version
 
@@ -43,10 +52,25 @@ def _fetch(name: str, root: Path, *splits):
     """torchvision's data sets, each made by a function of the root, downloaded where they are not there whole."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return [split(root) for split in splits]
-    except (OSError, RuntimeError) as error:
+        lock = root / f".{name}.lock"
+        with only_writer(lock, str(root)) if os.access(root, os.W_OK) else nullcontext(), _within_its_folder():
+            return [split(root) for split in splits]
+    except (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError) as error:
         raise InputError(f"can't get {name} into {root} ({error}); check the network and the folder, delete what is "
                          f"partial there, or put {name}.npz there") from error
+
+
+@contextmanager
+def _within_its_folder() -> Iterator[None]:
+    """Archives unpacked within write below their folder only: PEP 706's filter, which Python 3.14 has by default."""
+    patience = socket.getdefaulttimeout()
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = None        # Python's own default again
+        socket.setdefaulttimeout(patience)
 
 
 def _cifar(name: str, root: Path) -> Dataset:
@@ -115,15 +139,18 @@ def _imagenette96(root: Path) -> Dataset:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays, classes=[names[0] for names in source.classes],
              variant="Imagenette2-320, shorter side to 96 by Lanczos, centre crop")
-    records.write_atomically(root / "imagenette96.npz", buffer.getvalue())
+    write_atomically(root / "imagenette96.npz", buffer.getvalue())
     return load("imagenette96", root)
 
 
 def _shrink(path: str, size: int = 96) -> np.ndarray:
     """An image file with its shorter side resized to size by Lanczos and the centre cut out: (size, size, 3) uint8."""
     try:
-        image = resize(Image.open(path).convert("RGB"), size, InterpolationMode.LANCZOS)
-    except (OSError, UnidentifiedImageError) as error:
+        image = Image.open(path)
+        if image.width * image.height > PIXELS or max(image.size) > 16 * min(image.size):
+            raise ValueError(f"{image.width} x {image.height} pixels")
+        image = resize(image.convert("RGB"), size, InterpolationMode.LANCZOS)
+    except Exception as error:                      # Pillow's plugins let through whatever they meet
         raise InputError(f"{path} is not a whole image ({error}); delete its data set's folder to unpack it "
                          f"again") from error
     return np.asarray(center_crop(image, size))

@@ -19,6 +19,7 @@ from lib import ROOT, InputError, evaluation, records, training
 from lib.config import Config, preset, unknown
 from lib.data import Dataset, data_root, load
 from lib.encoders import Model
+from lib.files import read_yaml
 from lib.hardware import choose_device, choose_precision
 from lib.optimisers import batch_sizes
 
@@ -75,7 +76,7 @@ class Task:
 
 def read(path: Path = EXPERIMENTS) -> list[Experiment]:
     """The experiments, most valuable first. Raises InputError, naming file and experiment, where something is wrong."""
-    entries = records.read_yaml(path)
+    entries = read_yaml(path)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{path} must be a list of experiments")
     found = []

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -103,3 +104,17 @@ def peak_memory(device: torch.device) -> int | None:
     import resource
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak        # macOS counts bytes, Linux kilobytes
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process may still take, of the GPU's or the system's memory; None on systems that don't tell."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    if sys.platform != "linux":
+        return None
+    import resource
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    left = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    limit, pages = resource.getrlimit(resource.RLIMIT_AS)[0], int(Path("/proc/self/statm").read_text().split()[0])
+    return left if limit == resource.RLIM_INFINITY else min(left, max(0, limit - pages * resource.getpagesize()))

@@ -5,13 +5,12 @@ to ``results/ID.json``, which is what the chapters read.
 """
 
 import base64
-import contextlib
 import hashlib
 import json
-import os
 import platform
 import re
 import subprocess
+import time
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -20,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from lib import ROOT, InputError
-from lib.config import Config
+from lib.config import Config, unlike_first
+from lib.files import parse_json, write_atomically
 
 SCHEMA = 1
 RESULTS = ROOT / "results"
@@ -37,27 +36,6 @@ COLUMNS = ["id", "protocol", "method", "data", "variant", "images", *RUN_COLUMNS
            "correct", "n", "minutes", "views_per_second"]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, rename: the file is the old one or the new one, never a part.
-
-    Raises InputError, naming the path, where it can't be written.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        why = error.strerror or error
-        raise InputError(f"can't write {path} ({why}): free space or name another folder") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-
-
 def write(path: Path, record: dict) -> None:
     """Write a record as JSON, atomically."""
     write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
@@ -66,10 +44,10 @@ def write(path: Path, record: dict) -> None:
 def read(path: Path) -> dict:
     """Read a record. Raises InputError, naming the file, where it is not JSON or not a whole record."""
     try:
-        record = json.loads(Path(path).read_bytes())
+        record = parse_json(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"can't read the record {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); run it again, or restore the file") from error
     if not isinstance(record, dict):
         raise InputError(f"{path} is not a record: it holds a {type(record).__name__}, not an object")
@@ -82,17 +60,15 @@ def read(path: Path) -> dict:
         raise InputError(f"{path} is not a record: its id {record['id']!r} is not a file name")
     try:
         table([record])
-    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+        label_table([record])
+        if not all(isinstance(row, dict) for row in [*record["curves"], *record.get("segments", ())]):
+            raise TypeError("its curves and segments must be objects")
+        for features, probe in ((f, p) for f, probes in record["evaluation"].items() for p in probes):
+            if "bits" in record["evaluation"][features][probe]:
+                correct(record, features, probe)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{path} is not a whole record ({type(error).__name__}: {error})") from error
     return record
-
-
-def read_yaml(path: Path):
-    """What a YAML file holds. Raises InputError, naming the file, where it can't be read or is not YAML."""
-    try:
-        return yaml.safe_load(Path(path).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def publish(path: Path, results: Path = RESULTS) -> Path:
@@ -113,9 +89,10 @@ def benchmark(name: str) -> dict:
     """
     path = BENCHMARKS / f"{name}.json"
     try:
-        record = json.loads(path.read_bytes())
-        known = record["schema"] == SCHEMA and all(isinstance(record[field], dict) for field in
-                                                   ("settings", "versions", "device", "code")) and record["rows"]
+        record = parse_json(path.read_bytes())
+        known = (record["schema"] == SCHEMA and record["rows"] and isinstance(record["rows"], list)
+                 and all(isinstance(row, dict) for row in record["rows"])
+                 and all(isinstance(record[field], dict) for field in ("settings", "versions", "device", "code")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is missing or damaged ({error}); restore it, or run: make bench") from error
     if not known:
@@ -125,9 +102,9 @@ def benchmark(name: str) -> dict:
 
 def origin(benchmark: dict) -> str:
     """Where a benchmark ran, in a line."""
-    device, versions = benchmark["device"], benchmark["versions"]
-    return (f"{device['name']}, {device['threads']} threads, torch {versions['torch']}, "
-            f"{benchmark['settings']['repetitions']} repetitions, {benchmark['finished'][:10]}, "
+    device, repetitions = benchmark["device"], benchmark["settings"].get("repetitions")
+    return (f"{device['name']}, {device['threads']} threads, torch {benchmark['versions']['torch']}, "
+            f"{f'{repetitions} repetitions, ' if repetitions else ''}{benchmark['finished'][:10]}, "
             f"commit {benchmark['code']['commit'][:7]}")
 
 
@@ -185,7 +162,8 @@ def run_columns(record: dict) -> dict:
     """The columns of the table that are the same for all of a run's accuracies."""
     config, data, known = record["config"], record["data"], Config(**record["config"])     # which fills in new fields
     decisive = {key: value for key, value in known.decisive.items() if key != "seed"}
-    decisive = json.dumps([decisive, data["fingerprint"], record["numerics"]], sort_keys=True)
+    unlike = unlike_first(config["recipe"], record.get("recipe"))
+    decisive = json.dumps([decisive, data["fingerprint"], record["numerics"], *unlike], sort_keys=True)
     method = config["method"] if config["epochs"] else "pixels" if config["encoder"] == "pixels" else "untrained"
     return {key: getattr(known, key) for key in RUN_COLUMNS} | {
         "id": record["id"], "protocol": hashlib.sha256(decisive.encode()).hexdigest()[:10], "method": method,
@@ -223,6 +201,11 @@ def code(*others: str) -> dict:
     changed = git("status", "--porcelain", "--", *folders)
     return {"commit": git("rev-parse", "HEAD"), "changed": None if changed is None else bool(changed),
             "source": digest.hexdigest()}
+
+
+def now() -> str:
+    """The time in UTC, as records have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def versions() -> dict:

@@ -1,14 +1,13 @@
-"""One loop for SimCLR, SupCon and cross-entropy.
+"""One loop for SimCLR, SupCon and cross-entropy, and all that keeps a run from being lost.
 
 The order of images is a function of (seed, epoch), the views are one of (seed, step); so a run is determined by its
 configuration and data, to the bit on one kind of CPU with one number of threads, elsewhere up to rounding. It has an
 identity, the hash of both: asking for a run that is done returns it at once, and asking for one that is half done goes
-on from its checkpoint.
+on from the step of its last checkpoint.
 """
 
-import hashlib
-import json
 import math
+import signal
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,38 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import ROOT, InputError, checkpoints, evaluation, losses, records
-from lib.augmentations import RECIPES, Recipe, views
-from lib.config import Config, unknown
+from lib import InputError, checkpoints, evaluation, losses, records, sessions
+from lib.augmentations import views
+from lib.checkpoints import Progress
+from lib.config import Config, recipe_content
 from lib.data import Dataset, Split, order
 from lib.encoders import Model
+from lib.files import only_writer
 from lib.hardware import choose_device, choose_precision, matrix_rate, memory_format, memory_kept, peak_memory
 from lib.optimisers import batch_sizes, build_optimiser, learning_rate
+from lib.runs import LOCK, NUMERICS, RUNS, Run, evaluate, features, identity, load_run, missing, recipe_for  # noqa: F401
 
-NUMERICS = 1                # raise when a change makes earlier runs incomparable: it enters every run's identity
-CHECKPOINT_SECONDS = 60     # a checkpoint at the first end of an epoch after so long
-RUNS = ROOT / "runs"
-
-
-@dataclass
-class Run:
-    """A finished run: its folder, its record and its model (on the CPU, in eval mode)."""
-
-    folder: Path
-    config: Config
-    record: dict
-    model: Model = field(repr=False)
-
-    @property
-    def curves(self) -> list[dict]:
-        """One dictionary per epoch: epoch, loss, learning_rate, seconds, contrast and, where measured, knn."""
-        return self.record["curves"]
-
-
-def recipe_for(config: Config, dataset: Dataset, name: str | None = None) -> Recipe:
-    """The run's recipe (or the one of that name) with its size and normalisation, from the data where left open."""
-    mean, std = dataset.moments
-    return replace(RECIPES[name or config.recipe], size=config.size, mean=config.mean or mean, std=config.std or std)
+CHECKPOINT_SECONDS = 60     # a checkpoint after the first step after so long
+COLLAPSED = 0.999           # mean cosine of different images, after two epochs in a row: no run of ours came near it
 
 
 def build_model(config: Config, dataset: Dataset) -> Model:
@@ -71,21 +51,18 @@ def loss_of(config: Config, z: Tensor, labels: Tensor | None) -> Tensor:
     raise InputError(f"no loss is known for the method '{config.method}'")
 
 
-def identity(config: Config, dataset: Dataset) -> str:
-    """The run's name: preset, epochs, seed, and a hash of everything that decides its numbers."""
-    text = json.dumps([config.decisive, dataset.fingerprint, NUMERICS], sort_keys=True)
-    return f"{config.name}-e{config.epochs}-s{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-
-
 def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: str | None = None,
-             progress: bool = True) -> Run:
+             progress: bool = True, wait: bool = True) -> Run:
     """Train, or return the finished run, or go on with a half-done one.
 
     runs: folder of all runs; each has its own below. device: "cuda", "mps" or "cpu"; default the best there is.
-    progress: show a bar with loss, views/s and the time left.
-    A configuration whose precision is "auto" becomes one with the precision that suits the device.
-    Raises InputError where data and configuration don't fit, a checkpoint is damaged or of another configuration, the
-    folder can't be written, or the loss stops being finite (the last good checkpoint stays).
+    progress: show a bar with loss, views/s and the time left. wait: for another process that is at this very run, to
+    return what it made, instead of an error.
+    A configuration whose precision is "auto" becomes one with the precision that suits the device. SIGTERM and SIGINT
+    end a run after its step and a checkpoint; a second one at once.
+    Raises InputError where data and configuration don't fit, no checkpoint is whole, the data changed since such a run
+    began, a file can't be written, memory runs out, the embeddings collapse, or loss or weights stop being finite. The
+    last good checkpoint stays, and the run's failure.json says how it ended.
     """
     if dataset.name != config.data:
         raise InputError(f"the configuration is for the data set '{config.data}', the one given is '{dataset.name}'")
@@ -102,145 +79,178 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
     if config.epochs and len(pool) < least:
         raise InputError(f"the pool '{config.pool}' of {dataset.name} has {len(pool)} images, fewer than one batch of "
                          f"{least}; set a smaller batch_size or more images")
-    model = build_model(config, dataset).to(device, memory_format=memory_format(device))
-    optimiser = build_optimiser(config, model)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-    path = folder / "checkpoint.safetensors"
-    if path.is_file():
-        curves = checkpoints.resume(path, config, model, optimiser, scaler)
-    else:
-        curves = []
-        checkpoints.save(path, config, curves, model, optimiser, scaler)    # can the folder be written? Now, not later
-    with memory_kept(device):
-        _train(config, part, pool.to(device), model, optimiser, scaler, curves, folder, progress)
-    record = {
-        "schema": records.SCHEMA, "id": folder.name, "config": asdict(config), "delta": config.delta,
-        "data": {"name": dataset.name, "variant": dataset.variant, "fingerprint": dataset.fingerprint,
-                 "classes": list(dataset.classes), "counts": part.counts, "pool": len(pool)},
-        "numerics": NUMERICS, "code": code, "versions": records.versions(),
-        "device": records.device(device), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": sum(row["seconds"] for row in curves),
-        "views_per_second": _rate(curves), "cost": _cost(config, part, model, curves) if curves else {},
-        "curves": curves, "evaluation": {},
-    }
-    checkpoints.save(folder / "model.safetensors", config, curves, model)
-    records.write(folder / "record.json", record)
-    path.unlink()
+    with only_writer(folder / LOCK, str(folder), wait):
+        if (folder / "record.json").is_file():                  # by the process that was waited for
+            return load_run(folder)
+        for path in folder.glob(".*.*.[0-9]*"):                 # what killed processes had begun to write
+            path.unlink(missing_ok=True)
+        session = _begin(config, dataset, folder, device)
+        _run(session, part, pool, progress)
+        state, model = session.progress, session.parts[0]
+        why = sessions.inexact(state.segments)
+        record = {
+            "schema": records.SCHEMA, "id": folder.name, "config": asdict(config), "delta": config.delta,
+            "recipe": recipe_content(config.recipe),
+            "data": {"name": dataset.name, "variant": dataset.variant, "fingerprint": dataset.fingerprint,
+                     "classes": list(dataset.classes), "counts": part.counts, "pool": len(pool)},
+            "numerics": NUMERICS, "code": code, "versions": records.versions(),
+            "device": records.device(device), "finished": records.now(),
+            "segments": state.segments, "bit_exact": why is None, **({"inexact_because": why} if why else {}),
+            "seconds": sum(row["seconds"] for row in state.curves), "views_per_second": _rate(state.curves),
+            "cost": _cost(config, part, model, state.curves) if state.curves else {},
+            "curves": state.curves, "evaluation": {},
+        }
+        checkpoints.save(folder / "model.safetensors", config, state, model)
+        records.write(folder / "record.json", record)
+        for path in [*folder.glob("checkpoint*.safetensors*"), folder / sessions.ENDED]:
+            path.unlink(missing_ok=True)
     return Run(folder, config, record, model.cpu().eval())
 
 
-def load_run(folder: str | Path) -> Run:
-    """A finished run from its folder. Raises InputError where a file is missing, damaged or of another run."""
-    folder = Path(folder)
-    record = records.read(folder / "record.json")
+@dataclass
+class _Session:
+    """A run in the midst of its loop, and what it takes to save it."""
+
+    folder: Path
+    config: Config
+    parts: tuple                # model, optimiser (None where there is nothing to train), float16's scaler
+    progress: Progress = field(default_factory=Progress)
+    interruptions: sessions.Interruptions = field(default_factory=sessions.Interruptions)
+    started: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)
+
+    def save(self) -> None:
+        """A checkpoint, the session's segment up to date in it. Raises InputError where the loss is not finite."""
+        self.mean_loss()
+        *before, segment = self.progress.segments
+        segment = segment | {"steps": [segment["steps"][0], self.progress.step],
+                             "seconds": time.monotonic() - self.started}
+        coming = replace(self.progress, segments=[*before, segment])
+        checkpoints.rotate(self.folder, self.config, coming, *self.parts)
+        self.progress.segments, self.saved = coming.segments, time.monotonic()
+
+    def after_step(self) -> None:
+        """A checkpoint where it is time, or where a signal has come, which is then delivered; else wait for nothing."""
+        caught = self.interruptions.caught
+        if not caught and time.monotonic() - self.saved <= CHECKPOINT_SECONDS:
+            return
+        self.save()
+        if caught:
+            sessions.end(self.progress, self.folder, f"stopped by {signal.Signals(caught).name}")
+            self.interruptions.deliver()
+
+    def mean_loss(self) -> float | None:
+        """Of the epoch's images so far. Raises InputError where it is not finite."""
+        state = self.progress
+        mean = float(state.total) / state.seen if state.seen else 0.0
+        if not math.isfinite(mean):
+            raise InputError(f"the loss of {self.folder.name} became {mean} in epoch {len(state.curves) + 1}; lower "
+                             f"learning_rate or raise temperature (the last checkpoint is kept)")
+        return mean
+
+
+def _begin(config: Config, dataset: Dataset, folder: Path, device: torch.device) -> _Session:
+    """A session that stands where the last checkpoint left the run, or at its start."""
+    model = build_model(config, dataset).to(device, memory_format=memory_format(device))
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+    session = _Session(folder, config, (model, build_optimiser(config, model), scaler))
+    found = checkpoints.resume(folder, config, *session.parts)
+    if not found:
+        _refuse_changed_data(config, dataset, folder)
+    session.progress = state = found or Progress(folder.name, dataset.fingerprint)
+    for name, value in state.tensors.items():
+        setattr(state, name, value.to(device))
+    sessions.begin(state, folder, device)
+    if not found:
+        session.save()                                      # can the folder be written? Now, not later
+    return session
+
+
+def _refuse_changed_data(config: Config, dataset: Dataset, folder: Path) -> None:
+    """Raise InputError where the same configuration is half done on other data."""
+    for path in folder.parent.glob(f"{config.name}-e{config.epochs}-s{config.seed}-*/{checkpoints.NEWEST}"):
+        if path.with_name("record.json").is_file():
+            continue
+        try:
+            theirs, state, _ = checkpoints.read(path)
+        except InputError:
+            continue
+        if theirs == config and state.fingerprint != dataset.fingerprint:
+            raise InputError(f"{dataset.name} has changed since {path.parent} began: its fingerprint was "
+                             f"{state.fingerprint[:16]} and is {dataset.fingerprint[:16]}; restore the data to go on, "
+                             f"or delete that folder to train on the new data")
+
+
+def _run(session: _Session, part: Dataset, pool: Split, progress: bool) -> None:
+    """The loop, with what ends it before its time noted in the run's folder."""
+    model = session.parts[0]
+    device = next((parameter.device for parameter in model.parameters()), pool.images.device)
     try:
-        config = Config(**record["config"])
-    except (TypeError, InputError) as error:
-        raise InputError(f"{folder / 'record.json'} holds a configuration of another version ({error})") from error
-    embedding = len(record["data"]["classes"]) if config.method == "ce" else config.embedding
-    model = Model(config.encoder, config.stem, config.head, embedding)
-    checkpoints.resume(folder / "model.safetensors", config, model)
-    return Run(folder, config, record, model.eval())
+        with session.interruptions, memory_kept(device):
+            _train(session, part, pool.to(device), progress)
+            session.save()
+        return
+    except BaseException as error:
+        if sessions.out_of_memory(error):
+            said = sessions.which_batch_would_fit(error, session.config, model, session.config.size or part.size[0])
+            sessions.end(session.progress, session.folder, said)
+            raise InputError(said) from error
+        sessions.end(session.progress, session.folder, f"{type(error).__name__}: {error}")
+        raise
 
 
-def missing(record: dict, wanted: tuple[str, ...]) -> list[str]:
-    """Those of the wanted probes (evaluation.PROBES) that a record has no result of."""
-    there = record["evaluation"].get("h", {})
-    return [name for name in wanted if name not in there and evaluation.TABLES.get(name) not in record]
-
-
-def evaluate(run: Run, dataset: Dataset, device: str | None = None,
-             wanted: tuple[str, ...] = ("linear", "knn")) -> dict:
-    """Probe the run's h and z (lib.evaluation) and write what is new into its record.
-
-    wanted: which of evaluation.PROBES; those in the record already are not computed again. evaluation.TABLES says in
-    which field of the record "labels", "calibration" and "corruptions" go.
-    Returns the record's "evaluation". Raises InputError for an unknown probe, or where dataset is not the one the run
-    was trained on.
-    """
-    if dataset.fingerprint != run.record["data"]["fingerprint"]:
-        raise InputError(f"{run.folder.name} was trained on another version of {run.record['data']['name']}: the "
-                         f"fingerprint of {dataset.name} differs")
-    for name in wanted:
-        if name not in evaluation.PROBES:
-            raise InputError(unknown("probe", name, evaluation.PROBES))
-    record, part, todo = run.record, dataset.take(run.config.images), missing(run.record, wanted)
-    if todo:
-        device, recipe = choose_device(device), recipe_for(run.config, part, "none")
-        probes = tuple(name for name in todo if name not in evaluation.TABLES)
-        with memory_kept(device):
-            model = run.model.to(device)
-            record |= evaluation.tables(model, part, recipe, run.config.method, tuple(todo))
-            found = evaluation.evaluate(model, part, recipe, run.config.method, probes) if probes else {}
-        for kind, results in found.items():
-            record["evaluation"].setdefault(kind, {}).update(results)
-        looks = [row["test_correct"] for row in run.curves if "test_correct" in row]
-        if probes and looks:
-            record["evaluation"]["z"]["classifier-best"] = {"n": len(part.test), "correct": max(looks)}
-        run.model.cpu()
-        record["evaluated"] = {"code": records.code(), "versions": records.versions()}     # may be later than training
-        records.write(run.folder / "record.json", record)
-    return record["evaluation"]
-
-
-def features(run: Run, images: Tensor, dataset: Dataset, device: str | None = None) -> tuple[Tensor, Tensor]:
-    """h (N, width) and z (N, D), on the CPU, of images (N, 3, H, W) uint8, as the evaluation of the run sees them.
-
-    dataset: the one the run was trained on; it says how pixels are normalised.
-    """
-    recipe = recipe_for(run.config, dataset.take(run.config.images), "none")
-    h, z = evaluation.features(run.model.to(choose_device(device)), images, recipe)
-    run.model.cpu()
-    return h.cpu(), z.cpu()
-
-
-def _train(config: Config, dataset: Dataset, pool: Split, model: Model, optimiser, scaler, curves: list[dict],
-           folder: Path, progress: bool) -> None:
-    """The loop. Appends one row per epoch to curves."""
+def _train(session: _Session, dataset: Dataset, pool: Split, progress: bool) -> None:
+    """From where the session stands to the last epoch. Appends one row per epoch to its curves."""
+    config, state, (model, optimiser, scaler) = session.config, session.progress, session.parts
     device = pool.images.device
-    recipe = recipe_for(config, dataset)
-    sizes = batch_sizes(config, len(pool))
+    recipe, sizes = recipe_for(config, dataset), batch_sizes(config, len(pool))
     batches, last_full = len(sizes), max(len(pool) // config.batch_size, 1) - 1
-    saved = time.monotonic()
-    bar = tqdm(total=config.epochs * batches, initial=len(curves) * batches, desc=f"{config.name} s{config.seed}",
+    bar = tqdm(total=config.epochs * batches, initial=state.step, desc=f"{config.name} s{config.seed}",
                unit="step", mininterval=1, dynamic_ncols=True, disable=not (progress and config.epochs))
-    for epoch in range(len(curves), config.epochs):
+    for epoch in range(len(state.curves), config.epochs):
         model.train()
-        started = time.monotonic()
-        total, seen = torch.zeros((), device=device), 0
-        places = order(len(pool), config.seed, epoch).to(device)
-        for batch, rows in enumerate(places[:sum(sizes)].split(config.batch_size)):
-            step = epoch * batches + batch
-            rate = learning_rate(config, step, batches)
+        started = time.monotonic() - state.seconds
+        places = order(len(pool), config.seed, epoch).to(device)[:sum(sizes)].split(config.batch_size)
+        for batch in range(state.step - epoch * batches, batches):
+            rows = places[batch]
             for group in optimiser.param_groups:
-                group["lr"] = rate
-            x = views(pool.images[rows], recipe, config.seed, step, config.views)      # (V, N, 3, S, S)
+                group["lr"] = learning_rate(config, state.step, batches)
+            x = views(pool.images[rows], recipe, config.seed, state.step, config.views)    # (V, N, 3, S, S)
             labels = None if pool.labels is None else pool.labels[rows]
             loss, z = train_step(config, model, optimiser, scaler, x, labels)
             if batch == last_full and config.method != "ce":
-                shown = z, labels if config.method == "supcon" else None
-            total += loss * len(rows)
-            seen += len(rows)
+                state.z, state.labels = z, labels if config.method == "supcon" else None
+            state.total += loss * len(rows)
+            state.seen += len(rows)
+            state.step += 1
+            state.seconds = time.monotonic() - started
             bar.update()
-        mean = float(total) / seen
-        if not math.isfinite(mean):
-            raise InputError(f"the loss of {folder.name} became {mean} in epoch {epoch + 1}; lower learning_rate or "
-                             f"raise temperature (the last checkpoint is kept)")
-        seconds = time.monotonic() - started
-        row = {"epoch": epoch + 1, "loss": mean, "learning_rate": rate, "seconds": seconds,
-               "views_per_second": seen * config.views / seconds}
+            session.after_step()
+        row = {"epoch": epoch + 1, "loss": session.mean_loss(),
+               "learning_rate": learning_rate(config, state.step - 1, batches)}
+        state.seconds = time.monotonic() - started              # the device is done by now
+        row |= {"seconds": state.seconds, "views_per_second": state.seen * config.views / state.seconds}
         if config.method != "ce":
-            row |= losses.contrast(*shown)._asdict()
+            row |= losses.contrast(state.z, state.labels)._asdict()
+            _refuse_collapse(config, [*state.curves[-1:], row])
         if config.knn_every and (epoch + 1) % config.knn_every == 0:
             row["knn"] = evaluation.knn_on_val(model, dataset, recipe_for(config, dataset, "none"))
         if config.test_every and (epoch + 1) % config.test_every == 0:
             row["test_correct"] = evaluation.classified(model, dataset.test, recipe_for(config, dataset, "none"))
-        curves.append(row)
-        bar.set_postfix(loss=f"{mean:.3f}", views_s=f"{row['views_per_second']:.0f}")
-        if epoch + 1 < config.epochs and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            checkpoints.save(folder / "checkpoint.safetensors", config, curves, model, optimiser, scaler)
-            saved = time.monotonic()
+        state.end_epoch(row)
+        bar.set_postfix(loss=f"{row['loss']:.3f}", views_s=f"{row['views_per_second']:.0f}")
+        session.after_step()
     bar.close()
+
+
+def _refuse_collapse(config: Config, rows: list[dict]) -> None:
+    """Raise InputError where different images had the same embedding at the end of two epochs after the warm-up."""
+    last = rows[-1]
+    alike = [(row["negative"] or 0) > COLLAPSED for row in rows]
+    if len(rows) == 2 and all(alike) and last["epoch"] - 1 > config.warmup:
+        raise InputError(f"the embeddings have collapsed: different images have a mean cosine of "
+                         f"{last['negative']:.5f} after epoch {last['epoch']}; lower learning_rate or temperature "
+                         f"(the last checkpoint is kept)")
 
 
 def train_step(config: Config, model: Model, optimiser, scaler, x: Tensor,

@@ -1,6 +1,9 @@
 import json
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import nbformat
@@ -8,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from lib import ROOT, InputError, book
+from lib import ROOT, InputError, book, files
 from lib.config import preset
 
 CELLS = {
@@ -86,9 +89,11 @@ def test_a_second_run_starts_with_the_first_chapter_that_is_not_done(small_book,
     ("{chapters: {01_god: {epochs: 1}}}", "unknown chapter '01_god'; did you mean '01_good'"),
     ("{comon: {}}", "unknown field 'comon'; did you mean 'common'"),
     ("{timeout_minutes: soon}", "timeout_minutes is of the wrong type"),
-    ("{timeout_minutes: 0}", "timeout_minutes must be greater than 0"), ("{about: 2024-13-45}", "is not YAML"),
+    ("{timeout_minutes: 0}", "timeout_minutes must be greater than 0"),
+    ("{about: 2024-13-45}", "can't be read as YAML"), ("{about: &a [x], common: *a}", "about is of the wrong type"),
+    ("[" * 5000, "can't be read as YAML"), ("about: " + "x" * 70_000, "larger than 65536 bytes"),
     ("{chapters: {01_good: 3}}", "chapters.01_good must map"),
-    ("[1]", "must hold the fields"), ("{", "is not YAML"), ("", "must hold the fields"),
+    ("[1]", "must hold the fields"), ("{", "can't be read as YAML"), ("", "must hold the fields"),
 ])
 def test_bad_profiles_are_named_before_anything_runs(small_book, content, words):
     (small_book / "profiles" / "quick.yml").write_text(content)
@@ -113,6 +118,90 @@ def test_a_parameter_given_wins_over_the_chapters_over_the_common(small_book):
     assert book.settings("02_fails", "quick", word=None).word == "b"
     given = book.settings("02_fails", "quick", word="c", epochs=None)
     assert given.word == "c" and given.delta == {"epochs": 1}                   # word is no field of a Config
+
+
+BATCH = """
+import sys
+from pathlib import Path
+from lib import book
+from lib.__main__ import main
+home = Path(sys.argv[1])
+book.BOOK, book.PROFILES, book.BUILD = home, home / "profiles", home.parent / "build"
+book.build = lambda *_: "the site"
+sys.exit(main(["book", *sys.argv[2:]]))
+"""
+SLEEPS = "import os, time; open('{}', 'w').write(str(os.getpid())); time.sleep(60)"
+
+
+def batch(home, *arguments):
+    return subprocess.Popen([sys.executable, "-c", BATCH, home, *arguments], cwd=ROOT, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, seconds=60):
+    ending = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ending
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_kernel_does_not_outlive_its_batch_and_the_next_batch_goes_on(small_book, number, tmp_path):
+    told = tmp_path / "kernel"
+    (small_book / "profiles" / "quick.yml").write_text("{timeout_minutes: 5}")
+    write(small_book / "notebooks" / "02_fails.ipynb", [SLEEPS.format(told)])
+    toc(small_book, ["01_good", "02_fails"])
+    process = batch(small_book)
+    wait_for(lambda: told.is_file() and told.read_text())
+    kernel, out = int(told.read_text()), tmp_path / "build" / "executed" / "quick"
+    assert is_alive(kernel)
+    left = batch(small_book, "--no-wait")
+    assert "another process is writing the chapters of profile quick; try again" in left.communicate()[1]
+    assert left.returncode == 2
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    wait_for(lambda: not is_alive(kernel), 15)
+    assert (out / "01_good.stamp").is_file() and not (out / "02_fails.stamp").exists()
+    write(small_book / "notebooks" / "02_fails.ipynb", ["print('mended')"])
+    said = batch(small_book).communicate()[0]
+    assert "01_good: unchanged" in said and "02_fails: done" in said
+
+
+def test_a_second_batch_waits_and_finds_the_chapters_done(small_book, capfd):
+    toc(small_book, ["01_good"])
+    made = []
+    with files.only_writer(book.BUILD / "executed" / "quick" / ".lock", "test"):
+        thread = threading.Thread(target=lambda: made.extend(book.run("quick")))
+        thread.start()
+        wait_for(lambda: "waiting until it is done" in capfd.readouterr().err)
+        assert not made
+    thread.join(60)
+    assert [path.stem for path in made] == ["01_good"]
+
+
+def test_an_interrupted_build_leaves_the_old_site(small_book, monkeypatch):
+    monkeypatch.setattr(book, "SITE", book.BUILD / "html")
+    toc(small_book, [])
+    book.SITE.mkdir(parents=True)
+    (book.SITE / "index.html").write_text("old")
+    (book.BUILD / "site-1" / "source").mkdir(parents=True)                      # of a build that was killed
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        book.build("quick")
+    assert (book.SITE / "index.html").read_text() == "old" and not list(book.BUILD.glob("site-*"))
 
 
 # --- the real book ---------------------------------------------------------------------------------------------

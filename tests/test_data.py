@@ -1,6 +1,11 @@
 import hashlib
+import http.server
+import io
 import pickle
+import socket
 import tarfile
+import threading
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -337,3 +342,68 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't get cifar10 into"):
         data.load("cifar10", tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "/tmp/outside-of-everything.txt", "link"])
+def test_an_archive_cannot_write_outside_of_its_folder(imagenette_root, name, monkeypatch):
+    """In the official archive's place, its checksum right."""
+    path, kind, folder = imagenette_root / "imagenette2-320.tgz", torchvision.datasets.Imagenette, imagenette_root / "d"
+    folder.mkdir()
+    with tarfile.open(path, "w:gz") as file:
+        if name == "link":
+            link = tarfile.TarInfo("imagenette2-320")
+            link.type, link.linkname = tarfile.SYMTYPE, ".."
+            file.addfile(link)
+            name = "imagenette2-320/outside.txt"
+        member = tarfile.TarInfo(name)
+        member.size = 4
+        file.addfile(member, io.BytesIO(b"evil"))
+    path.rename(folder / path.name)
+    md5 = hashlib.md5((folder / path.name).read_bytes()).hexdigest()
+    monkeypatch.setattr(kind, "_ARCHIVES", {"320px": ("http://127.0.0.1:9/imagenette2-320.tgz", md5)})
+    with pytest.raises(InputError, match="can't get imagenette96 into .*delete what is partial"):
+        data.load("imagenette96", folder)
+    assert not list(imagenette_root.glob("outside*")) and not Path("/tmp/outside-of-everything.txt").exists()
+    assert getattr(tarfile.TarFile, "extraction_filter", None) is None             # as it was
+
+
+def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
+    """It takes the connection and never answers; the next try, with the file there, is content."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(downloads, "TIMEOUT", 0.3)
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"http://127.0.0.1:{server.getsockname()[1]}/none")
+        started = time.monotonic()
+        with pytest.raises(InputError, match="can't get cifar10 into .*timed out.*check the network"):
+            data.load("cifar10", tmp_path)
+    assert time.monotonic() - started < 10 and socket.getdefaulttimeout() is None
+
+
+def test_a_download_that_breaks_off_is_refused_and_made_anew(imagenette_root, monkeypatch):
+    """A server that closes after half of the archive, then one that gives it whole."""
+    whole, kind = (imagenette_root / "imagenette2-320.tgz").read_bytes(), torchvision.datasets.Imagenette
+    (imagenette_root / "imagenette2-320.tgz").unlink()
+    served = [whole[:len(whole) // 2], whole]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(whole)))
+            self.end_headers()
+            self.wfile.write(served.pop(0))
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/imagenette2-320.tgz"
+        monkeypatch.setattr(kind, "_ARCHIVES", {"320px": (address, hashlib.md5(whole).hexdigest())})
+        with pytest.raises(InputError, match="can't get imagenette96 into"):
+            data.load("imagenette96", imagenette_root)
+        assert not (imagenette_root / "imagenette2-320").exists()
+        assert data.load("imagenette96", imagenette_root).counts["test"] == 20 and not served
+        server.shutdown()

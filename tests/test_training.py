@@ -125,7 +125,7 @@ def test_a_run_learns_and_leaves_a_whole_record(method, toy, tmp_path):
     assert cost["flops_per_view"] == run.model.flops(12) and cost["peak_bytes"] > 1e7
     assert cost["share_of_matrix_rate"] == pytest.approx(
         cost["flops_per_view"] * record["views_per_second"] / cost["matrix_flops_per_second"])
-    assert sorted(p.name for p in run.folder.iterdir()) == ["model.safetensors", "record.json"]
+    assert sorted(p.name for p in run.folder.iterdir()) == [".lock", "model.safetensors", "record.json"]
     evaluation = training.evaluate(run, toy, "cpu")
     assert evaluation["h"]["linear"]["correct"] / 60 > 0.6                      # guessing: 0.25
     assert set(evaluation["z"]) == ({"classifier"} if method == "ce" else {"linear", "knn"})
@@ -274,7 +274,7 @@ def test_checkpoints_that_do_not_fit_are_named(toy, tmp_path, monkeypatch):
 
 def test_weights_of_another_shape_are_named(toy, tmp_path):
     run = pretrain(config(epochs=0), toy, tmp_path)
-    checkpoints.save(run.folder / "model.safetensors", run.config, [], Model("slim", head="linear"))
+    checkpoints.save(run.folder / "model.safetensors", run.config, checkpoints.Progress(), Model("slim", head="linear"))
     with pytest.raises(InputError, match="model.safetensors does not fit its configuration: Missing"):
         training.load_run(run.folder)
 
@@ -300,25 +300,25 @@ def test_float16_trains_with_a_scale_that_survives_a_resume(toy, tmp_path, monke
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     scales, save = [], checkpoints.save
 
-    def stop_after_epoch_2(path, config, curves, *parts):
-        save(path, config, curves, *parts)
+    def stop_after_step_7(path, config, progress, *parts):
+        save(path, config, progress, *parts)
         scales.extend(parts[2:] and [parts[2].state_dict()])
-        if len(curves) == 2 and len(scales) == 3:
+        if progress.step == 7:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints, "save", stop_after_epoch_2)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(checkpoints, "save", stop_after_step_7)
         pretrain(chosen, toy, tmp_path / "cut")
-    loaded, resume = [], checkpoints.resume
+    loaded, restore = [], checkpoints.restore
 
-    def spy(path, config, model, optimiser=None, scaler=None):
-        curves = resume(path, config, model, optimiser, scaler)
+    def spy(path, config, run, model, optimiser=None, scaler=None):
+        progress = restore(path, config, run, model, optimiser, scaler)
         loaded.extend([scaler.state_dict()] if scaler else [])
-        return curves
+        return progress
 
-    monkeypatch.setattr(checkpoints, "resume", spy)
+    monkeypatch.setattr(checkpoints, "restore", spy)
     cut = pretrain(chosen, toy, tmp_path / "cut")
-    assert loaded[0] == scales[2] and loaded[0]["_growth_tracker"] > 0
+    assert loaded[0] == scales[-1] and loaded[0]["_growth_tracker"] > 0
     assert [r["loss"] for r in cut.curves] == [r["loss"] for r in whole.curves]
 
 

@@ -1,0 +1,123 @@
+"""Finished runs: how they are named, loaded, probed, and what they make of images."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lib import ROOT, InputError, checkpoints, evaluation, records
+from lib.augmentations import RECIPES, Recipe
+from lib.config import Config, recipe_content, unknown, unlike_first
+from lib.data import Dataset
+from lib.encoders import Model
+from lib.files import only_writer
+from lib.hardware import choose_device, memory_kept
+
+NUMERICS = 1                # raise when a change makes earlier runs incomparable: it enters every run's identity
+RUNS = ROOT / "runs"
+LOCK = ".lock"              # in a run's folder; it stays there, empty: only who holds it matters
+
+
+@dataclass
+class Run:
+    """A finished run: its folder, its record and its model (on the CPU, in eval mode)."""
+
+    folder: Path
+    config: Config
+    record: dict
+    model: Model = field(repr=False)
+
+    @property
+    def curves(self) -> list[dict]:
+        """One dictionary per epoch: epoch, loss, learning_rate, seconds, contrast and, where measured, knn."""
+        return self.record["curves"]
+
+
+def identity(config: Config, dataset: Dataset) -> str:
+    """The run's name: preset, epochs, seed, and a hash of everything that decides its numbers; the device does not."""
+    unlike = unlike_first(config.recipe, recipe_content(config.recipe))
+    text = json.dumps([config.decisive, dataset.fingerprint, NUMERICS, *unlike], sort_keys=True)
+    return f"{config.name}-e{config.epochs}-s{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def recipe_for(config: Config, dataset: Dataset, name: str | None = None) -> Recipe:
+    """The run's recipe (or the one of that name) with its size and normalisation, from the data where left open."""
+    mean, std = dataset.moments
+    return replace(RECIPES[name or config.recipe], size=config.size, mean=config.mean or mean, std=config.std or std)
+
+
+def load_run(folder: str | Path) -> Run:
+    """A finished run from its folder. Raises InputError where a file is missing, damaged or of another run."""
+    folder = Path(folder)
+    record = records.read(folder / "record.json")
+    try:
+        config = Config(**record["config"])
+        embedding = len(record["data"]["classes"]) if config.method == "ce" else config.embedding
+        with torch.device("meta"):                      # takes no memory until the weights are there
+            model = Model(config.encoder, config.stem, config.head, embedding)
+    except (TypeError, RuntimeError, InputError) as error:
+        raise InputError(f"{folder / 'record.json'} holds a configuration of another version ({error})") from error
+    checkpoints.restore(folder / "model.safetensors", config, record["id"], model)
+    return Run(folder, config, record, model.eval())
+
+
+def missing(record: dict, wanted: tuple[str, ...]) -> list[str]:
+    """Those of the wanted probes (evaluation.PROBES) that a record has no result of."""
+    there = record["evaluation"].get("h", {})
+    return [name for name in wanted if name not in there and evaluation.TABLES.get(name) not in record]
+
+
+def evaluate(run: Run, dataset: Dataset, device: str | None = None, wanted: tuple[str, ...] = ("linear", "knn"),
+             wait: bool = True) -> dict:
+    """Probe the run's h and z (lib.evaluation) and write what is new into its record.
+
+    wanted: which of evaluation.PROBES; those in the record already are not computed again. evaluation.TABLES says in
+    which field of the record "labels", "calibration" and "corruptions" go. wait: for another process that is at this
+    run, instead of an error.
+    Returns the record's "evaluation". Raises InputError for an unknown probe, or where dataset is not the one the run
+    was trained on.
+    """
+    if dataset.fingerprint != run.record["data"]["fingerprint"]:
+        raise InputError(f"{run.folder.name} was trained on another version of {run.record['data']['name']}: the "
+                         f"fingerprint of {dataset.name} differs")
+    for name in wanted:
+        if name not in evaluation.PROBES:
+            raise InputError(unknown("probe", name, evaluation.PROBES))
+    if missing(run.record, wanted):
+        with only_writer(run.folder / LOCK, str(run.folder), wait):
+            run.record.update(records.read(run.folder / "record.json"))     # with what others found meanwhile
+            if todo := missing(run.record, wanted):
+                _probe(run, dataset.take(run.config.images), device, todo)
+    return run.record["evaluation"]
+
+
+def _probe(run: Run, part: Dataset, device: str | None, todo: list[str]) -> None:
+    """Compute what is missing, and write it into the record."""
+    record, device, recipe = run.record, choose_device(device), recipe_for(run.config, part, "none")
+    probes = tuple(name for name in todo if name not in evaluation.TABLES)
+    with memory_kept(device):
+        model = run.model.to(device)
+        record |= evaluation.tables(model, part, recipe, run.config.method, tuple(todo))
+        found = evaluation.evaluate(model, part, recipe, run.config.method, probes) if probes else {}
+    for kind, results in found.items():
+        record["evaluation"].setdefault(kind, {}).update(results)
+    looks = [row["test_correct"] for row in run.curves if "test_correct" in row]
+    if probes and looks:
+        record["evaluation"]["z"]["classifier-best"] = {"n": len(part.test), "correct": max(looks)}
+    run.model.cpu()
+    record["evaluated"] = {"code": records.code(), "versions": records.versions()}     # may be later than training
+    records.write(run.folder / "record.json", record)
+
+
+def features(run: Run, images: Tensor, dataset: Dataset, device: str | None = None) -> tuple[Tensor, Tensor]:
+    """h (N, width) and z (N, D), on the CPU, of images (N, 3, H, W) uint8, as the evaluation of the run sees them.
+
+    dataset: the one the run was trained on; it says how pixels are normalised.
+    """
+    recipe = recipe_for(run.config, dataset.take(run.config.images), "none")
+    h, z = evaluation.features(run.model.to(choose_device(device)), images, recipe)
+    run.model.cpu()
+    return h.cpu(), z.cpu()

@@ -1,0 +1,110 @@
+"""A run's sessions: signals that wait for a step, a segment for each, how it ended, and what made the run inexact."""
+
+import contextlib
+import json
+import signal
+import threading
+import traceback
+from pathlib import Path
+
+import torch
+
+from lib import InputError, records
+from lib.checkpoints import Progress
+from lib.config import Config
+from lib.encoders import Model
+from lib.files import parse_json, write_atomically
+from lib.hardware import free_memory
+
+ENDED = "failure.json"              # in a run's folder: how the last session that did not finish ended
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+WITHOUT_A_WORD = "killed, or the machine stopped"
+
+
+class Interruptions:
+    """Within, SIGTERM and SIGINT are noted in ``caught`` and wait for ``deliver``; the second one does not wait.
+
+    Signals that are ignored stay so; outside of the main thread, where Python has no handlers, nothing changes.
+    """
+
+    def __enter__(self) -> "Interruptions":
+        self.caught, self.before = None, {}
+        if threading.current_thread() is threading.main_thread():
+            taken = {number: signal.getsignal(number) for number in SIGNALS}
+            self.before = {n: old for n, old in taken.items() if old not in (signal.SIG_IGN, None)}
+            for number in self.before:
+                signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame) -> None:
+        if self.caught:
+            self.deliver(number)
+        else:
+            self.caught = number
+
+    def deliver(self, number: int | None = None) -> None:
+        """Let the signal do what it would have done: end the process, or raise KeyboardInterrupt."""
+        number, self.caught = number or self.caught, None
+        signal.signal(number, self.before[number])
+        signal.raise_signal(number)
+        signal.signal(number, self._note)           # whoever handled it wants the run to go on
+
+    def __exit__(self, kind, error, trace) -> None:
+        for number, old in self.before.items():
+            signal.signal(number, old)
+        if self.caught and error is None:
+            signal.raise_signal(self.caught)
+
+
+def begin(progress: Progress, folder: Path, device: torch.device) -> None:
+    """Append this session's segment, and say in the one before how it ended."""
+    if progress.segments:
+        before = progress.segments[-1]
+        before["ended"] = WITHOUT_A_WORD
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            told = parse_json((folder / ENDED).read_bytes())
+            if told["step"] == before["steps"][1]:
+                before["ended"] = str(told["ended"])
+    progress.segments.append({
+        "device": records.device(device), "versions": records.versions(), "commit": records.code()["commit"],
+        "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
+        "steps": [progress.step, progress.step], "seconds": 0.0})
+
+
+def end(progress: Progress, folder: Path, how: str) -> None:
+    """Leave a note of how this session ended, for the next one; no trouble where that fails."""
+    step = progress.segments[-1]["steps"][1] if progress.segments else 0
+    note = {"ended": " ".join(how.split())[:500].rstrip(": "), "step": step, "when": records.now()}
+    with contextlib.suppress(InputError):
+        write_atomically(folder / ENDED, (json.dumps(note, indent=1) + "\n").encode())
+
+
+def inexact(segments: list[dict]) -> str | None:
+    """Why the run is not what it would have been in one session, to the bit; None where it is."""
+    if len(segments) > 1 and not all(segment["deterministic"] for segment in segments):
+        return ("it was resumed on a GPU that was not in deterministic mode (torch.use_deterministic_algorithms), and "
+                "may differ by rounding")
+    for number, (one, other) in enumerate(zip(segments, segments[1:]), start=1):
+        for what in ("device", "versions"):
+            for key in one[what] | other[what]:
+                mine, theirs = one[what].get(key), other[what].get(key)
+                if mine != theirs:
+                    return (f"segments {number} and {number + 1} differ in {key} ({mine}, then {theirs}), and so may "
+                            f"their results by rounding")
+    return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it is an allocator's, on a GPU or in the machine's own memory."""
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in said
+
+
+def which_batch_would_fit(error: BaseException, config: Config, model: Model, size: int) -> str:
+    """One sentence for a step that found no memory: a power of two below the batch, by Model.memory; an estimate."""
+    traceback.clear_frames(error.__traceback__)                 # they hold the step's tensors
+    device = next(model.parameters()).device
+    needed, free, half = model.memory(size) * config.views, free_memory(device), config.batch_size // 2
+    batch = 2 ** max(1, (half if free is None else min(half, free // needed)).bit_length() - 1)
+    return (f"out of memory on {device} with batches of {config.batch_size} images; batch_size={batch} would fit, as "
+            f"estimated, and is another run (the last checkpoint is kept)")
