@@ -133,10 +133,7 @@ def _publish(args) -> None:
 
 
 def _experiments(args) -> None:
-    """Train, evaluate and publish what book/experiments.yml lists and results/ has no record of, most valuable first.
-
-    Stopped at any time, the same command goes on from the last checkpoint.
-    """
+    """Train, evaluate and publish what results/ has no record of, most valuable first; stopped, it goes on."""
     from lib import experiments, records, training
 
     chosen, runs = experiments.choose(args.only, args.scale), args.runs or training.RUNS

@@ -141,10 +141,7 @@ def accuracy_curves(axes: Axes, summary: pd.DataFrame, x: str, by: str, label: s
 
 
 def compared(first: pd.DataFrame, second: pd.DataFrame) -> dict:
-    """Two methods over paired seeds, as a row to read: the difference, and how many seeds a point more would need.
-
-    first, second: rows of a table with seed and accuracy, one a seed.
-    """
+    """Two methods (rows of seed, accuracy) over paired seeds: the difference, and how many seeds one point needs."""
     pairs = differences(first, second)
     if pairs.empty:
         return {"difference (points)": "no published record yet"}
