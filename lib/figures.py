@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from pandas.io.formats.style import Styler
 from torch import Tensor
 
@@ -132,9 +133,10 @@ def accuracy_curves(axes: Axes, summary: pd.DataFrame, x: str, by: str, label: s
         ends = 100 * (rows["mean"] - rows["low"]), 100 * (rows["high"] - rows["mean"])
         axes.errorbar(rows[x], 100 * rows["mean"], ends, fmt=style, color=COLOURS[rows["method"].iloc[0]], ms=5,
                       elinewidth=1, capsize=3, label=name)
-    ticks = sorted(summary[x].unique())
     axes.set(xscale=scale, xlabel=label, ylabel="test accuracy (%)")
-    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks], rotation=45)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if scale == "log":
+        axes.set_xticks(sorted(summary[x].unique()), sorted(summary[x].unique()), rotation=45)
     axes.minorticks_off()
     axes.legend(*axes.get_legend_handles_labels())
     return axes
