@@ -1,8 +1,7 @@
 """Experiments as data: what the book owes its readers, in order of worth, and what of it has a record already.
 
-``book/experiments.yml`` lists them. An experiment is a preset plus a delta at several seeds, the probes wanted of each
-run, and the claims it bears on. ``run`` trains what has no record in ``results/`` yet, evaluates it and publishes its
-record at once; stopped at any time, the same command goes on.
+``book/experiments.yml`` lists them: a preset plus a delta at several seeds, the probes wanted of each run, the claims it
+bears on. ``run`` trains what has no published record, evaluates it and publishes it at once; stopped, it goes on.
 """
 
 import functools
