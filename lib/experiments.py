@@ -1,7 +1,7 @@
 """Experiments as data: what the book owes its readers, in order of worth, and what of it has a record already.
 
-``book/experiments.yml`` lists them: a preset plus a delta at several seeds, the probes wanted of each run, the claims it
-bears on. ``run`` trains what has no published record, evaluates it and publishes it at once; stopped, it goes on.
+``book/experiments.yml`` lists them: a preset plus a delta, seeds, the probes wanted of each run, the claims it bears
+on. ``run`` trains what has no published record, evaluates it and publishes it at once; stopped, it goes on.
 """
 
 import functools
