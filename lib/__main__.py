@@ -156,8 +156,8 @@ def _records(args) -> None:
     if args.json:
         print(table.to_json(orient="records", lines=True), end="")
     else:
-        print(table.drop(columns=["correct", "variant", *records.RUN_COLUMNS]).to_string(index=False) if len(table)
-              else "no records yet; see: python -m lib publish --help")
+        print(table.drop(columns=["correct", "variant", "name", *records.RUN_COLUMNS[-4:]]).to_string(index=False)
+              if len(table) else "no records yet; see: python -m lib publish --help")
 
 
 def _book(args) -> None:
