@@ -151,10 +151,7 @@ def _publish(args) -> None:
 
 
 def _experiments(args) -> None:
-    """Train, evaluate and publish what book/experiments.yml lists and results/ has no record of, most valuable first.
-
-    Stopped at any time, the same command goes on from the last checkpoint.
-    """
+    """Train, evaluate and publish what results/ has no record of, most valuable first; stopped, it goes on."""
     from lib import experiments, records, training
 
     chosen, runs = experiments.choose(args.only, args.scale), args.runs or training.RUNS
@@ -177,8 +174,8 @@ def _records(args) -> None:
     if args.json:
         print(table.to_json(orient="records", lines=True), end="")
     else:
-        print(table.drop(columns=["correct", "variant", *records.RUN_COLUMNS]).to_string(index=False) if len(table)
-              else "no records yet; see: python -m lib publish --help")
+        print(table.drop(columns=["correct", "variant", "name", *records.RUN_COLUMNS[-4:]]).to_string(index=False)
+              if len(table) else "no records yet; see: python -m lib publish --help")
 
 
 def _book(args) -> None:

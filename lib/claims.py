@@ -18,7 +18,7 @@ CLAIMS = ROOT / "book" / "claims.yml"
 FIELDS = {"id": str, "claim": str, "source": str, "rule": str, "like_for_like": dict}
 OPTIONAL = {"number": (int, float), "minus": dict, "nearest": list, "cannot": str}
 RULES = ("value", "sign", "at least", "none")
-REAL = ("measure", "per_class", "method", "data", "images", "encoder", "features")     # where these are shared
+SHARED = ("measure", "per_class", "method", "data", "images", "encoder", "features")     # the rest may differ
 
 
 def read(path: Path = CLAIMS) -> list[dict]:
@@ -56,18 +56,17 @@ def measures(records: list[dict]) -> pd.DataFrame:
     measure: "accuracy"; "few labels", with per_class; "ece", the expected calibration error; "corruption error", one
     minus the accuracy over all corruptions and severities. The value stands in the column accuracy, as a fraction.
     """
-    errors = [run_columns(record) | {"features": row["features"], "probe": row["probe"], "n": row["n"],
-                                     "accuracy": calibration_error(row), "measure": "ece"}
+    errors = [run_columns(record) | {key: row[key] for key in ("features", "probe", "n")} |
+              {"accuracy": calibration_error(row), "measure": "ece"}
               for record in records for row in record.get("calibration", ())]
     corrupted = corruption_table(records).query("corruption != 'none'")
     over = [column for column in corrupted if column not in ("corruption", "severity", "correct", "accuracy")]
     corrupted = corrupted.groupby(over, dropna=False, as_index=False)["accuracy"].mean()
     corrupted = corrupted.assign(accuracy=1 - corrupted["accuracy"], measure="corruption error")
-    few = label_table(records).query("subset != 'all'")
-    parts = [accuracies(records).assign(measure="accuracy"), few.assign(measure="few labels"), pd.DataFrame(errors),
-             corrupted]
-    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True).reindex(
-        columns=[*COLUMNS, "measure", "per_class"])
+    few = label_table(records).query("subset != 'all'").assign(measure="few labels")
+    parts = [accuracies(records).assign(measure="accuracy"), few, pd.DataFrame(errors), corrupted]
+    whole = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    return whole.reindex(columns=[*COLUMNS, "measure", "per_class"])
 
 
 def matching(table: pd.DataFrame, wanted: dict) -> pd.DataFrame:
@@ -88,7 +87,7 @@ def decide(claim: dict, table: pd.DataFrame) -> dict:
     """
     base, minus = {"measure": "accuracy"} | claim["like_for_like"], claim.get("minus")
     row = {"claim": claim["claim"], "claimed": _claimed(claim), "ours": "-", "n": 0, "verdict": "not run",
-           "minutes": None, "pixels": "-", "protocol": _told(claim["like_for_like"]) + _less(minus), "nearest": "-",
+           "minutes": None, "pixels": "-", "protocol": _told(claim["like_for_like"], minus), "nearest": "-",
            "source": claim["source"]}
     if "cannot" in claim:
         return row | {"verdict": f"not run: {claim['cannot']}", "nearest": _nearest(claim, base, table)}
@@ -103,7 +102,7 @@ def decide(claim: dict, table: pd.DataFrame) -> dict:
 
 def _differing(base: dict, table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The longest runs on the claim's own data and encoder that differ in the fewest columns, and in which."""
-    others = matching(table, {column: base[column] for column in REAL if column in base}).sort_values("epochs")
+    others = matching(table, {column: base[column] for column in SHARED if column in base}).sort_values("epochs")
     alike = pd.DataFrame({column: others.index.isin(matching(others, {column: value}).index)
                           for column, value in base.items()}, index=others.index)
     others = others[alike.sum(axis=1) == alike.sum(axis=1).max()]
@@ -123,7 +122,7 @@ def _nearest(claim: dict, base: dict, table: pd.DataFrame) -> str:
             side = {"reproduced": ", same direction", "not reproduced": ", opposite direction"}.get(
                 _verdict(claim | {"rule": "sign"}, found[0]), ", no clear direction") if minus else ""
             return ("{data} ({images} images), {encoder}, {epochs} epochs, {features} by {probe}".format(**run)
-                    + f"{_less(minus)}: {ours['ours']}, n = {ours['n']}{side}")
+                    + f"{_told({}, minus)}: {ours['ours']}, n = {ours['n']}{side}")
     return "-"
 
 
@@ -165,11 +164,8 @@ def _ours(interval: Interval, group: pd.DataFrame, difference: bool) -> dict:
             "minutes": round(group["minutes"].mean(), 1), "pixels": group["variant"].iloc[0] or "official"}
 
 
-def _told(columns: dict) -> str:
+def _told(columns: dict, minus: dict | None = None) -> str:
     """Conditions in words: texts as they are, numbers with the name of their column."""
-    return ", ".join(value if isinstance(value, str) else f"{column} {value}" for column, value in columns.items()
+    told = ", ".join(value if isinstance(value, str) else f"{column} {value}" for column, value in columns.items()
                      if value != "any")
-
-
-def _less(minus: dict | None) -> str:
-    return f"; minus {_told(minus)}" if minus else ""
+    return told + (f"; minus {_told(minus)}" if minus else "")

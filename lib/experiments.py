@@ -1,14 +1,12 @@
 """Experiments as data: what the book owes its readers, in order of worth, and what of it has a record already.
 
-``book/experiments.yml`` lists them. An experiment is a preset plus a delta at several seeds, the probes wanted of each
-run, and the claims it bears on. ``run`` trains what has no record in ``results/`` yet, evaluates it and publishes its
-record at once; stopped at any time, the same command goes on.
+``book/experiments.yml`` lists them: a preset plus a delta, seeds, the probes wanted of each run, the claims it bears
+on. ``run`` trains what has no published record, evaluates it and publishes it at once; stopped, it goes on.
 """
 
 import functools
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -77,10 +75,8 @@ class Task:
 def read(path: Path = EXPERIMENTS) -> list[Experiment]:
     """The experiments, most valuable first. Raises InputError, naming file and experiment, where something is wrong."""
     entries = read_yaml(path)
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(f"{path} must be a list of experiments")
     found = []
-    for entry in entries:
+    for entry in entries if isinstance(entries, list) else [entries]:
         try:
             found.append(Experiment(**{field: tuple(value) if isinstance(value, list) else value
                                        for field, value in entry.items()}))
@@ -90,11 +86,12 @@ def read(path: Path = EXPERIMENTS) -> list[Experiment]:
                     raise InputError(unknown(what, value, known))
             _ = found[-1].configs
         except (InputError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: experiment {entry.get('name')}: {error}") from error
+            name = entry.get("name") if isinstance(entry, dict) else entry
+            raise InputError(f"{path}: experiment {name}: {error}") from error
     return sorted(found, key=lambda experiment: experiment.worth)
 
 
-def choose(names: Sequence[str] = (), scale: str | None = None, path: Path = EXPERIMENTS) -> list[Experiment]:
+def choose(names: list[str] | tuple = (), scale: str | None = None, path: Path = EXPERIMENTS) -> list[Experiment]:
     """Those of the names given (any scale), else all of a scale; None: "full" where there is a GPU, else "slice"."""
     known = {experiment.name: experiment for experiment in read(path)}
     for name in names:
@@ -128,9 +125,7 @@ class Ledger:
                  device: str | None = None, download: bool = False):
         self.root, self.results, self.runs, self.download = data_root(root), Path(results), Path(runs), download
         self.device = records.device(choose_device(device))
-        self.missing: dict[str, str] = {}                   # data sets that are not there, and why
-        self.records: dict[str, list[dict]] = {}            # the newest first
-        self._data: dict[str, Dataset | None] = {}
+        self.records, self.missing, self._data = {}, {}, {}     # by key, newest first; why data are missing; data
         for record in records.load_all(self.results):
             self.add(record)
 
@@ -152,10 +147,8 @@ class Ledger:
     def record(self, config: Config) -> dict | None:
         """The published record of the same run; where its data are not there, that of the same configuration."""
         dataset = self.data(config.data)
-        for record in self.records.get(_key(config), []):
-            if dataset is None or record["data"]["fingerprint"] == dataset.fingerprint:
-                return record
-        return None
+        return next((record for record in self.records.get(_key(config), ())
+                     if dataset is None or record["data"]["fingerprint"] == dataset.fingerprint), None)
 
     def todo(self, task: Task) -> tuple[str, ...]:
         """The probes that are wanted of a run and have no published result."""

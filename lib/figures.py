@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from pandas.io.formats.style import Styler
 from torch import Tensor
 
@@ -132,19 +133,17 @@ def accuracy_curves(axes: Axes, summary: pd.DataFrame, x: str, by: str, label: s
         ends = 100 * (rows["mean"] - rows["low"]), 100 * (rows["high"] - rows["mean"])
         axes.errorbar(rows[x], 100 * rows["mean"], ends, fmt=style, color=COLOURS[rows["method"].iloc[0]], ms=5,
                       elinewidth=1, capsize=3, label=name)
-    ticks = sorted(summary[x].unique())
     axes.set(xscale=scale, xlabel=label, ylabel="test accuracy (%)")
-    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks], rotation=45)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if scale == "log":
+        axes.set_xticks(sorted(summary[x].unique()), sorted(summary[x].unique()), rotation=45)
     axes.minorticks_off()
     axes.legend(*axes.get_legend_handles_labels())
     return axes
 
 
 def compared(first: pd.DataFrame, second: pd.DataFrame) -> dict:
-    """Two methods over paired seeds, as a row to read: the difference, and how many seeds a point more would need.
-
-    first, second: rows of a table with seed and accuracy, one a seed.
-    """
+    """Two methods (rows of seed, accuracy) over paired seeds: the difference, and how many seeds one point needs."""
     pairs = differences(first, second)
     if pairs.empty:
         return {"difference (points)": "no published record yet"}

@@ -68,8 +68,9 @@ def test_accuracies_against_a_number_have_their_intervals(axes):
     a, b = axes.containers
     assert a.lines[0].get_xdata().tolist() == [1, 2] and a.lines[0].get_ydata().tolist() == [40, 50]
     assert b.lines[2][0].get_segments()[0][:, 1].tolist() == pytest.approx([60, 75])
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2", "4.04"]
-    figures.accuracy_curves(axes, summary[:0], "minutes", "label", "minutes a run")        # no record yet
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1.0", "2.0", "4.04"]
+    figures.accuracy_curves(axes, summary[:0], "minutes", "label", "minutes a run", "linear")      # no record yet
+    assert axes.get_xscale() == "linear" and all(tick == int(tick) for tick in axes.get_xticks())
 
 
 def test_a_comparison_says_how_many_seeds_a_point_needs():
