@@ -87,11 +87,11 @@ def parse_json(text: bytes | str) -> object:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: with them a small file can stand for a tree of any size."""
+    """YAML that is no deeper than its text looks: an alias can stand for a tree of any size."""
 
     def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not taken here; write it out")
+        if self.check_event(yaml.AliasEvent) or len(self.states) > 99:
+            raise yaml.YAMLError("aliases and deep nesting are not taken here; write it out")
         return super().compose_node(parent, index)
 
 
