@@ -15,6 +15,7 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ OF_THE_MACHINE = {"seconds", "views_per_second"}
 METHODS = ("simclr", "supcon", "ce")
 CONFIGS = [preset(f"{method}-digits", images=200, epochs=3, batch_size=40, drop_last=False, knn_every=1)
            for method in METHODS]
-TMPFS_MEGABYTES = (1, 2, 3, 4, 5, 6, 7, 8)
+TMPFS_MEGABYTES = (1, 2, 4, 6, 8, 10, 12, 14)
 GIGABYTE = 2**30
 
 
@@ -89,7 +90,7 @@ def die_in_write(number: int, at: int, torn: bool) -> None:
 
     def strike(descriptor: int | None) -> None:
         if next(events) == at:
-            if torn and descriptor is not None:
+            if torn and descriptor is not None and stat.S_ISREG(os.fstat(descriptor).st_mode):
                 os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
             os.kill(os.getpid(), number)
 
@@ -164,7 +165,8 @@ def damages(wanted: int, dataset: data.Dataset, folder: Path, draw: random.Rando
                                            torch.amp.GradScaler("cpu", enabled=False))
             except InputError as error:
                 return all(path.name in str(error) for path in paths)
-        return found.step == steps[before] and any(newest.name in str(warning.message) for warning in said)
+        named = any(newest.name in str(warning.message) for warning in said)
+        return before not in paths and found.step == steps[before] and named
 
     rows = []
     for what, paths in (("newest checkpoint", (newest,)), ("both checkpoints", (newest, before)), ("model", (model,))):

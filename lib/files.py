@@ -88,7 +88,12 @@ def parse_json(text: bytes | str) -> object:
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """YAML whose aliases stand for YAML_VALUES values at most: a small file can stand for a tree of any size."""
+    """YAML not too deep, whose aliases stand for YAML_VALUES values at most: they can stand for a tree of any size."""
+
+    def compose_node(self, parent, index):
+        if len(self.states) > 99:
+            raise yaml.YAMLError("nested too deeply")
+        return super().compose_node(parent, index)
 
     def get_single_node(self):
         node = super().get_single_node()

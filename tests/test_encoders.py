@@ -54,3 +54,20 @@ def test_pixels_are_the_image_itself():
 def test_unknown_names(given, words):
     with pytest.raises(InputError, match=words):
         Model(**given)
+
+
+def test_the_memory_of_a_view_is_what_autograd_keeps_and_half_as_much_again():
+    """Against the storages that a real forward pass saves, weights apart, in a batch of eight."""
+    model, kept = Model("slim", "cifar", "mlp", 16), {}
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+
+    def note(x):
+        if x.untyped_storage().data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        z = model(torch.randn(8, 3, 32, 32))[1]
+    real = sum(x.untyped_storage().nbytes() for x in kept.values()) / 8
+    assert z.requires_grad and 1.4 * real < model.memory(32) < 1.8 * real
+    assert 3.5 < model.memory(64) / model.memory(32) < 4.5
