@@ -58,6 +58,14 @@ def test_what_is_missing_is_run_most_valuable_first_evaluated_published_and_neve
     assert experiments.plan(chosen(place), ledger(place), "cpu")["missing"].sum() == 0
 
 
+def test_the_first_seeds_of_all_come_before_the_second_ones_within_a_worth(place):
+    listed = [ENTRIES[1] | {"name": name, "worth": worth, "seeds": [5, 6], "delta": SMALL | {"temperature": t}}
+              for name, worth, t in (("c", 2, 0.3), ("a", 1, 0.1), ("b", 1, 0.2))]
+    (place / "experiments.yml").write_text(yaml.dump(listed))
+    order = [(task.experiments[0], task.config.seed) for task in experiments.tasks(chosen(place), "cpu")]
+    assert order == [("a", 5), ("b", 5), ("a", 6), ("b", 6), ("c", 5), ("c", 6)]
+
+
 def test_the_plan_without_data_matches_the_configuration_and_says_so(place):
     finish(place)
     gone = ledger(place, "nowhere")
