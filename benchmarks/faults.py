@@ -196,12 +196,12 @@ def full_at(write: int) -> None:
     training.records.write_atomically = limited
 
 
-def full_disks(dataset: data.Dataset, folder: Path) -> list[dict]:
+def full_disks(most: int, dataset: data.Dataset, folder: Path) -> list[dict]:
     """A limit at each write of a run in turn, until there are no more; then small disks."""
     config, rows = CONFIGS[1], []
     expected, _ = whole_run(config, dataset, folder)
     count = Counter()
-    while True:
+    while count["cases"] < most:
         target, write = folder / f"limit{count['cases']}", count["cases"]
         status = ended(forked(lambda write=write, target=target: (full_at(write), train(config, dataset, target))))
         if status == 0:
@@ -212,7 +212,7 @@ def full_disks(dataset: data.Dataset, folder: Path) -> list[dict]:
                  "wrong": count["different"] + count["odd"]})
     show(rows[-1])
     count = Counter()
-    for size in TMPFS_MEGABYTES:
+    for size in TMPFS_MEGABYTES[:most]:
         disk = folder / f"disk{size}"
         disk.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", disk]
@@ -297,6 +297,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m benchmarks faults``."""
     parser.add_argument("--kills", type=int, default=216, help="over three methods and two signals")
     parser.add_argument("--damages", type=int, default=516, help="files, or pairs of them")
+    parser.add_argument("--writes", type=int, default=1000, help="on a full disk, at most; a run has fewer")
     parser.add_argument("--pairs", type=int, default=20, help="of racing processes")
     parser.add_argument("--cases", type=int, default=105_000, help="of fuzz, over all readers")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
@@ -316,7 +317,7 @@ def run(args: argparse.Namespace) -> None:
             part.mkdir(parents=True)
         rows = kills(args.kills, dataset, parts["kills"], draw)
         rows += damages(args.damages, dataset, parts["damages"], draw)
-        rows += full_disks(dataset, parts["disks"])
+        rows += full_disks(args.writes, dataset, parts["disks"])
         rows += races(args.pairs, dataset, parts["races"], draw)
         rows += fuzzed(args.cases, parts["fuzz"], args.seed)
     settings = {"methods": list(METHODS), "seed": args.seed, "seconds": time.monotonic() - started}

@@ -182,7 +182,7 @@ def try_one(folder: Path, name: str, content: bytes, read: Callable[[Path], obje
     try:
         read(path)
     except InputError as error:
-        return None if 0 < len(str(error)) < 2000 else f"a message of {len(str(error))} characters"
+        return None if str(error) else "an InputError that says nothing"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None

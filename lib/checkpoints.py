@@ -176,7 +176,6 @@ def read(path: Path) -> tuple[Config, Progress, dict[str, Tensor]]:
 
 
 def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
-    """Those whose name starts so, without it."""
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 

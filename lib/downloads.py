@@ -11,6 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def _fetch(name: str, root: Path, *splits):
         lock = root / f".{name}.lock"
         with only_writer(lock, str(root)) if os.access(root, os.W_OK) else nullcontext(), _within_its_folder():
             return [split(root) for split in splits]
-    except (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError) as error:
+    except (OSError, RuntimeError, EOFError, HTTPException, zlib.error, tarfile.TarError) as error:
         raise InputError(f"can't get {name} into {root} ({error}); check the network and the folder, delete what is "
                          f"partial there, or put {name}.npz there") from error
 

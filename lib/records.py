@@ -181,6 +181,8 @@ def correct(record: dict, features: str, probe: str) -> np.ndarray:
     """Which test images a record's probe got right, in the data set's order: (n,) bool. The reverse of pack_bits."""
     result = record["evaluation"][features][probe]
     packed = np.frombuffer(base64.b64decode(result["bits"]), dtype=np.uint8)
+    if len(packed) != -(-result["n"] // 8):
+        raise ValueError(f"{len(packed)} bytes of bits for {result['n']} images")
     return np.unpackbits(packed, count=result["n"]).astype(bool)
 
 

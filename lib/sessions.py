@@ -82,15 +82,14 @@ def end(progress: Progress, folder: Path, how: str) -> None:
 def inexact(segments: list[dict]) -> str | None:
     """Why the run is not what it would have been in one session, to the bit; None where it is."""
     if len(segments) > 1 and not all(segment["deterministic"] for segment in segments):
-        return ("it was resumed on a GPU that was not in deterministic mode (torch.use_deterministic_algorithms), and "
-                "may differ by rounding")
+        return "it was resumed outside of deterministic mode (torch.use_deterministic_algorithms), exact up to rounding"
     for number, (one, other) in enumerate(zip(segments, segments[1:]), start=1):
         for what in ("device", "versions"):
             for key in one[what] | other[what]:
                 mine, theirs = one[what].get(key), other[what].get(key)
                 if mine != theirs:
-                    return (f"segments {number} and {number + 1} differ in {key} ({mine}, then {theirs}), and so may "
-                            f"their results by rounding")
+                    return (f"segments {number} and {number + 1} differ in {key} ({mine}, then {theirs}): exact up to "
+                            f"rounding")
     return None
 
 

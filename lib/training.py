@@ -174,7 +174,7 @@ def _refuse_changed_data(config: Config, dataset: Dataset, folder: Path) -> None
         try:
             theirs, state, _ = checkpoints.read(path)
         except InputError:
-            continue
+            continue                                            # damaged: told when its own run goes on
         if theirs == config and state.fingerprint != dataset.fingerprint:
             raise InputError(f"{dataset.name} has changed since {path.parent} began: its fingerprint was "
                              f"{state.fingerprint[:16]} and is {dataset.fingerprint[:16]}; restore the data to go on, "
@@ -248,9 +248,8 @@ def _refuse_collapse(config: Config, rows: list[dict]) -> None:
     last = rows[-1]
     alike = [(row["negative"] or 0) > COLLAPSED for row in rows]
     if len(rows) == 2 and all(alike) and last["epoch"] - 1 > config.warmup:
-        raise InputError(f"the embeddings have collapsed: different images have a mean cosine of "
-                         f"{last['negative']:.5f} after epoch {last['epoch']}; lower learning_rate or temperature "
-                         f"(the last checkpoint is kept)")
+        raise InputError(f"embeddings have collapsed: different images have a mean cosine of {last['negative']:.5f} "
+                         f"after epoch {last['epoch']}; lower learning_rate or temperature (the last checkpoint stays)")
 
 
 def train_step(config: Config, model: Model, optimiser, scaler, x: Tensor,

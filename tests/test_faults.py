@@ -83,19 +83,17 @@ def test_an_array_that_claims_terabytes_or_a_bomb_is_refused_before_it_takes_mem
     for key, value in arrays().items():
         np.save(good[key], value)
     good = {key: buffer.getvalue() for key, buffer in good.items()}
+    monkeypatch.setattr(data, "INFLATED", 2**20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for bad, words in ((claiming((2**42, 8, 8, 3)), "x_train.npy holds .* and claims"),
                        (claiming((-1, 8)), "x_train.npy holds .* and claims"),
                        (claiming((2**31,), content=bytes(2**20)), "x_train.npy holds .* and claims"),
-                       (claiming((3 * 10**8,), content=bytes(3 * 10**8)), "would take more than 100 times the file")):
+                       (claiming((2**22,), content=bytes(2**22)), "would take more than 100 times the file")):
         archive(tmp_path / "bad.npz", **good | {"x_train": bad})
-        del bad
         with pytest.raises(InputError, match=f"bad.npz is not a whole .npz file .*{words}"):
             data.load("bad", tmp_path)
-    with zipfile.ZipFile(tmp_path / "bad.npz", "a", zipfile.ZIP_DEFLATED) as file:
-        assert file.testzip() is None
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000       # kilobytes; the bombs made here
-    archive(tmp_path / "flat.npz", **good | {"y_test": good["y_test"]})                 # what compresses well is taken
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000       # kilobytes
+    archive(tmp_path / "flat.npz", **good)
     assert data.load("flat", tmp_path).counts["test"] == 60
 
 
@@ -133,7 +131,7 @@ from lib import records
 benchmarks, records.BENCHMARKS = records.BENCHMARKS, Path(sys.argv[1])
 from benchmarks import fuzz
 (records.BENCHMARKS / "loss-cpu.json").write_bytes((benchmarks / "loss-cpu.json").read_bytes())
-sys.exit(main(["faults", "--kills", "6", "--damages", "24", "--pairs", "2", "--cases", "70"]))
+sys.exit(main(["faults", "--kills", "6", "--damages", "24", "--writes", "2", "--pairs", "2", "--cases", "70"]))
 """
 
 

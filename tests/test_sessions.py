@@ -291,7 +291,7 @@ def test_the_record_says_how_sessions_ended_and_whether_it_is_exact(toy, tmp_pat
     assert one["ended"] == sessions.WITHOUT_A_WORD and "ended" not in two and one["seconds"] > 0
     assert two["device"]["threads"] == 99 and two["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["bit_exact"] is False and re.fullmatch(
-        r"segments 1 and 2 differ in threads \(\d+, then 99\), and so may their results by rounding",
+        r"segments 1 and 2 differ in threads \(\d+, then 99\): exact up to rounding",
         record["inexact_because"])
     gpu = [one | {"deterministic": False}, one]
     assert "deterministic mode" in sessions.inexact(gpu) and sessions.inexact(gpu[:1]) is None
