@@ -41,6 +41,8 @@ def read(path: Path = CLAIMS) -> list[dict]:
         if claim["rule"] not in RULES or (claim["rule"] in ("value", "at least") and "number" not in claim):
             raise InputError(f"{path}: claim {name}: the rule must be one of {', '.join(RULES)}, the number given")
         near = claim.get("nearest", [])
+        if not all(isinstance(part, dict) and isinstance(part.get("minus", {}), dict) for part in near):
+            raise InputError(f"{path}: claim {name}: nearest must be a list of columns and values")
         for part in (claim["like_for_like"], claim.get("minus", {}), *near, *(n.get("minus", {}) for n in near)):
             for column, value in part.items():
                 if column not in (*COLUMNS, "measure", "per_class") and not (column == "minus" and part in near):

@@ -163,7 +163,7 @@ GOOD = "{id: c, claim: c, source: s, rule: value, number: 1, like_for_like: {epo
 
 
 @pytest.mark.parametrize("content, words", [
-    ("a: [", "is not YAML"), ("a: 1", "must be a list of claims"), ("[]", "must be a list of claims"),
+    ("a: [", "can't be read as YAML"), ("a: 1", "must be a list of claims"), ("[]", "must be a list of claims"),
     ("- {id: c}", "claim c: the field '.*' is missing"),
     ("- " + GOOD.replace("epochs: 1", "dataset: x"), "no column 'dataset'"),
     ("- " + GOOD.replace("epochs: 1", "epochs: [1]"), "epochs must be one text"),
