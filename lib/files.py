@@ -87,16 +87,18 @@ def parse_json(text: bytes | str) -> object:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML that is no deeper than its text looks: an alias can stand for a tree of any size."""
+    """YAML that is not much larger than its text: with many aliases it can stand for a tree of any size."""
 
+    aliases = 0
     def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent) or len(self.states) > 99:
-            raise yaml.YAMLError("aliases and deep nesting are not taken here; write it out")
+        self.aliases += self.check_event(yaml.AliasEvent)
+        if self.aliases > 9 or len(self.states) > 99:
+            raise yaml.YAMLError("nested too deeply or too many aliases; write it out")
         return super().compose_node(parent, index)
 
 
 def read_yaml(path: Path) -> object:
-    """A small YAML file. Raises InputError, naming it, where it is none, larger than YAML_BYTES or has aliases."""
+    """A small YAML file. Raises InputError, naming it, where it is none or too large."""
     try:
         with open(path, "rb") as file:
             content = file.read(YAML_BYTES + 1)

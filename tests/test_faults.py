@@ -101,7 +101,7 @@ def test_yaml_that_stands_for_a_tree_of_any_size_is_refused(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     (tmp_path / "bomb.yml").write_text("\n".join(lines))
-    with pytest.raises(InputError, match="aliases and deep nesting are not taken here"):
+    with pytest.raises(InputError, match="too many aliases"):
         claims.read(tmp_path / "bomb.yml")
 
 
