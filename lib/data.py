@@ -282,10 +282,8 @@ def _refuse_bombs(archive: zipfile.ZipFile, size: int) -> None:
         raise ValueError(f"its arrays would take more than {RATIO} times the file")
     for member in (member for member in archive.infolist() if member.filename.endswith(".npy")):
         with archive.open(member) as file:
-            if (version := np.lib.format.read_magic(file)) > (2, 0):
-                raise ValueError(f"{member.filename} is of numpy's version {version}")
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = read[np.lib.format.read_magic(file)](file)
             claimed = math.prod(shape) * dtype.itemsize + file.tell()
         if not dtype.hasobject and (min(shape, default=0) < 0 or claimed != member.file_size):
             raise ValueError(f"{member.filename} holds {member.file_size} bytes and claims {claimed}")

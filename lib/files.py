@@ -113,8 +113,7 @@ def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
 
 
 def read_yaml(path: Path) -> object:
-    """A small YAML file. Raises InputError, naming it, where it is none, larger than YAML_BYTES, or larger
-    than YAML_VALUES with its aliases written out."""
+    """A small YAML file. Raises InputError, naming it, where it is none or too large, aliases written out."""
     try:
         with open(path, "rb") as file:
             content = file.read(YAML_BYTES + 1)

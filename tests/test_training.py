@@ -298,16 +298,16 @@ def test_float16_trains_with_a_scale_that_survives_a_resume(toy, tmp_path, monke
     whole = pretrain(chosen, toy, tmp_path / "whole")
     assert whole.curves[-1]["loss"] < whole.curves[0]["loss"]
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
-    scales, save = [], checkpoints.save
+    scales, rotate = [], checkpoints.rotate
 
-    def stop_after_step_7(path, config, progress, *parts):
-        save(path, config, progress, *parts)
-        scales.extend(parts[2:] and [parts[2].state_dict()])
+    def stop_after_step_7(folder, config, progress, model, optimiser, scaler):
+        rotate(folder, config, progress, model, optimiser, scaler)
+        scales.append(scaler.state_dict())
         if progress.step == 7:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoints, "save", stop_after_step_7)
+        patched.setattr(checkpoints, "rotate", stop_after_step_7)
         pretrain(chosen, toy, tmp_path / "cut")
     loaded, restore = [], checkpoints.restore
 
