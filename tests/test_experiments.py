@@ -142,6 +142,7 @@ def test_chapters_read_the_records_of_the_first_experiment_that_has_any(place, m
     finish(place)
     found = experiments.published("late", results=place / "results")
     assert len(found) == 4 and {r["config"]["temperature"] for r in found} == {0.5, 0.1}
+    assert len(experiments.published("early", results=place / "results")) == 1
     with pytest.raises(InputError, match="unknown experiment"):
         experiments.published("none", results=place / "results")
 

@@ -165,8 +165,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(how, toy, tmp_pat
     folder = half_done(toy, tmp_path / "cut")
     assert [checkpoints.read(folder / name)[1].step for name in (NEWEST, BEFORE)] == [7, 6]
     (folder / NEWEST).write_bytes(damage((folder / NEWEST).read_bytes(), how))
-    with pytest.warns(UserWarning, match=rf"{NEWEST} is missing or damaged .*going on from .*{BEFORE}"):
-        cut = pretrain(config(), toy, tmp_path / "cut")
+    with pytest.warns(UserWarning, match=rf"{NEWEST} is missing or damaged .*going on from .*{BEFORE}"), (
+            stopped_before(0)):
+        pretrain(config(), toy, tmp_path / "cut")
+    assert not (folder / NEWEST).exists() and (folder / BEFORE).exists()       # the next one will not replace the whole
+    cut = pretrain(config(), toy, tmp_path / "cut")
     assert same(whole, cut) and cut.record["segments"][0]["steps"] == [0, 6]
 
 

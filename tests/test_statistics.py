@@ -89,6 +89,9 @@ def test_the_bootstrap_of_a_difference_resamples_images_in_pairs():
     half = 1.96 * np.std(first.astype(float) - second) / math.sqrt(1000)                    # the closed form
     assert ours[1:] == pytest.approx((ours.value - half, ours.value + half), abs=0.003)
     assert half < 1.96 * math.sqrt(first.var() / 1000 + second.var() / 1000)                # narrower than unpaired
+    opposed = statistics.bootstrap(first, ~first)           # what one loses the other gains: twice as wide as apart
+    half = 1.96 * 2 * np.std(first) / math.sqrt(1000)
+    assert opposed[1:] == pytest.approx((opposed.value - half, opposed.value + half), abs=0.004)
     assert statistics.bootstrap(first, first) == (0, 0, 0) and ours == statistics.bootstrap(first, second)
 
 
