@@ -90,6 +90,7 @@ def test_a_record_of_another_schema_is_refused(run):
     ({"data": {}}, "KeyError"), ({"evaluation": {"h": 3}}, "AttributeError"),
     ({"evaluation": {"h": {"knn": {"n": 0, "correct": 0}}}}, "ZeroDivisionError"),
     ({"evaluation": {"h": {"knn": {"n": 2, "correct": 3}}}}, "3 of 2 images correct"),
+    ({"evaluation": {"h": {"knn": {"n": 2**31, "correct": 3, "bits": "AAAA"}}}}, "3 bytes of bits for 2147483648"),
     ({"id": "../x"}, "not a file name"),
 ])
 def test_half_a_record_is_named(run, change, words):
