@@ -64,6 +64,8 @@ def _fetch(name: str, root: Path, *splits):
 @contextmanager
 def _within_its_folder() -> Iterator[None]:
     """Archives unpacked within write below their folder only: PEP 706's filter, which Python 3.14 has by default."""
+    if not hasattr(tarfile, "data_filter"):
+        raise InputError("this Python can't keep an archive within its folder; use 3.11.4 or newer")
     patience = socket.getdefaulttimeout()
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     socket.setdefaulttimeout(TIMEOUT)
