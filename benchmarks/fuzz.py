@@ -8,6 +8,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ NASTY = (None, True, -1, 0, 1, 2**31, 2**63, 10**400, 1e308, -0.5, "", "x", "\0"
          {"": 0})
 BYTES = (b"", b"\0", b"\xff", b"NaN", b"Infinity", b"1e999", b"-", b"{", b"[" * 3000, b'"', b"9" * 5000, b"\x80\0",
          b"&a [*a]", b"!!python/name:os.system", b": ", b"\n", b"- ", b"<<: ")
-
 DTYPES = ("|u1", "<i8", "|O", "<U9", "<f8", "<U99999999", "V9", ">i2", "|b1", "x")
 
 
@@ -61,20 +61,14 @@ def whole_image() -> bytes:
 
 def read_profile(path: Path) -> object:
     """As the book does, from a folder of profiles."""
-    before, book.PROFILES = book.PROFILES, path.parent
-    try:
+    with patch.object(book, "PROFILES", path.parent):
         return book.load_profile(path.stem)
-    finally:
-        book.PROFILES = before
 
 
 def read_benchmark(path: Path) -> object:
     """As the chapters do."""
-    before, records.BENCHMARKS = records.BENCHMARKS, path.parent
-    try:
+    with patch.object(records, "BENCHMARKS", path.parent):
         return records.benchmark(path.stem)
-    finally:
-        records.BENCHMARKS = before
 
 
 def read_record(path: Path) -> object:
@@ -95,7 +89,7 @@ def readers(folder: Path) -> dict[str, tuple[str, bytes, Callable[[Path], object
                        lambda path: checkpoints.restore(path, TINY, "run", torch.nn.Linear(3, 2))),
         "profile": ("fuzz.yml", (ROOT / "book/profiles/quick.yml").read_bytes(), read_profile),
         "claims": ("claims.yml", yaml.safe_dump(claims.read()[:2]).encode(), claims.read),
-        "image": ("fuzz.jpg", whole_image(), lambda path: downloads._shrink(path)),
+        "image": ("fuzz.jpg", whole_image(), downloads._shrink),
     }
 
 

@@ -162,18 +162,16 @@ def run(args: argparse.Namespace) -> None:
 
 def rows_of(about: dict, seconds: dict[str, list[float]], device: torch.device) -> list[dict]:
     """Times, rates and ratios of one comparison; printed."""
-    rows = []
+    rows, of_product = [], 2 * SIDE.get(device.type, SIDE_ELSEWHERE) ** 3
     for way, taken in seconds.items():
-        flops = about["flops_per_view"] * about["views"]
-        if way.startswith("product"):
-            flops = 2 * SIDE.get(device.type, SIDE_ELSEWHERE) ** 3
+        flops = of_product if way.startswith("product") else about["flops_per_view"] * about["views"]
         row = about | {"way": way, "seconds": measure.spread(taken),
                        "flops_per_second": measure.spread([flops / second for second in taken]),
                        "times_ours": measure.ratios(taken, seconds["ours float32"])}
         product = f"product {way.split()[-1]}"
         if product in seconds and way != product:
-            share = flops / (2 * SIDE.get(device.type, SIDE_ELSEWHERE) ** 3)
-            row["share_of_matrix_rate"] = measure.spread([share * p / s for p, s in zip(seconds[product], taken)])
+            shares = [flops / of_product * p / second for p, second in zip(seconds[product], taken)]
+            row["share_of_matrix_rate"] = measure.spread(shares)
         rows.append(row)
         ratio, share = row["times_ours"], row.get("share_of_matrix_rate")
         print(f"{about['case']:28} {about['encoder']:9} {about['kind']:5} {way:17} {row['seconds']['median']:8.3f} s "

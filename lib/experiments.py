@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import ROOT, InputError, evaluation, records, training
-from lib.config import Config, preset, unknown
+from lib.config import PRECISIONS, Config, preset, unknown
 from lib.data import Dataset, data_root, load
 from lib.encoders import Model
 from lib.files import read_yaml
@@ -53,11 +53,15 @@ class Experiment:
 
 
 def published(*names: str, results: Path = records.RESULTS) -> list[dict]:
-    """The published records of the first of these experiments that has any, on whatever version of its data."""
+    """The published records of the first of these experiments that has any, on whatever version of its data.
+
+    A precision that is left to the device ("auto") may be any.
+    """
     kept = [(record, Config(**record["config"])) for record in records.load_all(results)]
     for experiment in choose(names):
-        wanted = [config.decisive | {"precision": None} for config in experiment.configs]
-        found = [record for record, config in kept if config.decisive | {"precision": None} in wanted]
+        wanted = [replace(config, precision=precision).decisive for config in experiment.configs
+                  for precision in (PRECISIONS if config.precision == "auto" else [config.precision])]
+        found = [record for record, config in kept if config.decisive in wanted]
         if found:
             return found
     return []

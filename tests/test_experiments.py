@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import yaml
@@ -143,6 +145,9 @@ def test_chapters_read_the_records_of_the_first_experiment_that_has_any(place, m
     found = experiments.published("late", results=place / "results")
     assert len(found) == 4 and {r["config"]["temperature"] for r in found} == {0.5, 0.1}
     assert len(experiments.published("early", results=place / "results")) == 1
+    path, = (place / "results").glob(f"{found[0]['id']}.json")
+    path.write_text(json.dumps(found[0] | {"config": found[0]["config"] | {"precision": "bfloat16"}}))
+    assert len(experiments.published("late", results=place / "results")) == 3       # it asks for float32
     with pytest.raises(InputError, match="unknown experiment"):
         experiments.published("none", results=place / "results")
 
