@@ -138,6 +138,8 @@ def accuracy_curves(axes: Axes, summary: pd.DataFrame, x: str, by: str, label: s
     if scale == "log":
         axes.set_xticks(sorted(summary[x].unique()), sorted(summary[x].unique()), rotation=45)
     axes.minorticks_off()
+    if summary.empty:
+        axes.annotate("no published record yet", (0.5, 0.5), xycoords="axes fraction", ha="center")
     axes.legend(*axes.get_legend_handles_labels())
     return axes
 
@@ -186,18 +188,20 @@ def paired_table(pairs: list[Paired], first: str, second: str, n: int) -> pd.Dat
 def accuracy_table(summary: pd.DataFrame, name: str = "accuracy (%)") -> Styler:
     """``lib.statistics.summarise``'s rows as a table to read: accuracies in percent with their 95 % intervals.
 
-    What is the same in every row moves into the caption. name: of what was measured.
+    What is the same in every row moves into the caption. name: of what was measured; it comes first, in sight also where
+    the table is wider than the page.
     """
     if summary.empty:
         return pd.DataFrame({"": ["no published record yet"]}).style.hide(axis="index").hide(axis="columns")
     shown = summary.drop(columns=["mean", "low", "high", "seeds", "interval"]).rename(columns={"n": "test images"})
-    place = shown.columns.get_loc("test images")
-    shown.insert(place, name, [Interval(r.mean, r.low, r.high).percent() for r in summary.itertuples()])
-    shown.insert(place + 1, "interval over", [f"{r.seeds} seeds" if r.seeds > 1 else "test images"
-                                              for r in summary.itertuples()])
+    shown.insert(0, name, [Interval(r.mean, r.low, r.high).percent() for r in summary.itertuples()])
+    shown.insert(1, "interval over", [f"{r.seeds} seeds" if r.seeds > 1 else "test images"
+                                      for r in summary.itertuples()])
     same = {field: column.iloc[0] for field, column in shown.items()
             if len(shown) > 1 and column.nunique() == 1 and field != name}
     caption = "; ".join(f"{field}: {value:.3g}" if isinstance(value, float) else f"{field}: {value}"
                         for field, value in same.items())
-    table = shown.drop(columns=same.keys()).style.hide(axis="index").format(precision=1)
+    shown = shown.drop(columns=same.keys())
+    digits = {field: "{:.1f}" if field == "minutes" else "{:.3g}" for field in shown.select_dtypes("float")}
+    table = shown.style.hide(axis="index").format(digits)
     return table.set_caption(f"In every row: {caption}") if same else table

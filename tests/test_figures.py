@@ -71,6 +71,7 @@ def test_accuracies_against_a_number_have_their_intervals(axes):
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1.0", "2.0", "4.04"]
     figures.accuracy_curves(axes, summary[:0], "minutes", "label", "minutes a run", "linear")      # no record yet
     assert axes.get_xscale() == "linear" and all(tick == int(tick) for tick in axes.get_xticks())
+    assert "no published record yet" in [text.get_text() for text in axes.texts]
 
 
 def test_a_comparison_says_how_many_seeds_a_point_needs():
@@ -89,6 +90,12 @@ def test_the_table_says_once_what_is_the_same_in_every_row():
     assert "In every row: data: toy; test images: 100; minutes: 1" in html
     assert "50.0 [45.0, 55.0]" in html and "3 seeds" in html and html.count("toy") == 1
     assert "no published record yet" in figures.accuracy_table(SUMMARY[:0]).to_html()
+
+
+def test_the_accuracy_comes_first_and_settings_keep_their_digits():
+    rows = SUMMARY.drop(columns="label").assign(temperature=[0.07 * (1 + i) for i in range(len(SUMMARY))])
+    html = figures.accuracy_table(rows).to_html()
+    assert html.index("accuracy (%)") < html.index(">temperature<") and ">0.07<" in html and ">0.1<" not in html
 
 
 def test_every_method_has_a_name_and_a_colour_of_its_own():
