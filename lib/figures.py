@@ -188,8 +188,8 @@ def paired_table(pairs: list[Paired], first: str, second: str, n: int) -> pd.Dat
 def accuracy_table(summary: pd.DataFrame, name: str = "accuracy (%)") -> Styler:
     """``lib.statistics.summarise``'s rows as a table to read: accuracies in percent with their 95 % intervals.
 
-    What is the same in every row moves into the caption. name: of what was measured; it comes first, in sight also where
-    the table is wider than the page.
+    What is the same in every row moves into the caption. name: of what was measured; it comes first, in sight even
+    where the table is wider than the page.
     """
     if summary.empty:
         return pd.DataFrame({"": ["no published record yet"]}).style.hide(axis="index").hide(axis="columns")
