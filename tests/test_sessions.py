@@ -320,7 +320,7 @@ def test_what_is_not_finite_is_never_kept(toy, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", ["simclr", "supcon"])
 def test_collapsed_embeddings_stop_a_run_and_healthy_ones_do_not(method, toy, tmp_path, monkeypatch):
-    def pulled(config, z, labels):                                      # alignment alone: chapter 9's collapse
+    def pulled(config, z, labels):                                      # alignment alone: chapter 10's collapse
         return (torch.nn.functional.normalize(z, dim=-1).diff(dim=0).square().sum()
                 + torch.nn.functional.normalize(z, dim=-1).flatten(0, 1).var(0).sum() * 1000)
 
