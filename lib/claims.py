@@ -16,7 +16,7 @@ from lib.statistics import Interval, calibration_error, differences, over_runs, 
 
 CLAIMS = ROOT / "book" / "claims.yml"
 FIELDS = {"id": str, "claim": str, "source": str, "rule": str, "like_for_like": dict}
-OPTIONAL = {"number": (int, float), "minus": dict, "nearest": list, "cannot": str}
+OPTIONAL = {"number": (int, float), "minus": dict, "nearest": list, "cannot": str, "question": str}
 RULES = ("value", "sign", "at least", "none")
 SHARED = ("measure", "per_class", "method", "data", "images", "encoder", "features")     # the rest may differ
 
@@ -28,7 +28,7 @@ def read(path: Path = CLAIMS) -> list[dict]:
     sign (plus where there is none); "at least", the difference is the number or more; "none", nothing to decide.
     like_for_like: columns that a record must have. minus: the columns that differ in what is subtracted. nearest: the
     columns that differ in runs to name instead, best first, with a minus of their own. cannot: why no record can decide
-    it. The value "any" lifts a condition.
+    it. question: what the claim answers; such claims are the headline. The value "any" lifts a condition.
     """
     claims = read_yaml(path)
     if not claims or not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
@@ -84,22 +84,33 @@ def decide(claim: dict, table: pd.DataFrame) -> dict:
     """One row of the scoreboard; table: ``measures``.
 
     verdict: "reproduced", "not reproduced" (with where ours lies), "undecided" where the interval of a difference holds
-    both, "differs in" where runs on the claim's own data and encoder differ in other columns, else "not run". nearest:
-    what the nearest runs are and show; they decide nothing.
+    both, "differs in" where runs on the claim's own data and encoder differ in other columns, else "not run". nearest,
+    show: what the nearest runs are, and what they show; they decide nothing.
     """
     base, minus = {"measure": "accuracy"} | claim["like_for_like"], claim.get("minus")
     row = {"claim": claim["claim"], "claimed": _claimed(claim), "ours": "-", "n": 0, "verdict": "not run",
            "minutes": None, "pixels": "-", "protocol": _told(claim["like_for_like"], minus), "nearest": "-",
-           "source": claim["source"]}
+           "show": "-", "source": claim["source"]}
     if "cannot" in claim:
-        return row | {"verdict": f"not run: {claim['cannot']}", "nearest": _nearest(claim, base, table)}
+        return row | _nearest(claim, base, table) | {"verdict": f"not run: {claim['cannot']}"}
     found = _measured(base, minus, table)
     if found:
         return row | _ours(*found, "minus" in claim) | {"verdict": _verdict(claim, found[0])}
     group, apart = _differing(base, table)
     if len(group) and not minus:
         return row | _ours(over_runs(group), group, False) | {"verdict": f"differs in {apart}"}
-    return row | {"nearest": _nearest(claim, base, table)}
+    return row | _nearest(claim, base, table)
+
+
+def headline(claims: list[dict], table: pd.DataFrame) -> str:
+    """The claims with a question, as a Markdown table: what is claimed, the verdict, and what the nearest runs show."""
+    rows = ["| question | claimed | verdict, like for like | the nearest runs show |", "|---|---|---|---|"]
+    for claim in (claim for claim in claims if "question" in claim):
+        row = decide(claim, table)
+        verdict = row["verdict"] if row["ours"] == "-" else f"{row['verdict']}: {row['ours']}, n = {row['n']}"
+        near = row["show"] if row["show"] == "-" else f"{row['show']} ({row['nearest']})"
+        rows.append(f"| {claim['question']} | {row['claimed']} | {verdict} | {near} |")
+    return "\n".join(rows)
 
 
 def _differing(base: dict, table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -114,8 +125,8 @@ def _differing(base: dict, table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
             ", ".join(alike.columns[~alike.loc[others.index[-1]]]))
 
 
-def _nearest(claim: dict, base: dict, table: pd.DataFrame) -> str:
-    """What the first of the nearest runs that exist are and show; of a difference its direction."""
+def _nearest(claim: dict, base: dict, table: pd.DataFrame) -> dict:
+    """What the first of the nearest runs that exist are, and what they show; of a difference its direction."""
     for near in claim.get("nearest", ()):
         minus = near.get("minus", claim.get("minus"))
         found = _measured(base | {column: value for column, value in near.items() if column != "minus"}, minus, table)
@@ -123,9 +134,9 @@ def _nearest(claim: dict, base: dict, table: pd.DataFrame) -> str:
             ours, run = _ours(*found, bool(minus)), found[1].iloc[0]
             side = {"reproduced": ", same direction", "not reproduced": ", opposite direction"}.get(
                 _verdict(claim | {"rule": "sign"}, found[0]), ", no clear direction") if minus else ""
-            return ("{data} ({images} images), {encoder}, {epochs} epochs, {features} by {probe}".format(**run)
-                    + f"{_told({}, minus)}: {ours['ours']}, n = {ours['n']}{side}")
-    return "-"
+            what = "{data} ({images} images), {encoder}, {epochs} epochs, {features} by {probe}".format(**run)
+            return {"nearest": what + _told({}, minus), "show": f"{ours['ours']}, n = {ours['n']}{side}"}
+    return {}
 
 
 def _measured(base: dict, minus: dict | None, table: pd.DataFrame) -> tuple[Interval, pd.DataFrame] | None:

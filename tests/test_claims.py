@@ -79,12 +79,13 @@ def test_of_runs_that_differ_the_closest_are_shown():
 def test_a_slice_is_named_with_what_it_shows_and_decides_nothing():
     row = claims.decide(CLAIM, table([0.8, 0.81], **SLICE))
     assert row["verdict"] == "not run" and row["ours"] == "-"
-    assert row["nearest"].startswith("cifar10 (100 images), slim, 5 epochs, x by x: 80.5 [")
+    assert row["nearest"] == "cifar10 (100 images), slim, 5 epochs, x by x"
+    assert row["show"].startswith("80.5 [") and row["show"].endswith(" %, n = 2")
     for first, second, words in (([0.8, 0.81], [0.7, 0.712], "same"), ([0.7, 0.712], [0.8, 0.81], "opposite"),
                                  ([0.8, 0.7], [0.7, 0.8], "no clear")):
         row = claims.decide(LONGER, both(table(first, **SLICE), table(second, **SLICE | {"epochs": 1})))
-        assert row["verdict"] == "not run" and row["nearest"].endswith(f"n = 2, {words} direction")
-        assert "minus epochs 1:" in row["nearest"]
+        assert row["verdict"] == "not run" and row["show"].endswith(f"n = 2, {words} direction")
+        assert row["nearest"].endswith("; minus epochs 1")
 
 
 def test_a_claim_that_no_record_can_decide_says_why():
@@ -119,8 +120,8 @@ def test_measures_beyond_accuracy():
 # --- the book's claims -------------------------------------------------------------------------------------------
 
 TREATED = """
-simclr-stl10-500 simclr-stl10-100 simclr-stl10-500-head report-longer report-head report-simclr-cifar10
-report-supcon-100 uva-labels-10 uva-labels-20 uva-labels-50 uva-labels-100 uva-labels-200 uva-labels-500 uva-older-500
+simclr-stl10-500 simclr-stl10-100 simclr-stl10-500-head report-learns report-longer report-head
+report-simclr-cifar10 report-supcon-100 uva-labels-10 uva-labels-20 uva-labels-50 uva-labels-100 uva-labels-200 uva-labels-500 uva-older-500
 uva-jax-500 uva-supervised uva-supervised-jax supcon-cifar10 ce-cifar10 simclr-cifar10 supcon-over-ce-cifar10
 supcon-cifar100 ce-cifar100 simclr-cifar100 supcon-over-ce-cifar100 supcon-over-ce-matched supcon-over-ce-crop-flip
 supcon-replication-1 supcon-replication-2 supcon-author-1 supcon-author-2 solo-learn-supcon-r18 dkobak-r18-100
