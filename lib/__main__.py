@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(_records, "records", "list the published accuracies")
     sub.add_argument("--json", action="store_true", help="as JSON, one object a line")
 
+    command(_headline, "headline", "write README.md's table anew from claims and records")
+
     sub = command(_book, "book", "run the chapters and build the site")
     sub.add_argument("--profile", default="quick", help="a file in book/profiles (default quick)")
     sub.add_argument("--only", metavar="NN", help="run only the chapters whose name starts so")
@@ -176,6 +178,16 @@ def _records(args) -> None:
     else:
         print(table.drop(columns=["correct", "variant", "name", *records.RUN_COLUMNS[-4:]]).to_string(index=False)
               if len(table) else "no records yet; see: python -m lib publish --help")
+
+
+def _headline(args) -> None:
+    """Write README.md's table of the main questions anew, from book/claims.yml and results/."""
+    from lib import ROOT, claims, files, records
+
+    path, (opening, closing) = ROOT / "README.md", claims.HEADLINE
+    before, _, rest = path.read_text().partition(opening)
+    table = claims.headline(claims.read(), claims.measures(records.load_all()))
+    files.write_atomically(path, f"{before}{opening}\n{table}\n{closing}{rest.partition(closing)[2]}".encode())
 
 
 def _book(args) -> None:

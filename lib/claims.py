@@ -15,6 +15,7 @@ from lib.records import table as accuracies
 from lib.statistics import Interval, calibration_error, differences, over_runs, over_seeds
 
 CLAIMS = ROOT / "book" / "claims.yml"
+HEADLINE = "<!-- headline -->", "<!-- end of headline -->"         # of the table in README.md
 FIELDS = {"id": str, "claim": str, "source": str, "rule": str, "like_for_like": dict}
 OPTIONAL = {"number": (int, float), "minus": dict, "nearest": list, "cannot": str, "question": str}
 RULES = ("value", "sign", "at least", "none")
@@ -134,7 +135,7 @@ def _nearest(claim: dict, base: dict, table: pd.DataFrame) -> dict:
             ours, run = _ours(*found, bool(minus)), found[1].iloc[0]
             side = {"reproduced": ", same direction", "not reproduced": ", opposite direction"}.get(
                 _verdict(claim | {"rule": "sign"}, found[0]), ", no clear direction") if minus else ""
-            what = "{data} ({images} images), {encoder}, {epochs} epochs, {features} by {probe}".format(**run)
+            what = "{data}, {images:,} images, {encoder}, {epochs} epochs, {features} by {probe}".format(**run)
             return {"nearest": what + _told({}, minus), "show": f"{ours['ours']}, n = {ours['n']}{side}"}
     return {}
 

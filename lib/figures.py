@@ -48,6 +48,41 @@ def image_grid(rows: list[Tensor], row_labels: list[str] = (), column_labels: li
     return figure
 
 
+def pipeline(image: Tensor, pair: Tensor) -> Figure:
+    """SimCLR in one diagram. image: (3, H, W), pair: its two views (2, 3, S, S), both float in [0, 1]."""
+    figure, axes = plt.subplots(figsize=(9, 3))
+    axes.set(xlim=(0, 9), ylim=(0, 3), aspect="equal")
+    axes.axis("off")
+
+    def picture(x, y, side, pixels):
+        axes.imshow(pixels.permute(1, 2, 0), extent=(x - side / 2, x + side / 2, y - side / 2, y + side / 2), zorder=2)
+
+    def arrow(start, end, **style):
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.3", "lw": 1.4} | style)
+
+    def box(x, text, colour):
+        axes.text(x, 1.5, text, ha="center", va="center", color="white", fontsize=10, linespacing=1.6,
+                  bbox={"boxstyle": "round,pad=0.6", "color": colour})
+
+    picture(0.75, 1.5, 1.3, image)
+    for y, view in zip((2.25, 0.75), pair):
+        picture(2.6, y, 1.1, view)
+        arrow((1.45, 1.5), (2, y))
+        arrow((3.2, y), (3.65, 1.5 + (y - 1.5) / 3))
+        for x, letter in ((5.55, "h"), (7.6, "z")):
+            axes.text(x, y, f"${letter}_{1 if y > 1.5 else 2}$", ha="center", va="center", fontsize=13)
+        arrow((4.6, 1.5 + (y - 1.5) / 3), (5.35, y))
+        arrow((5.75, y), (6.25, 1.5 + (y - 1.5) / 3))
+        arrow((6.95, 1.5 + (y - 1.5) / 3), (7.4, y))
+    box(4.12, "encoder\n$f$", COLOURS["simclr"])
+    box(6.6, "head\n$g$", COLOURS["untrained"])
+    arrow((7.6, 1.95), (7.6, 1.05), arrowstyle="<->", color=COLOURS["simclr"], lw=2)
+    for x, y, text in ((0.75, 0.6, "an image"), (2.6, 2.95, "two views"), (5.55, 0.3, "kept for use"),
+                       (6.6, 0.75, "thrown away"), (8.3, 1.5, "pulled together;\naway from those\nof other images")):
+        axes.text(x, y, text, ha="center", va="center", fontsize=9, color="0.3")
+    return figure
+
+
 def loss_curve(axes: Axes, curves: list[list[dict]], chance: float, floor: float, colour: str) -> Axes:
     """Loss over epochs, one line a run, between chance (collapse) and the floor no embedding can beat."""
     for rows in curves:
@@ -103,23 +138,44 @@ def spreads(table: pd.DataFrame, name: str, digits: int = 2) -> list[str]:
             zip(*(table[f"{name} {part}"] for part in ("median", "min", "max")))]
 
 
-def accuracy_bars(axes: Axes, summary: pd.DataFrame, chance: float | None = None) -> Axes:
-    """Horizontal bars with 95 % intervals. summary: columns label, method, mean, low, high (fractions), from top down.
+def accuracy_dots(axes: Axes, summary: pd.DataFrame, chance: float | None = None) -> Axes:
+    """Accuracies as dots with 95 % intervals. summary: columns label, method, mean, low, high (fractions), from top.
 
-    A dotted line marks the accuracy of guessing, where given.
+    The axis shows the range of the dots, so that differences can be seen; a dotted line marks guessing, where given
+    and in that range.
     """
     rows = summary.iloc[::-1].reset_index(drop=True)
-    for y, row in rows.iterrows():
-        axes.barh(y, 100 * row["mean"], color=COLOURS[row["method"]], alpha=0.85, height=0.65)
-        if np.isfinite(row["low"]):
-            axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color="black", lw=1.5)
-        axes.annotate(f"{100 * row['mean']:.1f}", (1, y), xytext=(4, 0), textcoords="offset points", va="center",
-                      color="white", fontsize=8)
+    known = 100 * rows[["mean", "low", "high"]].to_numpy(dtype=float)
+    for y, (row, (mean, low, high)) in enumerate(zip(rows.itertuples(), known)):
+        axes.plot(mean, y, "o", color=COLOURS[row.method], ms=7)
+        if np.isfinite(low):
+            axes.plot([low, high], [y, y], color=COLOURS[row.method], lw=2)
+        axes.annotate(f"{mean:.1f}", (mean, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
     axes.set_yticks(range(len(rows)), rows["label"])
-    axes.set(xlabel="test accuracy (%), 95 % interval", xlim=(0, 100))
-    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="test accuracy (%), 95 % interval", ylim=(-0.6, len(rows) - 0.3))
+    if len(rows):
+        low, high = np.nanmin(known), np.nanmax(known)
+        margin = max(1, 0.15 * (high - low))
+        axes.set_xlim(low - margin, high + margin)
     if chance is not None:
         axes.axvline(100 * chance, color="black", ls=":", lw=1)
+    return axes
+
+
+def difference_dots(axes: Axes, table: pd.DataFrame) -> Axes:
+    """Differences in points with 95 % intervals about a line at 0. table: columns label, value, low, high (fractions).
+
+    Where the interval is unknown (one seed) the dot is hollow.
+    """
+    axes.axvline(0, color="0.3", lw=1)
+    for y, row in enumerate(table.iloc[::-1].itertuples()):
+        value, low, high = (100 * x for x in (row.value, row.low, row.high))
+        axes.plot([low, high], [y, y], color="black", lw=2)
+        axes.plot(value, y, "o", color="black", ms=7, mfc="white" if np.isnan(low) else "black")
+        axes.annotate(f"{value:+.1f}", (value, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
+    axes.set_yticks(range(len(table)), table["label"].iloc[::-1])
+    axes.set(xlabel="difference (points), 95 % interval over paired seeds", ylim=(-0.6, len(table) - 0.3))
+    axes.margins(x=0.15)
     return axes
 
 

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from lib import InputError, claims, experiments, records
+from lib import ROOT, InputError, claims, experiments, records
 
 SLICE = {"data": "cifar10", "images": 100, "encoder": "slim", "epochs": 5}
 
@@ -79,7 +79,7 @@ def test_of_runs_that_differ_the_closest_are_shown():
 def test_a_slice_is_named_with_what_it_shows_and_decides_nothing():
     row = claims.decide(CLAIM, table([0.8, 0.81], **SLICE))
     assert row["verdict"] == "not run" and row["ours"] == "-"
-    assert row["nearest"] == "cifar10 (100 images), slim, 5 epochs, x by x"
+    assert row["nearest"] == "cifar10, 100 images, slim, 5 epochs, x by x"
     assert row["show"].startswith("80.5 [") and row["show"].endswith(" %, n = 2")
     for first, second, words in (([0.8, 0.81], [0.7, 0.712], "same"), ([0.7, 0.712], [0.8, 0.81], "opposite"),
                                  ([0.8, 0.7], [0.7, 0.8], "no clear")):
@@ -120,17 +120,18 @@ def test_measures_beyond_accuracy():
 # --- the book's claims -------------------------------------------------------------------------------------------
 
 TREATED = """
-simclr-stl10-500 simclr-stl10-100 simclr-stl10-500-head report-learns report-longer report-head
-report-simclr-cifar10 report-supcon-100 uva-labels-10 uva-labels-20 uva-labels-50 uva-labels-100 uva-labels-200 uva-labels-500 uva-older-500
+simclr-stl10-500 simclr-stl10-100 simclr-stl10-500-head report-learns report-longer report-head report-simclr-cifar10
+report-supcon-100 uva-labels-10 uva-labels-20 uva-labels-50 uva-labels-100 uva-labels-200 uva-labels-500 uva-older-500
 uva-jax-500 uva-supervised uva-supervised-jax supcon-cifar10 ce-cifar10 simclr-cifar10 supcon-over-ce-cifar10
 supcon-cifar100 ce-cifar100 simclr-cifar100 supcon-over-ce-cifar100 supcon-over-ce-matched supcon-over-ce-crop-flip
 supcon-replication-1 supcon-replication-2 supcon-author-1 supcon-author-2 solo-learn-supcon-r18 dkobak-r18-100
 dkobak-r18-1000 dkobak-r50-1000 simclr-paper-cifar10 ce-bar-cifar10 sthalles-stl10-100 spijkervet-stl10-100
-simclr-mlp-over-linear simclr-mlp-over-none simclr-h-over-z simclr-rotation-h simclr-rotation-z simclr-temperature-0.05
-simclr-temperature-0.1 simclr-temperature-0.5 simclr-temperature-1 simclr-temperature-0.1-over-0.05
-simclr-temperature-0.1-over-0.5 simclr-temperature-0.1-over-1 simclr-large-batches simclr-large-batches-long
-supcon-l-out supcon-l-in supcon-l-out-over-l-in supcon-temperature supcon-positives-1 supcon-positives-3
-supcon-positives-5 supcon-positives-7 supcon-positives-9 supcon-positives-13 supcon-mce supcon-ece ce-two-stages
+simclr-mlp-over-linear simclr-mlp-over-none simclr-h-over-z simclr-rotation-h simclr-rotation-z
+simclr-temperature-0.05 simclr-temperature-0.1 simclr-temperature-0.5 simclr-temperature-1
+simclr-temperature-0.1-over-0.05 simclr-temperature-0.1-over-0.5 simclr-temperature-0.1-over-1 simclr-large-batches
+simclr-large-batches-long supcon-l-out supcon-l-in supcon-l-out-over-l-in supcon-temperature supcon-positives-1
+supcon-positives-3 supcon-positives-5 supcon-positives-7 supcon-positives-9 supcon-positives-13 supcon-mce supcon-ece
+ce-two-stages
 """.split()
 
 
@@ -141,6 +142,15 @@ def test_no_claim_is_silently_missing():
     measured = claims.measures(records.load_all())
     rows = [claims.decide(claim, measured) for claim in stated]
     assert all(row["verdict"] and row["protocol"] and row["source"] for row in rows)
+
+
+def test_the_first_page_says_what_the_records_say():
+    """README.md's table, which the book's first page shows too; `python -m lib headline` writes it."""
+    opening, closing = claims.HEADLINE
+    shown = (ROOT / "README.md").read_text().partition(opening)[2].partition(closing)[0].strip()
+    assert shown == claims.headline(claims.read(), claims.measures(records.load_all())), "run: python -m lib headline"
+    assert shown.count("\n") > 5 and all(f"| {question} |" in shown for question in (
+        "Does SimCLR learn without labels?", "Is the projection head better thrown away?"))
 
 
 def test_every_experiment_bears_on_claims_that_there_are():

@@ -63,8 +63,8 @@ def test_help_has_examples_that_parse():
 
 
 def test_the_reports_commands_have_counterparts_that_run(toy_root, tmp_path, capsys):
-    """Every command in the README's table, made small; --with's probes on the run before it."""
-    table = (ROOT / "README.md").read_text().partition("<!-- report -->")[2].partition("<!-- end of report -->")[0]
+    """Every command in the table of the page "Rerun it", made small; --with's probes on the run before it."""
+    table = (ROOT / "book" / "rerun.md").read_text().partition("own commands")[2].partition("## ")[0]
     commands = [code.split()[3:] for code in re.findall("`([^`]+)`", table) if code.startswith("python -m lib")]
     assert [command[0] for command in commands].count("pretrain") == 5
     small = ["--data", "toy", "--epochs", "1", "--runs", str(tmp_path), "--data-root", str(toy_root), "--device", "cpu"]

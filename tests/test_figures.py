@@ -22,13 +22,33 @@ def axes():
     plt.close(figure)
 
 
-def test_bars_stand_at_the_means_and_intervals_at_their_ends(axes):
-    figures.accuracy_bars(axes, SUMMARY, chance=0.1)
-    widths = {bar.get_y() + bar.get_height() / 2: bar.get_width() for bar in axes.patches}
-    assert widths == pytest.approx({1: 50, 0: 40})                              # the first row on top
-    interval = next(line for line in axes.lines if len(set(line.get_ydata())) == 1)
-    assert list(interval.get_xdata()) == pytest.approx([45, 55])
+def test_dots_stand_at_the_means_and_intervals_at_their_ends(axes):
+    figures.accuracy_dots(axes, SUMMARY, chance=0.1)
+    dots = {line.get_ydata()[0]: line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"}
+    assert dots == pytest.approx({1: 50, 0: 40})                                # the first row on top
+    interval, = (line for line in axes.lines if len(line.get_xdata()) == 2 and len(set(line.get_ydata())) == 1
+                 and line.get_linestyle() == "-")
+    assert list(interval.get_xdata()) == pytest.approx([45, 55]) and interval.get_ydata()[0] == 1
     assert [text.get_text() for text in axes.get_yticklabels()] == ["b", "a"]
+    assert 35 < axes.get_xlim()[0] < 40 and 55 < axes.get_xlim()[1] < 60        # what differs fills the axis
+
+
+def test_differences_stand_about_zero_and_are_hollow_where_one_seed_knows_no_interval(axes):
+    table = pd.DataFrame({"label": ["a", "b"], "value": [0.05, -0.02], "low": [0.04, np.nan], "high": [0.06, np.nan]})
+    figures.difference_dots(axes, table)
+    dots = {line.get_ydata()[0]: line for line in axes.lines if line.get_marker() == "o"}
+    assert {y: dot.get_xdata()[0] for y, dot in dots.items()} == pytest.approx({1: 5, 0: -2})
+    assert dots[0].get_markerfacecolor() == "white" and dots[1].get_markerfacecolor() == "black"
+    assert [text.get_text() for text in axes.texts] == ["-2.0", "+5.0"]
+
+
+def test_the_pipeline_shows_image_and_views():
+    image, pair = torch.rand(3, 8, 8), torch.rand(2, 3, 4, 4)
+    figure = figures.pipeline(image, pair)
+    drawn = [np.asarray(picture.get_array()) for picture in figure.axes[0].images]
+    for pixels, x in zip(drawn, (image, *pair), strict=True):
+        assert np.allclose(pixels, x.permute(1, 2, 0).numpy())
+    plt.close(figure)
 
 
 def test_curves_lie_between_chance_and_floor(axes):
