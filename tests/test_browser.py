@@ -1,4 +1,4 @@
-"""The built site as a browser shows it: every page, light and dark, on a laptop and on a phone, with nothing from a network.
+"""The built site as a browser without a network shows it: every page, light and dark, on a laptop and on a phone.
 
 Each page is loaded once, and put through all of it; the tests then look at what was found. Links and anchors are
 checked in test_site.py, which needs no browser.
@@ -24,7 +24,8 @@ BY_WIDTH = {"runOnly": ["scrollable-region-focusable", "aria-hidden-focus", "tar
 
 LOOK = r"""() => {
   const main = document.querySelector("#main-content") || document.body, found = {};
-  const list = (selector, test) => [...main.querySelectorAll(selector)].filter(test).map(e => e.outerHTML.slice(0, 150));
+  const list = (selector, test) => [...main.querySelectorAll(selector)].filter(test)
+    .map(e => e.outerHTML.slice(0, 150));
   const width = document.documentElement;
   found["scrolls sideways"] = width.scrollWidth > width.clientWidth ? [width.scrollWidth] : [];
   found["maths not typeset"] = list(".math", e => !e.querySelector("mjx-container"));
@@ -56,7 +57,8 @@ PREPARED = """() => {
   document.querySelectorAll("main details").forEach(e => e.open = true);
   const seen = new Set();
   for (const e of document.querySelectorAll("pre span")) {
-    const box = e.closest(".cell_input, .cell_output, details"), kind = e.className + " in " + (box ? box.className : "");
+    const box = e.closest(".cell_input, .cell_output, details");
+    const kind = e.className + " in " + (box ? box.className : "");
     if (seen.has(kind)) e.dataset.like = "another"; else seen.add(kind);
   }
   document.querySelectorAll("tbody tr:nth-child(n+4)").forEach(e => e.dataset.like = "another");
@@ -72,9 +74,35 @@ def axe(page, rules) -> list[str]:
             for node in violation["nodes"]]
 
 
+FAULTS = """<html lang="en"><title>Faults</title><script>console.error("oh")</script>
+<main id="main-content" style="background: white">
+<div style="width: 2000px">wide</div><span class="math">x</span><mjx-merror></mjx-merror><img alt="none" src="none.png">
+<div class="cell_input" style="width: 9em"><pre style="overflow: auto">print("somewhat longer than nine ems")</pre></div>
+<div class="cell_output"><img alt="" style="filter: brightness(0.8)" src="none.png"></div>
+<table><tr><td>51.2 [50.1, 52.3]</td></tr></table>
+<p>where $x_i$ is the view, <span style="color: #bbb">hardly seen</span></p>
+<img alt="outside" src="https://example.org/a.png"></main></html>"""
+
+
+def test_a_page_with_every_fault_is_found_at_fault(tmp_path):
+    (tmp_path / "faults.html").write_text(FAULTS)
+    asked, said = [], []
+    with chromium.opened(asked) as context:
+        page = context.new_page()
+        page.set_viewport_size(LAPTOP)
+        page.on("console", lambda message: said.append(message.text))
+        page.goto((tmp_path / "faults.html").as_uri())
+        page.evaluate(AXE_SCRIPT)
+        for kind, what in page.evaluate(LOOK).items():
+            assert what, f"not seen: {kind}"
+        assert "color-contrast" in str(axe(page, BY_THEME))
+        assert "scrollable-region-focusable" in str(axe(page, BY_WIDTH))
+    assert asked == ["https://example.org/a.png"] and "oh" in said
+
+
 @pytest.fixture(scope="module")
 def files(site):
-    """Every page but the start, which only leads to the first one, and the 404 page, which asks for its site's address."""
+    """Every page but the start, which only leads to the first one, and the 404 page, which needs its site's address."""
     return sorted(path for path in site.rglob("*.html")
                   if "_static" not in path.parts and path.name not in ("index.html", "404.html"))
 

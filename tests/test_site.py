@@ -104,12 +104,12 @@ def test_chapters_have_their_buttons_and_ways_on(pages):
             assert part in text, f"{path.name} lacks {part}"
         article = text[text.index("<article"):text.index("</article>")]
         headings = len(re.findall(r"<h[1-6]", article))
-        assert headings > 3 and len(re.findall(r'<a class="headerlink" href="#[^"]+" title="Link to this heading', article)) \
-            == headings, path
+        permalinks = re.findall(r'<a class="headerlink" href="#[^"]+" title="Link to this heading', article)
+        assert headings > 3 and len(permalinks) == headings, path
 
 
 def test_pages_say_what_they_are_when_shared(pages):
-    for path, page in pages.items():
+    for path in pages:
         text, name = path.read_text(), path.relative_to(book.SITE).as_posix()
         if path.stem in ("index", "genindex", "search", "404"):
             continue
@@ -141,7 +141,8 @@ def test_the_sites_address_follows_from_the_repositorys():
         pages_url("https://github.com/someone")
 
 
-TABLE = """<p>51.2 [50.1, 52.3]</p><pre>x 3 [1, 2]</pre><table><thead><tr><th>method</th><th>accuracy</th><th>n</th></tr></thead>
+TABLE = """<p>51.2 [50.1, 52.3]</p><pre>x 3 [1, 2]</pre>
+<table><thead><tr><th>method</th><th>accuracy</th><th>n</th></tr></thead>
 <tbody><tr><td rowspan="2">SupCon</td><td>51.2 [50.1, 52.3]</td><td>3</td></tr>
 <tr><td class="data">-</td><td>%s</td></tr></tbody></table>"""
 
@@ -151,7 +152,7 @@ def test_columns_of_numbers_are_told_from_words_and_intervals_are_kept_on_one_li
     html = tidy(TABLE % "10,000")
     assert re.findall(r'<t[hd] class="(?:data )?number">([^<]+)<', html) == [
         "accuracy", "n", "51.2\u00a0[50.1,\u00a052.3]", "3", "-", "10,000"]
-    assert "<p>51.2 [50.1, 52.3]</p><pre>x 3 [1, 2]</pre>" in html              # only in tables; code stays as it is
+    assert "<p>51.2 [50.1, 52.3]</p><pre>x 3 [1, 2]</pre>" in html              # only in tables
     mixed = tidy(TABLE % "no published record yet, nor anything near")
     assert 'class="number">n<' not in mixed and '<td class="long">no published' in mixed
     assert 'role="list"' not in tidy('<div class="citation-list" role="list"></div>')

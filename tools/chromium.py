@@ -1,4 +1,4 @@
-"""Find Chromium and open it cut off from the network: the PDF is printed by it, and the tests look at the site in it."""
+"""Find Chromium and open it without a network: it prints the PDF, and the tests look at the site in it."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ def required() -> str:
 
 @contextmanager
 def opened(asked: list[str] | None = None) -> Iterator:
-    """A playwright browser context that reads files and gets nothing else; what it asks a network for is put into asked.
+    """A playwright browser context that gets files and nothing else; what it asks a network for is put into asked.
 
     Raises InputError where playwright or Chromium is missing.
     """

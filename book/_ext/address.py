@@ -1,6 +1,6 @@
-"""What follows from the repository's address in _config.yml: where GitHub Pages serves the site, and so its absolute links.
+"""What follows from the repository's address in _config.yml: where GitHub Pages serves the site.
 
-Social networks and the page for addresses that do not exist need those; every other link is relative.
+Cards for social networks and the 404 page need absolute links; every other link is relative.
 """
 
 from urllib.parse import urlsplit

@@ -1,4 +1,4 @@
-"""Tables as a reader wants them: numbers to the right in columns of numbers, intervals on one line, references that speak."""
+"""Tables as a reader wants them: numbers to the right, intervals on one line, references in a valid list."""
 
 import re
 
@@ -17,7 +17,8 @@ def tidy(html: str) -> str:
     for table in soup.find_all("table"):
         columns = {}
         for row in table.select("tbody tr"):
-            for place, cell in enumerate(row.find_all(["th", "td"], recursive=False), -len(row.find_all(recursive=False))):
+            cells = row.find_all(["th", "td"], recursive=False)
+            for place, cell in enumerate(cells, -len(cells)):       # from the right: those on the left may span rows
                 for text in cell.find_all(string=INTERVAL):
                     text.replace_with(INTERVAL.sub("\u00a0[\\1,\u00a0\\2]", text))
                 columns.setdefault(place, []).append(cell)
