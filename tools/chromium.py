@@ -62,6 +62,7 @@ def opened(asked: list[str] | None = None) -> Iterator:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         try:
             context = browser.new_context()
+            context.set_default_timeout(180_000)                # a busy machine is no fault of the page
             context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), refuse)
             yield context
         finally:
