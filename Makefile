@@ -1,9 +1,14 @@
-.PHONY: help book test bench clean
+.PHONY: help book chapter watch pdf test strip bench clean
 PYTHON ?= python3
 PROFILE ?= quick
 ENV := .venv/bin
 # CPU-only torch: make TORCH_INDEX=https://download.pytorch.org/whl/cpu book
 TORCH_INDEX ?=
+# Cells keep their ids; what papermill, Jupyter and Colab write about a run goes. The same in .pre-commit-config.yaml.
+STRIP := --keep-id --extra-keys "metadata.papermill metadata.language_info metadata.colab cell.metadata.papermill \
+cell.metadata.execution cell.metadata.id cell.metadata.colab cell.metadata.executionInfo cell.metadata.outputId"
+# The chapter that make chapter and make watch run: make chapter N=03
+N ?=
 
 help:             ## list the commands
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -11,8 +16,22 @@ help:             ## list the commands
 book: .venv/done  ## set up .venv, run the chapters that are not done (PROFILE=quick), build build/html/index.html
 	$(ENV)/python -m lib book --profile $(PROFILE)
 
+chapter: .venv/done ## run one chapter and rebuild the site (make chapter N=03)
+	@test -n "$(N)" || { echo "which chapter? make chapter N=03"; exit 2; }
+	$(ENV)/python -m lib book --profile $(PROFILE) --only $(N)
+
+watch: .venv/done ## the same whenever a file in book/ or lib/ is saved, until Ctrl-C (make watch N=03)
+	@test -n "$(N)" || { echo "which chapter? make watch N=03"; exit 2; }
+	$(ENV)/watchfiles "$(ENV)/python -m lib book --profile $(PROFILE) --only $(N)" book lib
+
+pdf: .venv/done   ## run the chapters that are not done, print the whole book to build/book.pdf; needs Chromium
+	$(ENV)/python -m tools.pdf --profile $(PROFILE)
+
 test: .venv/done  ## set up .venv, run the tests, the quick book among them
 	$(ENV)/python -m pytest
+
+strip: .venv/done ## take the outputs out of the notebooks, as they are committed
+	$(ENV)/nbstripout $(STRIP) book/notebooks/*.ipynb
 
 bench: .venv/done ## set up .venv, time our code beside its peers, an hour; the machine must be quiet
 	for name in loss views training probe; do $(ENV)/python -m benchmarks $$name || exit 1; done

@@ -201,10 +201,11 @@ def _stamp(path: Path, profile: str) -> str:
     return digest.hexdigest()
 
 
-def build(profile: str = "quick", wait: bool = True) -> Path:
+def build(profile: str = "quick", wait: bool = True, builder: str = "html") -> Path:
     """Build the site from the executed chapters; those not executed, or not since a change, appear without outputs.
 
-    wait: for another process that builds or executes this profile, instead of an error. Returns the site's index.
+    wait: for another process that builds or executes this profile, instead of an error. builder: Sphinx's name for a
+    form, "singlehtml" being one long page; each has its folder in build/. Returns the index in it.
     Strict: a warning is an error. Raises InputError where Jupyter Book is missing or finds fault.
     """
     profile = found_profile(profile)
@@ -215,7 +216,7 @@ def build(profile: str = "quick", wait: bool = True) -> Path:
         try:
             with _only_batch(profile, wait):
                 _stage_all(profile, work / "source")
-            return _build(work)
+            return _build(work, builder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -231,9 +232,10 @@ def _stage_all(profile: str, stage: Path) -> None:
             _stage(executed, stage / "notebooks" / path.name)
 
 
-def _build(work: Path) -> Path:
+def _build(work: Path, builder: str) -> Path:
     """The site from what is staged in work/source, if that differs from what it was last built from."""
-    stage, mark, index = work / "source", BUILD / "html.stamp", SITE / "index.html"
+    site = SITE.with_name(builder)
+    stage, mark, index = work / "source", BUILD / f"{builder}.stamp", site / "index.html"
     stamp = _tree_hash(stage)
     if index.is_file() and mark.is_file() and mark.read_text() == stamp:
         print("site: unchanged")
@@ -241,15 +243,16 @@ def _build(work: Path) -> Path:
     program = Path(sys.executable).with_name("jupyter-book")
     if not program.is_file():
         raise InputError("jupyter-book is not installed beside this Python; run: pip install -e '.[book]'")
-    command = [program, "build", stage, "--path-output", work / "out", "-W", "-n", "--keep-going", "-q"]
+    command = [program, "build", stage, "--path-output", work / "out", "--builder", builder, "-W", "-n",
+               "--keep-going", "-q"]
     finished = subprocess.run(command, capture_output=True, text=True)
-    html = work / "out" / "_build" / "html"
+    html = work / "out" / "_build" / builder
     if finished.returncode or not (html / "index.html").is_file():
         raise InputError(f"Jupyter Book found fault:\n{finished.stdout}{finished.stderr}")
     mark.unlink(missing_ok=True)
-    if SITE.exists():
-        SITE.rename(work / "old")
-    html.rename(SITE)
+    if site.exists():
+        site.rename(work / "old")
+    html.rename(site)
     write_atomically(mark, stamp.encode())
     return index
 

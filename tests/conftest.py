@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lib import data
+from lib import book, data
 
 
 def arrays(n=200, test=60, size=12, classes=4, seed=0, unlabeled=0):
@@ -28,3 +28,10 @@ def toy_root(tmp_path):
     """A data root with toy.npz in it."""
     np.savez(tmp_path / "toy.npz", **arrays(), variant="made up", classes=["a", "b", "c", "d"])
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def site():
+    """The folder of the built quick book: its chapters are run where they have not been, once for all tests."""
+    book.run("quick")
+    return book.build("quick").parent

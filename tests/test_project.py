@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -10,6 +11,7 @@ import yaml
 
 from lib import ROOT, __version__
 
+CHECKED = ("lib", "book", "tests", "tools", "benchmarks")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -76,6 +78,49 @@ def test_workflows_call_make_and_pin_every_action_to_a_major_version():
                     make, assignment, target = step["run"].split()
                     assert make == "make" and assignment.split("=")[0] in variables and target in targets, step
                     assert f"# CPU-only torch: make {assignment} " in makefile, step
+
+
+def test_every_make_target_is_told_by_make_help_and_the_pages_name_no_other():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.search(r"^\.PHONY: (.+)", makefile, re.M).group(1).split())
+    told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[0] for line in told.splitlines()} == targets
+    for page in ("README.md", "CONTRIBUTING.md", "book/intro.md", "book/rerun.md"):
+        named = re.findall(r"(?:^|`)make (?:[A-Z_]+=\S+ )*([a-z]+)", (ROOT / page).read_text(), re.M)
+        assert named and set(named) <= targets, page
+
+
+def test_make_asks_which_chapter():
+    for target in ("chapter", "watch"):
+        asked = subprocess.run(["make", "-o", ".venv/done", target], cwd=ROOT, capture_output=True, text=True)
+        assert asked.returncode and f"make {target} N=03" in asked.stdout
+        command = ["make", "-n", "-o", ".venv/done", target, "N=07"]
+        plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+        assert "-m lib book --profile quick --only 07" in plan
+
+
+def test_pre_commit_uses_the_pinned_versions_and_the_makefiles_options():
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    names = {"ruff-pre-commit": "ruff", "nbstripout": "nbstripout", "codespell": "codespell"}
+    for repository in repositories:
+        name = names.pop(repository["repo"].rsplit("/", 1)[1])
+        assert f"{name}=={repository['rev'].removeprefix('v')}" in pinned
+    assert not names
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    assert repositories[1]["hooks"][0]["args"] == shlex.split(re.search(r"^STRIP := (.+)", makefile, re.M).group(1))
+
+
+def test_words_are_spelt_right():
+    checked = subprocess.run([sys.executable, "-m", "codespell_lib", *CHECKED, *ROOT.glob("*.md")], cwd=ROOT,
+                             capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_code_passes_the_linter():
+    checked = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", *CHECKED], cwd=ROOT,
+                             capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_binder_installs_the_package_in_the_pinned_versions():
