@@ -119,10 +119,10 @@ def peers(axes: Axes, table: pd.DataFrame, value: str, label: str) -> Axes:
 
     With columns "seconds min" and "seconds max" and the value "ms", bars span the repetitions. Ours is drawn bold.
     """
-    for marker, (library, rows) in zip("osD^v", table.groupby("library", sort=False)):
+    for style, (library, rows) in zip(("o-", "s--", "D:", "^-.", "v-"), table.groupby("library", sort=False)):
         bold = library == "this book"
-        axes.plot(rows["m"], rows[value], marker=marker, color="black" if bold else "0.55", lw=2.5 if bold else 1.2,
-                  ms=5, label=library)
+        axes.plot(rows["m"], rows[value], style, color="black" if bold else "0.4", lw=2.5 if bold else 1.5,
+                  ms=6, mfc="black" if bold else "white", label=library)
         if value == "ms":
             axes.vlines(rows["m"], 1e3 * rows["seconds min"], 1e3 * rows["seconds max"], color="0.3", lw=1)
     axes.set(xscale="log", yscale="log", xlabel="embeddings in a batch, M", ylabel=label)

@@ -74,6 +74,7 @@ def test_peers_are_drawn_with_the_spread_of_their_times(axes):
                           "seconds min": [0.0005, 0.001, 0.003], "seconds max": [0.002, 0.004, 0.005]})
     figures.peers(axes, table, "ms", "milliseconds")
     assert {line.get_label(): line.get_ydata().tolist() for line in axes.lines} == {"this book": [1], "other": [2, 4]}
+    assert len({(line.get_linestyle(), line.get_marker()) for line in axes.lines}) == 2     # told apart without colour
     bars = [bar[:, 1].tolist() for collection in axes.collections for bar in collection.get_segments()]
     assert np.allclose(bars, [[0.5, 2], [1, 4], [3, 5]])
     named = table.rename(columns={"ms": "ms median", "seconds min": "ms min", "seconds max": "ms max"})
