@@ -64,7 +64,7 @@ def _head(kind: str, width: int | None, embedding: int) -> nn.Module:
         raise InputError("the encoder 'pixels' has no trainable features: its head must be 'none'")
     if kind == "linear":
         return nn.Linear(width, embedding)
-    # as in SimCLR's and SupContrast's CIFAR code and the UvA tutorial: as wide inside as h, no BatchNorm
+    # as in SupContrast and the UvA tutorial: as wide inside as h, no BatchNorm, which SimCLR's has after every layer
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, embedding))
 
 

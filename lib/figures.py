@@ -89,11 +89,11 @@ def loss_curve(axes: Axes, curves: list[list[dict]], chance: float, floor: float
         axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color=colour, alpha=0.8)
     axes.axhline(chance, color="0.3", ls="--", lw=1)
     axes.axhline(floor, color="0.3", ls=":", lw=1)
-    axes.annotate("chance: all embeddings equal", (0.99, chance), xycoords=("axes fraction", "data"),
-                  ha="right", va="bottom", fontsize=8)
-    axes.annotate("floor: no embedding is better", (0.99, floor), xycoords=("axes fraction", "data"),
-                  ha="right", va="bottom", fontsize=8)
+    for y, text in ((chance, "chance: all embeddings equal"), (floor, "floor: no embedding is better")):
+        axes.annotate(text, (0.99, y), xytext=(0, 3), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", ha="right", va="bottom", fontsize=9)
     axes.set(xlabel="epoch", ylabel="loss (nats)")
+    axes.margins(y=0.12)
     return axes
 
 
