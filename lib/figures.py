@@ -251,8 +251,7 @@ def accuracy_table(summary: pd.DataFrame, name: str = "accuracy (%)") -> Styler:
         return pd.DataFrame({"": ["no published record yet"]}).style.hide(axis="index").hide(axis="columns")
     shown = summary.drop(columns=["mean", "low", "high", "seeds", "interval"]).rename(columns={"n": "test images"})
     shown.insert(0, name, [Interval(r.mean, r.low, r.high).percent() for r in summary.itertuples()])
-    shown.insert(1, "interval over", [f"{r.seeds} seeds" if r.seeds > 1 else "test images"
-                                      for r in summary.itertuples()])
+    shown.insert(1, "interval over", [r.interval.replace("seeds", f"{r.seeds} seeds") for r in summary.itertuples()])
     same = {field: column.iloc[0] for field, column in shown.items()
             if len(shown) > 1 and column.nunique() == 1 and field != name}
     caption = "; ".join(f"{field}: {value:.3g}" if isinstance(value, float) else f"{field}: {value}"
