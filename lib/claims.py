@@ -1,9 +1,15 @@
 """The claims the book is about, and the rule by which records decide them.
 
 A claim is decided only like for like: by records of its own data set, encoder, epochs, features and probe. The nearest
-records are named beside it, with what they show, and decide nothing.
+records are named beside it where they bear on its direction, with what they show, and decide nothing.
+
+A published number is mostly one run. It is held against the interval in which *one more run* of ours would lie
+(``statistics.one_more``), not against that of our mean over seeds, which shrinks with every seed until no single run
+fits: a run of the very same distribution would be called "not reproduced" in 16 % of cases at 3 seeds, in half of them
+at 10. With the prediction interval it is 5 %, at any number of seeds. One seed knows no spread, and decides nothing.
 """
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -12,23 +18,26 @@ from lib import ROOT, InputError
 from lib.files import read_yaml
 from lib.records import COLUMNS, corruption_table, label_table, run_columns
 from lib.records import table as accuracies
-from lib.statistics import Interval, calibration_error, differences, over_runs, over_seeds
+from lib.statistics import Interval, calibration_error, differences, one_more, over_runs, over_seeds
 
 CLAIMS = ROOT / "book" / "claims.yml"
 HEADLINE = "<!-- headline -->", "<!-- end of headline -->"         # of the table in README.md
 FIELDS = {"id": str, "claim": str, "source": str, "rule": str, "like_for_like": dict}
-OPTIONAL = {"number": (int, float), "minus": dict, "nearest": list, "cannot": str, "question": str}
+OPTIONAL = {"number": (int, float), "runs": int, "minus": dict, "nearest": list, "cannot": str, "question": str}
 RULES = ("value", "sign", "at least", "none")
+ONE_SEED = "one seed, not assessed"
 SHARED = ("measure", "per_class", "method", "data", "images", "encoder", "features")     # the rest may differ
 
 
 def read(path: Path = CLAIMS) -> list[dict]:
     """The claims, in order. Raises InputError, naming file and claim, where a field is missing, unknown or wrong.
 
-    rule: "value", the number (percent; points with minus) lies in the interval; "sign", the difference has the number's
-    sign (plus where there is none); "at least", the difference is the number or more; "none", nothing to decide.
-    like_for_like: columns that a record must have. minus: the columns that differ in what is subtracted. nearest: the
-    columns that differ in runs to name instead, best first, with a minus of their own. cannot: why no record can decide
+    rule: "value", the number (percent; points with minus) lies where one more run of ours would; "at least", it lies
+    there or below (and the difference, with minus, is sure of its sign); "sign", the difference has the number's sign
+    (plus where there is none); "none", nothing to decide. runs: how many runs the number is the mean of, one if not
+    said. like_for_like: columns that a record must have. minus: the columns that differ in what is subtracted.
+    nearest: the columns that differ in runs to name instead, with a minus of their own, differences only, since levels
+    of another scale mislead; the one with most seeds is shown, of equals the first. cannot: why no record can decide
     it. question: what the claim answers; such claims are the headline. The value "any" lifts a condition.
     """
     claims = read_yaml(path)
@@ -41,9 +50,13 @@ def read(path: Path = CLAIMS) -> list[dict]:
                 raise InputError(f"{path}: claim {name}: the field '{field}' is missing, unknown or of the wrong type")
         if claim["rule"] not in RULES or (claim["rule"] in ("value", "at least") and "number" not in claim):
             raise InputError(f"{path}: claim {name}: the rule must be one of {', '.join(RULES)}, the number given")
+        if claim.get("runs", 1) < 1:
+            raise InputError(f"{path}: claim {name}: runs must be at least 1, got {claim['runs']}")
         near = claim.get("nearest", [])
         if not all(isinstance(part, dict) and isinstance(part.get("minus", {}), dict) for part in near):
             raise InputError(f"{path}: claim {name}: nearest must be a list of columns and values")
+        if not all("minus" in part or "minus" in claim for part in near):
+            raise InputError(f"{path}: claim {name}: nearest must be differences, with a minus")
         for part in (claim["like_for_like"], claim.get("minus", {}), *near, *(n.get("minus", {}) for n in near)):
             for column, value in part.items():
                 if column not in (*COLUMNS, "measure", "per_class") and not (column == "minus" and part in near):
@@ -57,7 +70,8 @@ def measures(records: list[dict]) -> pd.DataFrame:
     """All that claims can be decided by: ``records.table`` and more rows, told apart by the column measure.
 
     measure: "accuracy"; "few labels", with per_class; "ece", the expected calibration error; "corruption error", one
-    minus the accuracy over all corruptions and severities. The value stands in the column accuracy, as a fraction.
+    minus the accuracy over all corruptions and severities. The value stands in the column accuracy, as a fraction; the
+    n images of a corruption error are the same under every corruption, and correct is so many images' worth of errors.
     """
     errors = [run_columns(record) | {key: row[key] for key in ("features", "probe", "n")} |
               {"accuracy": calibration_error(row), "measure": "ece"}
@@ -66,6 +80,7 @@ def measures(records: list[dict]) -> pd.DataFrame:
     over = [column for column in corrupted if column not in ("corruption", "severity", "correct", "accuracy")]
     corrupted = corrupted.groupby(over, dropna=False, as_index=False)["accuracy"].mean()
     corrupted = corrupted.assign(accuracy=1 - corrupted["accuracy"], measure="corruption error")
+    corrupted["correct"] = (corrupted["accuracy"] * corrupted["n"]).astype(float).round()
     few = label_table(records).query("subset != 'all'").assign(measure="few labels")
     parts = [accuracies(records).assign(measure="accuracy"), few, pd.DataFrame(errors), corrupted]
     whole = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
@@ -85,22 +100,38 @@ def decide(claim: dict, table: pd.DataFrame) -> dict:
     """One row of the scoreboard; table: ``measures``.
 
     verdict: "reproduced", "not reproduced" (with where ours lies), "undecided" where the interval of a difference holds
-    both, "differs in" where runs on the claim's own data and encoder differ in other columns, else "not run". nearest,
-    show: what the nearest runs are, and what they show; they decide nothing.
+    both, "one seed, not assessed", "differs in" where runs on the claim's own data and encoder differ in other columns,
+    else "not run". one more run: what the number is held against. nearest, show: what the nearest runs are, and what
+    they show; they decide nothing.
     """
     base, minus = {"measure": "accuracy"} | claim["like_for_like"], claim.get("minus")
-    row = {"claim": claim["claim"], "claimed": _claimed(claim), "ours": "-", "n": 0, "verdict": "not run",
-           "minutes": None, "pixels": "-", "protocol": _told(claim["like_for_like"], minus), "nearest": "-",
-           "show": "-", "source": claim["source"]}
+    row = {"id": claim["id"], "claim": claim["claim"], "claimed": _claimed(claim), "ours": "-", "n": 0,
+           "one more run": "-", "verdict": "not run", "minutes": None, "pixels": "-",
+           "protocol": _told(claim["like_for_like"], minus), "nearest": "-", "show": "-", "source": claim["source"]}
     if "cannot" in claim:
         return row | _nearest(claim, base, table) | {"verdict": f"not run: {claim['cannot']}"}
     found = _measured(base, minus, table)
     if found:
-        return row | _ours(*found, "minus" in claim) | {"verdict": _verdict(claim, found[0])}
+        ours, values, group = found
+        low, high = _expected(claim, values)[1:]
+        more = "-" if math.isnan(low) else f"[{100 * low:.1f}, {100 * high:.1f}]"
+        return row | _ours(ours, group, "minus" in claim) | {"verdict": _verdict(claim, ours, values),
+                                                             "one more run": more}
     group, apart = _differing(base, table)
     if len(group) and not minus:
         return row | _ours(over_runs(group), group, False) | {"verdict": f"differs in {apart}"}
     return row | _nearest(claim, base, table)
+
+
+def nearest(claim: dict, table: pd.DataFrame) -> tuple[Interval, pd.DataFrame, dict] | None:
+    """The difference of the nearest runs, of most seeds: its interval, the runs it is from, and what is subtracted."""
+    base, best = {"measure": "accuracy"} | claim["like_for_like"], None
+    for near in claim.get("nearest", ()):
+        minus = near.get("minus", claim.get("minus"))
+        found = _measured(base | {column: value for column, value in near.items() if column != "minus"}, minus, table)
+        if found and (best is None or len(found[1]) > len(best[1])):
+            best = found[0], found[2], minus
+    return best
 
 
 def headline(claims: list[dict], table: pd.DataFrame) -> str:
@@ -127,44 +158,56 @@ def _differing(base: dict, table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _nearest(claim: dict, base: dict, table: pd.DataFrame) -> dict:
-    """What the first of the nearest runs that exist are, and what they show; of a difference its direction."""
-    for near in claim.get("nearest", ()):
-        minus = near.get("minus", claim.get("minus"))
-        found = _measured(base | {column: value for column, value in near.items() if column != "minus"}, minus, table)
-        if found:
-            ours, run = _ours(*found, bool(minus)), found[1].iloc[0]
-            side = {"reproduced": ", same direction", "not reproduced": ", opposite direction"}.get(
-                _verdict(claim | {"rule": "sign"}, found[0]), ", no clear direction") if minus else ""
-            what = "{data}, {images:,} images, {encoder}, {epochs} epochs, {features} by {probe}".format(**run)
-            return {"nearest": what + _told({}, minus), "show": f"{ours['ours']}, n = {ours['n']}{side}"}
-    return {}
+    """What the nearest runs are, and what they show, with its direction where the claim has one."""
+    found = nearest(claim, table)
+    if not found:
+        return {}
+    interval, group, minus = found
+    ours, run = _ours(interval, group, True), group.iloc[0]
+    side = {"reproduced": "same direction", "not reproduced": "opposite direction", "undecided": "no clear direction"}
+    told = _verdict(claim | {"rule": "sign"}, interval, group["accuracy"])
+    side = "" if claim["rule"] == "none" and told != ONE_SEED else f", {side.get(told, told)}"
+    what = ("{data}, trained on {trained_on:,} images in {view_size:g}-pixel views, {encoder}, {epochs} epochs, "
+            "{probe} probe on {features}")
+    return {"nearest": what.format(**run) + _told({}, minus), "show": f"{ours['ours']}, n = {ours['n']}{side}"}
 
 
-def _measured(base: dict, minus: dict | None, table: pd.DataFrame) -> tuple[Interval, pd.DataFrame] | None:
-    """The value, or the difference over paired seeds, and the runs it is from; of protocols that fit, most seeds."""
+def _measured(base: dict, minus: dict | None, table: pd.DataFrame) -> tuple[Interval, pd.Series, pd.DataFrame] | None:
+    """The level, or the difference over paired seeds; its value for each seed; and the runs. Most seeds win."""
     fitting = [matching(table, part) for part in (base, *([base | minus] if minus else []))]
     groups = [max((of for _, of in fit.groupby("protocol")), key=len, default=fit) for fit in fitting]
     if not all(len(group) for group in groups):
         return None
     if not minus:
-        return over_runs(groups[0]), groups[0]
+        return over_runs(groups[0]), groups[0]["accuracy"], groups[0]
     pairs = differences(*groups)
-    return (over_seeds(pairs), groups[0][groups[0]["seed"].isin(pairs.index)]) if len(pairs) else None
+    return (over_seeds(pairs), pairs, groups[0][groups[0]["seed"].isin(pairs.index)]) if len(pairs) else None
 
 
-def _verdict(claim: dict, ours: Interval) -> str:
-    number = claim.get("number", 0) / 100
-    if claim["rule"] == "none":
+def _expected(claim: dict, values: pd.Series) -> Interval:
+    """Where one more run of ours would lie, as fractions; wider by half a unit of the number's last digit."""
+    digits = len(str(claim.get("number", 0.0)).partition(".")[2])
+    return one_more(values, claim.get("runs", 1), rounding=0.5 / 10 ** digits / 100)
+
+
+def _verdict(claim: dict, ours: Interval, values: pd.Series) -> str:
+    """By the claim's rule, see ``read``. ours: the mean with its interval; values: of every seed."""
+    rule, number = claim["rule"], claim.get("number", 0) / 100
+    if rule == "none":
         return "no number to compare with"
-    if claim["rule"] == "value":
-        if ours.low <= number <= ours.high:
-            return "reproduced"
-        return f"not reproduced: {'above' if ours.low > number else 'below'}" if ours.low == ours.low else "undecided"
+    if len(values) == 1:
+        return ONE_SEED
     side = -1 if number < 0 else 1
-    edge = number if claim["rule"] == "at least" else 0
-    moved = Interval(*(side * (value - edge) for value in ours))
-    low, high = sorted(moved[1:])
-    return "reproduced" if low > 0 else "not reproduced" if high < 0 else "undecided"
+    low, high = sorted(side * end for end in ours[1:])
+    sign = "reproduced" if low > 0 else "not reproduced" if high < 0 else "undecided"
+    if rule == "sign":
+        return sign
+    _, low, high = _expected(claim, values)
+    if low > number:
+        return "reproduced" if rule == "at least" and side > 0 else "not reproduced: above"
+    if high < number:
+        return "reproduced" if rule == "at least" and side < 0 else "not reproduced: below"
+    return sign if rule == "at least" and "minus" in claim else "reproduced"
 
 
 def _claimed(claim: dict) -> str:

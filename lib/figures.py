@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from pandas.io.formats.style import Styler
 from torch import Tensor
@@ -213,10 +214,17 @@ def compared(first: pd.DataFrame, second: pd.DataFrame) -> dict:
 
 
 def embedding_map(axes: Axes, points: np.ndarray, labels, classes: tuple[str, ...], title: str = "") -> Axes:
-    """Points (N, 2) in the colours of their classes. The axes of such a map mean nothing: they are not drawn."""
-    for c, colour in zip(range(len(classes)), sns.color_palette("husl", len(classes))):
-        of_class = np.asarray(labels) == c
-        axes.scatter(*points[of_class].T, s=10, color=colour, label=classes[c], lw=0)
+    """Points (N, 2) in the colours of their classes, whose names stand at their medians.
+
+    The axes of such a map mean nothing: they are not drawn. Up to ten classes have ten colours that are told apart.
+    """
+    points, labels = np.asarray(points), np.asarray(labels)
+    for c, colour in enumerate(sns.color_palette("tab10" if len(classes) <= 10 else "husl", len(classes))):
+        of_class = points[labels == c]
+        axes.scatter(*of_class.T, s=10, color=colour, label=classes[c], lw=0)
+        if len(of_class):
+            axes.text(*np.median(of_class, axis=0), classes[c], fontsize=9, weight="bold", ha="center", va="center",
+                      path_effects=[withStroke(linewidth=3, foreground="white")])
     axes.set(xticks=[], yticks=[], box_aspect=1)
     axes.set_title(title, fontsize=10)
     sns.despine(ax=axes, left=True, bottom=True)
@@ -251,8 +259,7 @@ def accuracy_table(summary: pd.DataFrame, name: str = "accuracy (%)") -> Styler:
         return pd.DataFrame({"": ["no published record yet"]}).style.hide(axis="index").hide(axis="columns")
     shown = summary.drop(columns=["mean", "low", "high", "seeds", "interval"]).rename(columns={"n": "test images"})
     shown.insert(0, name, [Interval(r.mean, r.low, r.high).percent() for r in summary.itertuples()])
-    shown.insert(1, "interval over", [f"{r.seeds} seeds" if r.seeds > 1 else "test images"
-                                      for r in summary.itertuples()])
+    shown.insert(1, "interval over", [r.interval.replace("seeds", f"{r.seeds} seeds") for r in summary.itertuples()])
     same = {field: column.iloc[0] for field, column in shown.items()
             if len(shown) > 1 and column.nunique() == 1 and field != name}
     caption = "; ".join(f"{field}: {value:.3g}" if isinstance(value, float) else f"{field}: {value}"

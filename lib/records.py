@@ -7,6 +7,7 @@ to ``results/ID.json``, which is what the chapters read.
 import base64
 import hashlib
 import json
+import math
 import platform
 import re
 import subprocess
@@ -32,8 +33,9 @@ REQUIRED = {"schema": int, "id": str, "config": dict, "data": dict, "code": dict
 
 RUN_COLUMNS = ["name", "encoder", "stem", "head", "epochs", "seed", "temperature", "recipe", "optimiser", "batch_size",
                "positives", "precision", "factor"]       # as configured
-COLUMNS = ["id", "protocol", "method", "data", "variant", "images", *RUN_COLUMNS, "features", "probe", "accuracy",
-           "correct", "n", "minutes", "views_per_second"]
+COLUMNS = ["id", "protocol", "method", "data", "variant", "images", "trained_on", "view_size", *RUN_COLUMNS,
+           "features", "probe", "accuracy", "correct", "n", "minutes", "views_per_second"]
+SIDES = {"digits": 32, "cifar10": 32, "cifar100": 32, "imagenette96": 96, "stl10": 96}     # of the data sets' images
 
 
 def write(path: Path, record: dict) -> None:
@@ -118,7 +120,8 @@ def table(records: list[dict]) -> pd.DataFrame:
 
     The columns are COLUMNS. protocol is a hash of everything that decides the numbers but the seed: only equal ones may
     be averaged. method is what the features owe their quality to: simclr, supcon, ce, or "untrained" and "pixels" for
-    the baselines. accuracy is a fraction.
+    the baselines. images: labelled ones, of which some validate; trained_on: those in the pool. view_size: the side of
+    a view in pixels, NaN where the configuration leaves it to data of unknown size. accuracy is a fraction.
     """
     rows = []
     for record in records:
@@ -168,7 +171,8 @@ def run_columns(record: dict) -> dict:
     return {key: getattr(known, key) for key in RUN_COLUMNS} | {
         "id": record["id"], "protocol": hashlib.sha256(decisive.encode()).hexdigest()[:10], "method": method,
         "data": data["name"], "variant": data["variant"],
-        "images": config["images"] or data["counts"]["train"] + data["counts"]["val"],
+        "images": config["images"] or data["counts"]["train"] + data["counts"]["val"], "trained_on": data.get("pool"),
+        "view_size": known.size or SIDES.get(data["name"], math.nan),
         "minutes": record["seconds"] / 60, "views_per_second": record["views_per_second"]}
 
 

@@ -75,7 +75,12 @@ def bootstrap(first, second, confidence: float = 0.95, draws: int = 10_000) -> I
 
 
 def differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.Series:
-    """Accuracy of first minus that of second, seed by seed, for the seeds that both have; one row a seed in each."""
+    """Accuracy of first minus that of second, seed by seed, for the seeds that both have; one row a seed in each.
+
+    Runs of the same seed share test images and split (and, where they can, initialisation and order): what is shared
+    cancels. ``over_seeds`` of these values is about the mean difference on these test images; of others, and of
+    settings, data and tuning that all the pairs have in common, it knows nothing.
+    """
     pair = (table.drop_duplicates("seed").set_index("seed")["accuracy"] for table in (first, second))
     return next(pair).sub(next(pair)).dropna().sort_index()
 
@@ -119,30 +124,67 @@ def calibration_error(bins: dict) -> float:
 
 
 def over_runs(group: pd.DataFrame) -> Interval:
-    """Of runs that differ in the seed: over seeds where there are several, else over test images, if some are counted.
+    """A level with its 95 % interval: the mean accuracy of runs that differ in the seed, on the same test images.
 
-    group: columns accuracy, correct (NaN for what is no share of images) and n.
+    What it is about: the accuracy to expect of another seed, on average, over all images that the test images are a
+    sample of. Both samples add noise: of seeds Student's half-width, of images Wilson's at the mean accuracy. More
+    seeds make the first smaller, never the second, since all runs share the images: it is not divided by their number.
+    The half-widths are joined by the root of the sum of their squares. That is a little too wide, since the runs'
+    spread holds some of the images' noise already; differences of runs (``differences``) are free of what is shared.
+    group: columns accuracy, correct (NaN for what is no share of images: then seeds alone) and n. One run: Wilson's.
     """
-    one = group.iloc[0]
-    if len(group) > 1 or pd.isna(one["correct"]):
-        return over_seeds(group["accuracy"])
-    return binomial(int(one["correct"]), int(one["n"]))
+    return _level(group["accuracy"], None if group["correct"].isna().any() else int(group["n"].iloc[0]))
+
+
+def _level(values, n: int | None) -> Interval:
+    """Mean of the values with the noise of seeds (or subsets) and of n shared test images; None: of seeds alone."""
+    mean, low, high = over_seeds(values)
+    if n is None:
+        return Interval(mean, low, high)
+    images = binomial(round(mean * n), n)
+    if math.isnan(low):
+        return images
+    return Interval(mean, mean - math.hypot(mean - low, images.value - images.low),
+                    mean + math.hypot(high - mean, images.high - images.value))
+
+
+def one_more(values, runs: int = 1, rounding: float = 0.0, confidence: float = 0.95) -> Interval:
+    """The mean of the values with the interval in which one more run will lie (or the mean of so many more runs).
+
+    Student's prediction interval: ``t s sqrt(1 / runs + 1 / n)``, wider than the mean's own, which asks where the
+    expectation lies. It is what a published number, mostly a single run, must be held against: of numbers that come
+    from the same distribution 95 % lie inside, however many runs there are. It is about the same test images.
+    rounding: half a unit of the published number's last digit, added at both ends. A single value: (nan, nan).
+    """
+    mean, low, high = over_seeds(values, confidence)
+    share = math.sqrt(1 + len(values) / runs)                       # of the prediction's width by the mean's
+    return Interval(mean, mean - share * (mean - low) - rounding, mean + share * (high - mean) + rounding)
+
+
+def spread_interval(values, confidence: float = 0.95) -> Interval:
+    """The standard deviation with its chi-square interval: of few runs it is hardly known, of one not at all (nan)."""
+    n, spread = len(values), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    low, high = (spread * math.sqrt((n - 1) / stats.chi2.ppf(share, n - 1)) if n > 1 else math.nan
+                 for share in ((1 + confidence) / 2, (1 - confidence) / 2))
+    return Interval(spread, low, high)
 
 
 def summarise(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean accuracy of each group of runs that differ in nothing but the seed.
+    """Mean accuracy of each group of runs that differ in nothing but the seed, with ``over_runs``'s interval.
 
     table: columns accuracy, correct, n, protocol, minutes and those in by, one row per run (``lib.records.table``).
     Runs of different protocols (configuration apart from the seed, or data) are never averaged: they get a row each.
     Returns by, mean, low, high, seeds, n (test images), minutes (mean a run) and interval: what the 95 % interval
-    tells of, "seeds" (Student's t) where there are several, else "test images" (Wilson's).
+    tells of, "seeds and test images" where there are several runs, "test images" (Wilson's) for a single one; "seeds"
+    or "none" where no images are counted.
     """
     rows = []
     for (*key, _), group in table.groupby([*by, "protocol"], sort=False, dropna=False):
         mean, low, high = over_runs(group)
+        over = ["seeds"] * (len(group) > 1) + ["test images"] * bool(group["correct"].notna().all())
         rows.append(dict(zip(by, key)) | {"mean": mean, "low": low, "high": high, "seeds": len(group),
                                           "n": int(group["n"].iloc[0]), "minutes": group["minutes"].mean(),
-                                          "interval": "seeds" if len(group) > 1 else "test images"})
+                                          "interval": " and ".join(over) or "none"})
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds", "n", "minutes", "interval"])
 
 
@@ -150,8 +192,8 @@ def summarise_labels(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean accuracy by number of labels, over runs where there are several, else over subsets of the labels.
 
     table: ``lib.records.label_table``. A run's subsets of one size are averaged first: what the interval of several
-    runs tells of is the noise of runs, each read with its own average subset. A single run with a single subset has
-    Wilson's interval over test images.
+    runs tells of is the noise of runs, each read with its own average subset (the subsets are the same ones for every
+    run). The noise of the test images is in every interval (``over_runs``), alone for a single run with one subset.
     Returns by, protocol, probe, per_class, labels, mean, low, high, runs, subsets, interval.
     """
     rows, keys = [], [*by, "protocol", "probe", "per_class", "labels"]
@@ -159,9 +201,8 @@ def summarise_labels(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         runs = group.groupby("id")["accuracy"].mean()
         subsets = group["subset"].nunique()
         over, values = ("runs", runs) if len(runs) > 1 else ("subsets", group["accuracy"])
-        mean, low, high = over_seeds(values)
-        if len(values) == 1:
-            over, (mean, low, high) = "test images", binomial(int(group["correct"].iloc[0]), int(group["n"].iloc[0]))
+        mean, low, high = _level(values, int(group["n"].iloc[0]))
+        over = over if len(values) > 1 else "test images"
         rows.append(dict(zip(keys, key)) | {"mean": mean, "low": low, "high": high, "runs": len(runs),
                                             "subsets": subsets, "interval": over})
     return pd.DataFrame(rows, columns=[*keys, "mean", "low", "high", "runs", "subsets", "interval"])

@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -8,8 +9,9 @@ SLICE = {"data": "cifar10", "images": 100, "encoder": "slim", "epochs": 5}
 
 def table(accuracies, **values):
     row = dict.fromkeys([*records.COLUMNS, "measure"], "x") | {
-        "method": "simclr", "variant": "", "data": "stl10", "encoder": "resnet18", "images": 5000, "epochs": 500,
-        "n": 1000, "minutes": 1.0, "measure": "accuracy", "factor": 1.0, "per_class": None} | values
+        "method": "simclr", "variant": "", "data": "stl10", "encoder": "resnet18", "images": 5000, "trained_on": 5000,
+        "view_size": 96, "epochs": 500, "n": 1000, "minutes": 1.0, "measure": "accuracy", "factor": 1.0,
+        "per_class": None} | values
     row |= {"protocol": str(sorted((key, str(value)) for key, value in row.items() if key != "features"))}
     rows = [row | {"accuracy": a, "correct": round(1000 * a), "seed": i} for i, a in enumerate(accuracies)]
     return pd.DataFrame(rows, columns=[*records.COLUMNS, "measure", "per_class"])
@@ -20,10 +22,9 @@ def both(*tables):
 
 
 CLAIM = {"id": "c", "claim": "c", "source": "s", "rule": "value", "number": 80.0,
-         "like_for_like": {"method": "simclr", "data": "stl10", "images": 5000, "encoder": "resnet18", "epochs": 500},
-         "nearest": [{**SLICE, "epochs": 9}, SLICE]}
+         "like_for_like": {"method": "simclr", "data": "stl10", "images": 5000, "encoder": "resnet18", "epochs": 500}}
 LONGER = CLAIM | {"rule": "sign", "number": 4.0, "minus": {"epochs": 100},
-                  "nearest": [SLICE | {"minus": {"epochs": 1}}]}
+                  "nearest": [{**SLICE, "epochs": 9}, SLICE | {"minus": {"epochs": 1}}]}
 
 
 def verdict(claim, *tables):
@@ -32,9 +33,38 @@ def verdict(claim, *tables):
 
 @pytest.mark.parametrize("accuracies, words", [
     ([0.79, 0.80, 0.81], "reproduced"), ([0.90, 0.901], "not reproduced: above"),
-    ([0.70, 0.701, 0.699], "not reproduced: below"), ([0.8], "reproduced"), ([], "not run")])
-def test_a_verdict_follows_from_the_interval(accuracies, words):
+    ([0.70, 0.701, 0.699], "not reproduced: below"), ([0.8], "one seed, not assessed"), ([], "not run")])
+def test_a_verdict_follows_from_where_one_more_run_would_lie(accuracies, words):
     assert verdict(CLAIM, table(accuracies)) == words
+    lower = "reproduced" if "above" in words else words
+    assert verdict(CLAIM | {"rule": "at least"}, table(accuracies)) == lower
+
+
+def test_the_row_names_the_interval_that_decides():
+    row = claims.decide(CLAIM, table([0.79, 0.80, 0.81]))
+    half = 4.30265 * 0.01 * np.sqrt(4 / 3)                                              # t of 2 degrees of freedom
+    assert row["one more run"] == f"[{80 - 100 * half - 0.05:.1f}, {80 + 100 * half + 0.05:.1f}]"
+    assert claims.decide(CLAIM, table([0.8]))["one more run"] == "-"
+
+
+@pytest.mark.parametrize("seeds, runs", [(3, 1), (10, 1), (5, 3)])
+def test_a_published_run_of_the_same_distribution_is_refused_in_one_case_of_twenty(seeds, runs):
+    """By simulation. "At least" refuses half as many: those above."""
+    random, counts = np.random.default_rng(seeds), {"value": 0, "at least": 0}
+    for _ in range(4000):
+        theirs, ours = random.normal(0.8, 0.01, runs).mean(), random.normal(0.8, 0.01, seeds)
+        claim = {"number": round(100 * theirs, 2), "runs": runs}
+        for rule in counts:
+            told = claims._verdict(claim | {"rule": rule}, claims.Interval(0.8, 0.79, 0.81), pd.Series(ours))
+            counts[rule] += told.startswith("not reproduced")
+    assert counts["value"] / 4000 == pytest.approx(0.05, abs=0.012)
+    assert counts["at least"] / 4000 == pytest.approx(0.025, abs=0.009)
+
+
+def test_the_last_digit_of_a_published_number_is_rounded():
+    same = [0.80041, 0.80042, 0.80041]
+    assert verdict(CLAIM | {"number": 80.0}, table(same)) == "reproduced"
+    assert verdict(CLAIM | {"number": 80.01}, table(same)) == "not reproduced: above"
 
 
 @pytest.mark.parametrize("rule, number, first, second, words", [
@@ -42,11 +72,16 @@ def test_a_verdict_follows_from_the_interval(accuracies, words):
     ("sign", 4, [0.75, 0.755, 0.77], [0.80, 0.81, 0.82], "not reproduced"),
     ("sign", -4, [0.75, 0.755, 0.77], [0.80, 0.81, 0.82], "reproduced"),
     ("sign", 4, [0.80, 0.75, 0.82], [0.75, 0.80, 0.77], "undecided"),
-    ("sign", 4, [0.80], [0.75], "undecided"),                                       # one pair: nothing known of seeds
+    ("sign", 4, [0.80], [0.75], "one seed, not assessed"),
+    ("at least", 4, [0.80], [0.75], "one seed, not assessed"),
     ("at least", 4, [0.80, 0.81, 0.82], [0.75, 0.755, 0.77], "reproduced"),
-    ("at least", 10, [0.80, 0.81, 0.82], [0.75, 0.755, 0.77], "not reproduced"),
+    ("at least", 5.2, [0.80, 0.81, 0.82], [0.75, 0.755, 0.77], "reproduced"),       # as one more run could be
+    ("at least", 4, [0.80, 0.75, 0.82], [0.75, 0.80, 0.77], "undecided"),           # nor is it sure to be more than 0
+    ("at least", 10, [0.80, 0.81, 0.82], [0.75, 0.755, 0.77], "not reproduced: below"),
+    ("at least", -10, [0.75, 0.755, 0.77], [0.80, 0.81, 0.82], "not reproduced: above"),
+    ("at least", -4, [0.75, 0.755, 0.77], [0.80, 0.81, 0.82], "reproduced"),
     ("value", 5, [0.80, 0.81, 0.82], [0.75, 0.755, 0.77], "reproduced"),
-    ("value", 9, [0.80, 0.81, 0.82], [0.75, 0.755, 0.77], "not reproduced: below"),
+    ("value", 7.9, [0.80, 0.81, 0.82], [0.75, 0.755, 0.77], "not reproduced: below"),
     ("none", 1, [0.80, 0.81], [0.75, 0.77], "no number to compare with")])
 def test_comparisons_are_decided_on_paired_seeds(rule, number, first, second, words):
     claim = LONGER | {"rule": rule, "number": number}
@@ -77,15 +112,25 @@ def test_of_runs_that_differ_the_closest_are_shown():
 
 
 def test_a_slice_is_named_with_what_it_shows_and_decides_nothing():
-    row = claims.decide(CLAIM, table([0.8, 0.81], **SLICE))
-    assert row["verdict"] == "not run" and row["ours"] == "-"
-    assert row["nearest"] == "cifar10, 100 images, slim, 5 epochs, x by x"
-    assert row["show"].startswith("80.5 [") and row["show"].endswith(" %, n = 2")
-    for first, second, words in (([0.8, 0.81], [0.7, 0.712], "same"), ([0.7, 0.712], [0.8, 0.81], "opposite"),
-                                 ([0.8, 0.7], [0.7, 0.8], "no clear")):
-        row = claims.decide(LONGER, both(table(first, **SLICE), table(second, **SLICE | {"epochs": 1})))
-        assert row["verdict"] == "not run" and row["show"].endswith(f"n = 2, {words} direction")
-        assert row["nearest"].endswith("; minus epochs 1")
+    for first, second, words in (([0.8, 0.81], [0.7, 0.712], ", same direction"),
+                                 ([0.7, 0.712], [0.8, 0.81], ", opposite direction"),
+                                 ([0.8, 0.7], [0.7, 0.8], ", no clear direction"),
+                                 ([0.8], [0.7], ", one seed, not assessed")):
+        rows = both(table(first, **SLICE), table(second, **SLICE | {"epochs": 1}))
+        row = claims.decide(LONGER, rows)
+        assert row["verdict"] == "not run" and row["ours"] == "-" and row["show"].endswith(f"n = {len(first)}{words}")
+        assert row["nearest"] == ("cifar10, trained on 5,000 images in 96-pixel views, slim, 5 epochs, x probe on x; "
+                                  "minus epochs 1")
+    none = claims.decide(LONGER | {"rule": "none"}, both(table([0.8, 0.81], **SLICE),
+                                                         table([0.7, 0.712], **SLICE | {"epochs": 1})))
+    assert none["show"].endswith("n = 2")                                               # nothing claimed, no direction
+
+
+def test_of_the_nearest_runs_those_with_most_seeds_are_shown():
+    near = [SLICE | {"data": name, "minus": {"epochs": 1}} for name in ("few", "many", "as-many")]
+    rows = [table([0.8, 0.81, 0.82][:n], **SLICE | {"data": name, "epochs": epochs})
+            for name, n in (("few", 2), ("many", 3), ("as-many", 3)) for epochs in (1, 5)]
+    assert claims.decide(LONGER | {"nearest": near}, both(*rows))["nearest"].startswith("many,")
 
 
 def test_a_claim_that_no_record_can_decide_says_why():
@@ -114,7 +159,7 @@ def test_measures_beyond_accuracy():
     assert found.loc["corruption error", "accuracy"] == pytest.approx(0.4)
     assert len(found.loc["accuracy"]) == len(records.table([record]))
     one = claims.decide(CLAIM | {"like_for_like": {"measure": "ece"}, "number": 10}, found.reset_index())
-    assert (one["ours"], one["verdict"]) == ("10.0 %", "undecided")         # one seed, and no images to count
+    assert (one["ours"], one["verdict"]) == ("10.0 %", "one seed, not assessed")    # nor are there images to count
 
 
 # --- the book's claims -------------------------------------------------------------------------------------------
@@ -124,7 +169,8 @@ simclr-stl10-500 simclr-stl10-100 simclr-stl10-500-head report-learns report-lon
 report-supcon-100 uva-labels-10 uva-labels-20 uva-labels-50 uva-labels-100 uva-labels-200 uva-labels-500 uva-older-500
 uva-jax-500 uva-supervised uva-supervised-jax supcon-cifar10 ce-cifar10 simclr-cifar10 supcon-over-ce-cifar10
 supcon-cifar100 ce-cifar100 simclr-cifar100 supcon-over-ce-cifar100 supcon-over-ce-matched supcon-over-ce-crop-flip
-supcon-replication-1 supcon-replication-2 supcon-author-1 supcon-author-2 solo-learn-supcon-r18 dkobak-r18-100
+supcon-over-ce-steps simclr-paper-ce-cifar10
+supcon-replication-1 supcon-replication-2 supcon-author-1 solo-learn-supcon-r18 dkobak-r18-100
 dkobak-r18-1000 dkobak-r50-1000 simclr-paper-cifar10 ce-bar-cifar10 sthalles-stl10-100 spijkervet-stl10-100
 simclr-mlp-over-linear simclr-mlp-over-none simclr-h-over-z simclr-rotation-h simclr-rotation-z
 simclr-temperature-0.05 simclr-temperature-0.1 simclr-temperature-0.5 simclr-temperature-1
@@ -167,7 +213,12 @@ def test_no_slice_and_no_stand_in_decides_a_claim():
 
 def test_the_reports_claims_are_all_there():
     numbers = {claim.get("number") for claim in claims.read()}
-    assert {80.06, 75.49, 76.96, 96.0, 95.0} <= numbers
+    assert {80.06, 75.49, 76.96, 3.10, 96.0, 95.0} <= numbers
+
+
+def test_what_has_no_loader_is_said_to_be_undecidable():
+    """Else a claim on ImageNet would read as if somebody had only to press a button."""
+    assert all("cannot" in claim for claim in claims.read() if claim["like_for_like"]["data"] == "imagenet")
 
 
 GOOD = "{id: c, claim: c, source: s, rule: value, number: 1, like_for_like: {epochs: 1}}"
@@ -181,6 +232,8 @@ GOOD = "{id: c, claim: c, source: s, rule: value, number: 1, like_for_like: {epo
     ("- " + GOOD.replace("value", "guess"), "the rule must be one of"),
     ("- " + GOOD.replace("number: 1, ", ""), "the rule must be one of .* the number given"),
     ("- " + GOOD.replace("id: c", "id: c, nearest: [{minus: {epoch: 1}}]"), "no column 'epoch'"),
+    ("- " + GOOD.replace("id: c", "id: c, nearest: [{epochs: 2}]"), "nearest must be differences"),
+    ("- " + GOOD.replace("id: c", "id: c, runs: 0"), "runs must be at least 1"),
     ("- " + GOOD.replace("id: c", "id: c, colour: red"), "the field 'colour'"),
 ])
 def test_bad_claims_are_named(content, words, tmp_path):

@@ -119,6 +119,16 @@ def test_the_accuracy_comes_first_and_settings_keep_their_digits():
     assert html.index("accuracy (%)") < html.index(">temperature<") and ">0.07<" in html and ">0.1<" not in html
 
 
+def test_classes_are_named_on_the_map_in_colours_that_are_told_apart(axes):
+    points, names = np.array([[0, 0], [1, 0], [9, 9], [9, 7], [9, 8]]), tuple("abcdefghij")
+    figures.embedding_map(axes, points, [0, 0, 9, 9, 9], names)
+    assert {text.get_text(): text.get_position() for text in axes.texts} == {"a": (0.5, 0), "j": (9, 8)}
+    colours = np.array([part.get_facecolor()[0, :3] for part in axes.collections if len(part.get_offsets())])
+    everything = np.array(figures.sns.color_palette("tab10"))
+    assert np.abs(colours[0] - colours[1]).max() > 0.2
+    assert min(np.abs(a - b).max() for i, a in enumerate(everything) for b in everything[:i]) > 0.2
+
+
 def test_every_method_has_a_name_and_a_colour_of_its_own():
     assert figures.COLOURS.keys() == figures.NAMES.keys() and len(set(figures.COLOURS.values())) == len(figures.COLOURS)
 

@@ -6,6 +6,7 @@ import pytest
 
 from lib import InputError, evaluation, records, training
 from lib.config import preset
+from lib.data import load
 
 
 @pytest.fixture
@@ -28,7 +29,15 @@ def test_the_table_has_a_row_for_each_accuracy(run, toy):
     table = records.table([run.record])
     assert sorted(zip(table.features, table.probe)) == [("h", "knn"), ("h", "linear"), ("z", "knn"), ("z", "linear")]
     assert (table.accuracy == table.correct / table.n).all() and set(table.images) == {200}
+    assert set(table.trained_on) == {len(toy.take(None).pool(run.config.pool))}
     assert list(records.table([]).columns) == records.COLUMNS
+
+
+def test_the_side_of_the_views_is_the_configurations_else_the_datas(run):
+    table = records.table(records.load_all()).drop_duplicates("data").set_index("data")
+    assert table.loc["cifar10", "view_size"] == 32 and table.loc["imagenette96", "view_size"] == 64
+    assert load("digits").size == (records.SIDES["digits"],) * 2
+    assert np.isnan(records.run_columns(run.record)["view_size"])                       # of data nobody knows
 
 
 def test_the_label_table_ends_with_all_labels(run, toy, monkeypatch):

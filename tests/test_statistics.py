@@ -45,15 +45,66 @@ def test_mcnemar_by_counting():
     assert statistics.mcnemar(first, first) == (0, 0, 0, 1)
 
 
+def level(accuracies, n):
+    return statistics.over_runs(pd.DataFrame({"accuracy": accuracies, "correct": np.round(np.multiply(accuracies, n)),
+                                              "n": n}))
+
+
+def test_seeds_and_test_images_are_both_in_a_levels_interval():
+    values = [0.50, 0.52, 0.54]
+    found, seeds, images = level(values, 1000), statistics.over_seeds(values), statistics.binomial(520, 1000)
+    assert found.value == pytest.approx(0.52)
+    assert found.value - found.low == pytest.approx(math.hypot(seeds.value - seeds.low, images.value - images.low))
+    assert found.high - found.value == pytest.approx(math.hypot(seeds.high - seeds.value, images.high - images.value))
+    same = level([0.452, 0.452, 0.452], 3925)                           # equal seeds do not make the test images more
+    assert same == pytest.approx(statistics.binomial(1774, 3925), abs=1e-4)
+    assert level([0.5], 1000) == statistics.binomial(500, 1000)
+    uncounted = statistics.over_runs(pd.DataFrame({"accuracy": values, "correct": None, "n": 1000}))
+    assert uncounted == seeds
+
+
+@pytest.mark.parametrize("seeds, spread", [(3, 0.0), (3, 0.02), (10, 0.01)])
+def test_a_level_covers_the_accuracy_on_all_images_over_all_seeds(seeds, spread):
+    """By simulation of images of different difficulty, shared by runs of different skill; seeds alone cover too few."""
+    random, n, draws, hits, of_seeds = np.random.default_rng(seeds), 500, 1500, 0, 0
+    for _ in range(draws):
+        easy = random.beta(1.2, 0.8, n)             # how often the seeds get an image right; 0.6 in the mean
+        skill = random.normal(0, spread, (seeds, 1))
+        values = (random.random((seeds, n)) < np.clip(easy + skill, 0, 1)).mean(1)
+        hits += level(values, n).low <= 0.6 <= level(values, n).high
+        of_seeds += statistics.over_seeds(values).low <= 0.6 <= statistics.over_seeds(values).high
+    assert 0.94 < hits / draws < 1 and of_seeds / draws < hits / draws - 0.02
+
+
+def test_one_more_run_lies_where_it_is_predicted():
+    values = [0.50, 0.52, 0.51, 0.55]
+    half = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) * math.sqrt(1 + 1 / 4)
+    assert statistics.one_more(values)[1:] == pytest.approx((0.52 - half, 0.52 + half))
+    third = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) * math.sqrt(1 / 3 + 1 / 4)
+    assert statistics.one_more(values, 3, 0.001)[1:] == pytest.approx((0.519 - third, 0.521 + third))
+    assert math.isnan(statistics.one_more([0.5]).low)
+
+
+def test_the_spread_of_few_runs_is_hardly_known():
+    low, high = (0.01 * math.sqrt(2 / stats.chi2.ppf(share, 2)) for share in (0.975, 0.025))
+    assert statistics.spread_interval([0.50, 0.51, 0.52]) == pytest.approx((0.01, low, high))
+    random = np.random.default_rng(0)
+    found = [statistics.spread_interval(random.normal(0, 1, 4)) for _ in range(2000)]
+    assert sum(low <= 1 <= high for _, low, high in found) / 2000 == pytest.approx(0.95, abs=0.015)
+    assert all(math.isnan(part) for part in statistics.spread_interval([0.5]))
+
+
 def test_summaries_say_which_interval_they_give():
     table = pd.DataFrame({"method": ["a", "a", "b"], "accuracy": [0.5, 0.7, 0.9], "correct": [5, 7, 9], "n": 10,
                           "protocol": "x", "minutes": [1.0, 2.0, 4.0]})
     a, b = statistics.summarise(table, ["method"]).itertuples()
-    assert (a.seeds, a.interval, a.minutes) == (2, "seeds", 1.5) and (a.mean, a.low) == pytest.approx(
-        statistics.over_seeds([0.5, 0.7])[:2])
+    assert (a.seeds, a.interval, a.minutes) == (2, "seeds and test images", 1.5)
+    assert (a.mean, a.low, a.high) == pytest.approx(level([0.5, 0.7], 10))
     apart = statistics.summarise(table.assign(protocol=["x", "y", "x"]), ["method"])    # one seed each of two protocols
     assert list(apart.seeds) == [1, 1, 1] and list(apart["mean"]) == [0.5, 0.7, 0.9]
     assert (b.seeds, b.interval) == (1, "test images") and b.low == pytest.approx(statistics.binomial(9, 10).low)
+    uncounted = statistics.summarise(table.assign(correct=np.nan), ["method"])
+    assert list(uncounted["interval"]) == ["seeds", "none"] and math.isnan(uncounted["low"][1])
 
 
 def sweep(rows):
@@ -66,11 +117,11 @@ def test_the_label_sweeps_interval_is_over_what_there_is_several_of():
     subsets = [("a", "p", "linear", 10, 100, f"random {i}", c, 100) for i, c in enumerate((50, 60, 70))]
     one = statistics.summarise_labels(sweep(subsets), ["data"]).iloc[0]
     assert (one["interval"], one["runs"], one["subsets"]) == ("subsets", 1, 3)
-    assert (one["mean"], one["low"], one["high"]) == pytest.approx(statistics.over_seeds([0.5, 0.6, 0.7]))
+    assert (one["mean"], one["low"], one["high"]) == pytest.approx(level([0.5, 0.6, 0.7], 100))
     more = subsets + [("b", "p", "linear", 10, 100, f"random {i}", c, 100) for i, c in enumerate((70, 80, 90))]
     two = statistics.summarise_labels(sweep(more), ["data"]).iloc[0]
     assert (two["interval"], two["runs"]) == ("runs", 2)
-    assert (two["mean"], two["low"], two["high"]) == pytest.approx(statistics.over_seeds([0.6, 0.8]))
+    assert (two["mean"], two["low"], two["high"]) == pytest.approx(level([0.6, 0.8], 100))
     single = statistics.summarise_labels(sweep(subsets[:1]), ["data"]).iloc[0]
     assert single["interval"] == "test images"
     assert (single["mean"], single["low"], single["high"]) == pytest.approx(statistics.binomial(50, 100))
