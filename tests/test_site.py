@@ -126,7 +126,8 @@ def test_every_page_has_the_mark(pages):
 
 
 def test_pictures_are_those_that_the_script_draws(tmp_path):
-    for name, draw, shape in (("mark.png", pictures.mark, (128, 128)), ("card.png", pictures.card, (630, 1200))):
+    for name, draw, shape in (("mark.png", pictures.mark, (128, 128)), ("card.png", pictures.card, (630, 1200)),
+                              ("overview.png", pictures.overview, (450, 1350))):
         draw(tmp_path / name)
         drawn, kept = (matplotlib.image.imread(folder / name) for folder in (tmp_path, book.BOOK / "_static"))
         assert drawn.shape == kept.shape and kept.shape[:2] == shape

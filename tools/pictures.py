@@ -1,15 +1,20 @@
-"""Draw the book's mark (favicon) and social card: two views of one image drawn together, other images pushed away.
+"""Draw the book's mark (favicon), its social card, and the first page's picture of what SimCLR does.
 
     python -m tools.pictures
 """
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import torch
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
+from sklearn.datasets import load_sample_image
 
+from lib import figures
+from lib.augmentations import RECIPES, apply, draw
 from lib.book import BOOK
 
 BLUE, VERMILION = "#0072B2", "#D55E00"          # Okabe and Ito's, as in the book's figures
@@ -45,6 +50,18 @@ def card(path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
+def overview(path: Path) -> None:
+    """SimCLR's pipeline on a photograph that comes with scikit-learn (by vultilion, CC BY 2.0)."""
+    photo = torch.from_numpy(load_sample_image("flower.jpg").copy()).permute(2, 0, 1)[None, :, :, 60:487]
+    pair = torch.cat([apply(photo, draw(RECIPES["uva"], 1, seed=3, step=0, view=v)) for v in range(2)])
+    with plt.rc_context():
+        figures.use_style()
+        figure = figures.pipeline(photo[0] / 255, pair.clamp(0, 1))
+        figure.savefig(path, dpi=150, metadata={"Software": None})
+        plt.close(figure)
+
+
 if __name__ == "__main__":
     mark(BOOK / "_static" / "mark.png")
     card(BOOK / "_static" / "card.png")
+    overview(BOOK / "_static" / "overview.png")
