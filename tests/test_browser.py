@@ -76,8 +76,7 @@ def axe(page, rules) -> list[str]:
 
 FAULTS = """<html lang="en"><title>Faults</title><script>console.error("oh")</script>
 <main id="main-content" style="background: white">
-<div style="width: 2000px">wide</div><span class="math">x</span><mjx-merror></mjx-merror>
-<img alt="none" src="none.png">
+<div style="width: 2000px">wide</div><span class="math">x</span><mjx-merror></mjx-merror><img alt="none" src="none.png">
 <div class="cell_input" style="width: 9em"><pre style="overflow: auto">print("longer than nine ems")</pre></div>
 <div class="cell_output"><img alt="" style="filter: brightness(0.8)" src="none.png"></div>
 <table><tr><td>51.2 [50.1, 52.3]</td></tr></table>
