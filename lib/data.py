@@ -259,7 +259,7 @@ def _from_npz(name: str, path: Path) -> Dataset:
     keys = {"x_train", "y_train", "x_test", "y_test", "x_unlabeled", "classes", "variant"}
     try:
         with zipfile.ZipFile(path) as archive:
-            _refuse_bombs(archive, path.stat().st_size)
+            refuse_bombs(archive, path.stat().st_size)
         with np.load(path, allow_pickle=False) as file:
             missing = {"x_train", "y_train", "x_test", "y_test"} - set(file.files)
             if missing:
@@ -276,7 +276,7 @@ def _from_npz(name: str, path: Path) -> Dataset:
     return build(name, **arrays)
 
 
-def _refuse_bombs(archive: zipfile.ZipFile, size: int) -> None:
+def refuse_bombs(archive: zipfile.ZipFile, size: int) -> None:
     """ValueError where arrays claim more than there is: numpy takes the memory before it reads."""
     if sum(member.file_size for member in archive.infolist()) > max(INFLATED, RATIO * size):
         raise ValueError(f"its arrays would take more than {RATIO} times the file")
