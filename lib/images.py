@@ -67,7 +67,7 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], list[str]]
     """
     items, classes = find(source)
     if len(classes) < 2:
-        raise InputError(f"{source} has {len(classes)} classes with images, two or more are needed: a folder for each; "
+        raise InputError(f"{source} has {len(classes)} class(es) with images, two are needed: a folder for each; "
                          f"'unlabeled' is for images of none")
     if out.suffix != ".npz" or not 8 <= size <= 1024:
         raise InputError(f"--out must be NAME.npz and --size between 8 and 1024, got {out} and {size}")
