@@ -75,10 +75,10 @@ def whole_image() -> bytes:
 
 
 def whole_features() -> bytes:
-    """Of three pictures."""
+    """Of five pictures, one of them of no class."""
     buffer = io.BytesIO()
-    np.savez(buffer, h=np.eye(3, dtype=np.float32), z=np.eye(3, dtype=np.float32), files=["a", "b", "c"],
-             labels=np.array([0, 1, -1]), classes=["x", "y"])
+    np.savez(buffer, h=np.eye(5, dtype=np.float32), z=np.eye(5, dtype=np.float32), files=list("abcde"),
+             labels=np.array([0, 1, 0, 1, -1]), classes=["x", "y"])
     return buffer.getvalue()
 
 

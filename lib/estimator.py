@@ -75,7 +75,7 @@ def predict(train: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> list[
     try:
         probe = EncoderClassifier().fit(train["h"][known], train["classes"][train["labels"][known]])
         shares = probe.predict_proba(found["h"])
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:         # of scikit-learn; of eigh, for features without measure
         raise InputError(f"no probe fits these features: {' '.join(str(error).split())}") from error
     return list(zip(found["files"].tolist(), probe.classes_[shares.argmax(1)].tolist(), shares.max(1).tolist()))
 
@@ -96,8 +96,9 @@ class EncoderClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         X, y = validate_data(self, X, y, **self._kind)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise InputError(f"two classes or more are needed, y has 1 class, '{self.classes_[0]}'")
+        if len(self.classes_) < 2 or np.bincount(labels).max() < 2:     # nothing to tell apart, or to cross-validate by
+            raise InputError(f"two classes and two rows of one are needed, y has {len(self.classes_)} class(es) "
+                             f"in {len(y)} row(s)")
         order = np.random.RandomState(0).permutation(len(y))        # the cross-validation's folds want a random one
         self.probe_ = cross_validated_probe(self._h(X)[order], torch.from_numpy(labels[order]), len(self.classes_))
         return self

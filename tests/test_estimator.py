@@ -41,7 +41,7 @@ def test_images_go_through_the_encoder_and_the_probe(weights):
     assert shares.shape == (60, 4) and shares.sum(1) == pytest.approx(1)
     with pytest.raises(InputError, match=r"images must be \(N, H, W, 3\) uint8, got \(60, 16, 16\)"):
         classifier.transform(given["x_test"][..., 0])
-    with pytest.raises(InputError, match="two classes or more are needed, y has 1 class, 'a'"):
+    with pytest.raises(InputError, match=r"are needed, y has 1 class\(es\) in 120 row"):
         classifier.fit(given["x_train"], ["a"] * 120)
 
 
@@ -78,8 +78,13 @@ def test_neighbours_are_the_highest_cosines(found):
 def test_predictions_are_by_those_that_have_a_class(found):
     rows = estimator.predict(found, found)
     assert [name for _, name, _ in rows[:20]] == ["a", "b"] * 10 and all(0.5 < share <= 1 for _, _, share in rows[:20])
-    with pytest.raises(InputError, match="no probe fits these features: two classes or more"):
+    with pytest.raises(InputError, match="no probe fits these features: two classes"):
         estimator.predict(found | {"labels": np.zeros(21, int)}, found)
+    one_each = np.array([0, 1, *[-1] * 19])
+    with pytest.raises(InputError, match=r"y has 2 class\(es\) in 2 row"):
+        estimator.predict(found | {"labels": one_each}, found)
+    with pytest.raises(InputError, match="no probe fits these features: linalg.eigh"):
+        estimator.predict(found | {"h": found["h"] * np.float32(1e38)}, found)
     with pytest.raises(InputError, match="no probe fits these features: X has 3 features.*expecting 4"):
         estimator.predict(found, found | {"h": found["h"][:, :3]})
 
