@@ -1,5 +1,6 @@
 """Every reader of files from outside, and files that are nearly right to feed it: for ``benchmarks.faults``."""
 
+import argparse
 import io
 import json
 import random
@@ -11,11 +12,25 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import safetensors.torch
 import torch
 import yaml
 from PIL import Image
 
-from lib import ROOT, InputError, book, checkpoints, claims, data, downloads, records
+from lib import (
+    ROOT,
+    InputError,
+    book,
+    checkpoints,
+    claims,
+    data,
+    downloads,
+    estimator,
+    foreign,
+    images,
+    records,
+    weights,
+)
 from lib.config import preset
 
 TINY = preset("simclr-digits", encoder="pixels", head="none", epochs=0)
@@ -59,6 +74,34 @@ def whole_image() -> bytes:
     return buffer.getvalue()
 
 
+def whole_features() -> bytes:
+    """Of five pictures, one of them of no class."""
+    buffer = io.BytesIO()
+    np.savez(buffer, h=np.eye(5, dtype=np.float32), z=np.eye(5, dtype=np.float32), files=list("abcde"),
+             labels=np.array([0, 1, 0, 1, -1]), classes=["x", "y"])
+    return buffer.getvalue()
+
+
+def whole_pickle() -> bytes:
+    """What torch.save writes of a small network's weights beside a namespace."""
+    buffer = io.BytesIO()
+    torch.save({"opt": argparse.Namespace(dataset="cifar10"), "model": torch.nn.Linear(3, 2).state_dict()}, buffer)
+    return buffer.getvalue()
+
+
+def whole_export() -> bytes:
+    """Exported weights of an encoder without any, their record inside."""
+    record = json.loads(whole_record())
+    record |= {"config": record["config"] | {"encoder": "pixels", "head": "none", "epochs": 0, "method": "simclr"},
+               "input": {"image": 32, "size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}}
+    return safetensors.torch.save({}, {"record": json.dumps(record)})
+
+
+def read_registry(path: Path) -> object:
+    """As chapters do, with a name that stands there."""
+    return weights._entry("mine", path)
+
+
 def read_profile(path: Path) -> object:
     """As the book does, from a folder of profiles."""
     with patch.object(book, "PROFILES", path.parent):
@@ -90,6 +133,13 @@ def readers(folder: Path) -> dict[str, tuple[str, bytes, Callable[[Path], object
         "profile": ("fuzz.yml", (ROOT / "book/profiles/quick.yml").read_bytes(), read_profile),
         "claims": ("claims.yml", yaml.safe_dump(claims.read()[:2]).encode(), claims.read),
         "image": ("fuzz.jpg", whole_image(), downloads._shrink),
+        "picture": ("fuzz.jpeg", whole_image(), lambda path: next(images.decoded(
+            [images.Item("fuzz", "train", 0, path)], 16, [], "fuzz"), None)),
+        "features": ("features.npz", whole_features(), lambda path: estimator.predict(estimator.read(path),
+                                                                                      estimator.read(path))),
+        "foreign": ("fuzz.pth", whole_pickle(), foreign.read),
+        "weights": ("fuzz-weights.safetensors", whole_export(), lambda path: weights.load(path, folder)),
+        "registry": ("registry.yml", yaml.safe_dump([dict.fromkeys(weights.FIELDS, "mine")]).encode(), read_registry),
     }
 
 
@@ -149,7 +199,7 @@ def _bent_header(content: bytes, draw: random.Random) -> bytes:
     """A safetensors file whose header, or the JSON in its metadata, says something else."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8:8 + length])
-    inside = draw.choice(("config", "progress", None))
+    inside = draw.choice([*header["__metadata__"].keys() & {"config", "progress", "record"}, None])
     if inside:
         bent = _bent_tree(json.loads(header["__metadata__"][inside]), draw)
         header["__metadata__"][inside] = json.dumps(bent) if draw.random() < 0.9 else "[" * 3000

@@ -8,10 +8,13 @@ One way through the data, and no arrow back::
 ``files``, ``config``, ``data``, ``augmentations``, ``corruptions``, ``encoders``, ``losses``, ``geometry``,
 ``statistics``, ``hardware`` and ``records`` stand on the ground; ``downloads``, ``optimisers``, ``checkpoints``,
 ``probes``, ``evaluation``, ``runs``, ``sessions`` and ``training`` on them; ``claims`` and ``figures`` read records;
+``foreign`` and ``images`` bring other people's weights and one's own pictures, which ``weights`` and ``estimator`` use;
 ``experiments``, ``book`` and the command line (``python -m lib``) are on top.
 """
 
+import importlib
 from pathlib import Path
+from types import ModuleType
 
 __version__ = "0.1.0"
 
@@ -21,3 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class InputError(ValueError):
     """Something given from outside is wrong. The message is one sentence: what, where, and what to do."""
+
+
+def needed(package: str, extra: str) -> ModuleType:
+    """A package that only some commands need. Raises InputError, naming the extra to install, where it is missing."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"this needs the package {package}, which is not installed; run: pip install -e "
+                         f"'.[{extra}]'") from error

@@ -19,6 +19,11 @@ EXAMPLES = """examples:
   python -m lib experiments --plan                            what the book owes, and how long it would take
   python -m lib experiments --budget-minutes 60               run what is missing, most valuable first
   python -m lib records                                       every published accuracy
+  python -m lib export runs/RUN --out weights/mine            half-precision weights and a model card, for others
+  python -m lib import photos --size 96 --out data/mine.npz   a folder of pictures becomes --data mine
+  python -m lib embed photos --weights runs/RUN --out h.npz   features of pictures; also a checkpoint's, .pth or .ckpt
+  python -m lib neighbours h.npz cats/1.jpg                   the pictures most alike one of them
+  python -m lib predict new.npz --train h.npz                 classes of pictures, by a probe on labelled ones
   python -m lib book --profile cpu --only 03                  run chapter 03 on a slice of CIFAR-10
 """
 
@@ -77,6 +82,34 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="as JSON, one object a line")
 
     command(_headline, "headline", "write README.md's table anew from claims and records")
+
+    sub = command(_export, "export", "write an encoder for others")
+    sub.add_argument("weights", metavar="RUN", help="a run's folder, or any weights, as for embed")
+    sub.add_argument("--out", type=Path, required=True, metavar="FOLDER",
+                     help="or a file: .pth (torchvision), .onnx or .pt2 (torch.export)")
+    sub.add_argument("--float32", action="store_true", help="a folder's weights not in half precision")
+    _where(sub)
+
+    sub = command(_import, "import", "make a data set of pictures")
+    sub.add_argument("source", metavar="FOLDER", type=Path, help="a folder for each class; or .npz, or Hugging Face's")
+    sub.add_argument("--size", type=int, default=96, help="side in pixels (default 96)")
+    sub.add_argument("--out", type=Path, required=True, metavar="NAME.npz", help="in the data root, for --data NAME")
+
+    sub = command(_embed, "embed", "features of pictures")
+    sub.add_argument("source", metavar="IMAGES", type=Path, help="as for import; a folder may be without classes")
+    sub.add_argument("--weights", required=True, metavar="NAME",
+                     help="registered or exported weights, a run's folder, or another project's checkpoint")
+    sub.add_argument("--out", type=Path, required=True, metavar="FEATURES.npz")
+    _where(sub)
+
+    sub = command(_neighbours, "neighbours", "the pictures most alike one of them")
+    sub.add_argument("source", metavar="FEATURES.npz", type=Path)
+    sub.add_argument("file", help="of which picture")
+    sub.add_argument("--count", type=int, default=5)
+
+    sub = command(_predict, "predict", "classes of pictures, by a probe on labelled ones")
+    sub.add_argument("source", metavar="FEATURES.npz", type=Path)
+    sub.add_argument("--train", type=Path, required=True, metavar="LABELLED.npz", help="features too, with classes")
 
     sub = command(_book, "book", "run the chapters and build the site")
     sub.add_argument("--profile", default="quick", help="a file in book/profiles (default quick)")
@@ -188,6 +221,56 @@ def _headline(args) -> None:
     before, _, rest = path.read_text().partition(opening)
     table = claims.headline(claims.read(), claims.measures(records.load_all()))
     files.write_atomically(path, f"{before}{opening}\n{table}\n{closing}{rest.partition(closing)[2]}".encode())
+
+
+def _export(args) -> None:
+    """Write an encoder and its head: a folder with half-precision weights and a model card, or a file by its ending."""
+    from lib import data, foreign, weights
+
+    if args.out.suffix:
+        found = weights.load(args.weights, args.data_root)
+        return foreign.write(found.model, found.recipe.size, args.out)
+    run = weights.run(args.weights, args.data_root)
+    entry = weights.export(run, args.out, data.load(run.config.data, args.data_root), not args.float32)
+    print("for weights/registry.yml:\n- " + "\n  ".join(f"{field}: {value}" for field, value in entry.items()))
+
+
+def _import(args) -> None:
+    """Make a data set of pictures. Broken ones are skipped and named."""
+    from lib import images
+
+    counts, skipped = images.make(args.source, args.size, args.out)
+    print(f"{args.out}: {', '.join(f'{n} {split}' for split, n in counts.items())}", *_skipped(skipped), sep="\n")
+
+
+def _skipped(lines: list[str]) -> list[str]:
+    return [f"{len(lines)} images were skipped" + ":" * bool(lines), *lines[:10], *["..."][:len(lines) - 10]]
+
+
+def _embed(args) -> None:
+    """Write h, z, the files' names and labels of pictures as an .npz."""
+    from lib import estimator, weights
+
+    using = weights.load(args.weights, args.data_root)
+    found, skipped = estimator.embed(args.source, using, args.device)
+    estimator.write(args.out, found)
+    print(f"{args.out}: h {found['h'].shape}, z {found['z'].shape}", using.about, *_skipped(skipped), sep="\n")
+
+
+def _neighbours(args) -> None:
+    """List the pictures whose h is most alike that of one of them, each with its cosine."""
+    from lib import estimator
+
+    for file, cosine in estimator.neighbours(estimator.read(args.source), args.file, args.count):
+        print(f"{cosine:.3f}  {file}")
+
+
+def _predict(args) -> None:
+    """Say each picture's likeliest class and its probability, by the converged linear probe on h of labelled ones."""
+    from lib import estimator
+
+    for file, name, probability in estimator.predict(estimator.read(args.train), estimator.read(args.source)):
+        print(f"{file}  {name}  {probability:.3f}")
 
 
 def _book(args) -> None:

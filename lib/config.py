@@ -184,13 +184,17 @@ def difference(a: Config, b: Config) -> dict[str, tuple]:
 
 
 def preset(name: str, /, **delta) -> Config:
-    """The preset of that name with some fields changed. Raises InputError for an unknown preset or field."""
+    """The preset of that name with some fields changed; with other data its normalisation too, unless it is given.
+
+    Raises InputError for an unknown preset or field.
+    """
     if name not in PRESETS:
         raise InputError(unknown("preset", name, PRESETS))
     for field in delta:
         if field not in FIELDS:
             raise InputError(unknown("field", field, sorted(FIELDS)))
-    return replace(PRESETS[name], **delta)
+    own = {} if delta.get("data", PRESETS[name].data) == PRESETS[name].data else {"mean": None, "std": None}
+    return replace(PRESETS[name], **own | delta)
 
 
 def parse(assignments: list[str]) -> dict:

@@ -256,27 +256,32 @@ def _tensor(images: np.ndarray) -> Tensor:
 
 
 def _from_npz(name: str, path: Path) -> Dataset:
-    keys = {"x_train", "y_train", "x_test", "y_test", "x_unlabeled", "classes", "variant"}
+    return build(name, **read_npz(path, {"x_train", "y_train", "x_test", "y_test"},
+                                  {"x_unlabeled", "classes", "variant"}))
+
+
+def read_npz(path: Path, needed: set[str], known: set[str] = frozenset()) -> dict[str, np.ndarray]:
+    """The arrays of an .npz that are needed, and those known that it has. Raises InputError where it is not whole."""
     try:
         with zipfile.ZipFile(path) as archive:
-            _refuse_bombs(archive, path.stat().st_size)
+            refuse_bombs(archive, path.stat().st_size)
         with np.load(path, allow_pickle=False) as file:
-            missing = {"x_train", "y_train", "x_test", "y_test"} - set(file.files)
+            missing = needed - set(file.files)
             if missing:
                 raise InputError(f"{path} lacks the array{'s' * (len(missing) > 1)} {', '.join(sorted(missing))}")
-            arrays = {key: file[key] for key in keys & set(file.files)}
+            arrays = {key: file[key] for key in (needed | known) & set(file.files)}
             foreign = sorted(key for key, value in arrays.items() if not isinstance(value, np.ndarray))
             if foreign:
                 raise ValueError(f"{foreign[0]} is no array")
+            return arrays
     except InputError:
         raise
     except Exception as error:                      # numpy, zipfile and its codecs let through whatever they meet
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is not a whole .npz file ({why}); make or copy it again") from error
-    return build(name, **arrays)
 
 
-def _refuse_bombs(archive: zipfile.ZipFile, size: int) -> None:
+def refuse_bombs(archive: zipfile.ZipFile, size: int) -> None:
     """ValueError where arrays claim more than there is: numpy takes the memory before it reads."""
     if sum(member.file_size for member in archive.infolist()) > max(INFLATED, RATIO * size):
         raise ValueError(f"its arrays would take more than {RATIO} times the file")

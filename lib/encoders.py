@@ -49,6 +49,7 @@ def _slim(stem: str) -> tuple[nn.Module, int]:
 
 ENCODERS = {
     "resnet18": lambda stem: _resnet(BasicBlock, [2, 2, 2, 2], stem),
+    "resnet34": lambda stem: _resnet(BasicBlock, [3, 4, 6, 3], stem),
     "resnet50": lambda stem: _resnet(Bottleneck, [3, 4, 6, 3], stem),
     "slim": _slim,
     "pixels": lambda stem: (nn.Flatten(), None),    # no encoder at all: the baseline every encoder must beat

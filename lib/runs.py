@@ -51,17 +51,21 @@ def recipe_for(config: Config, dataset: Dataset, name: str | None = None) -> Rec
 
 def load_run(folder: str | Path) -> Run:
     """A finished run from its folder. Raises InputError where a file is missing, damaged or of another run."""
-    folder = Path(folder)
+    record, config, model = described(Path(folder))
+    checkpoints.restore(Path(folder) / "model.safetensors", config, record["id"], model)
+    return Run(Path(folder), config, record, model.eval())
+
+
+def described(folder: Path) -> tuple[dict, Config, Model]:
+    """A run's record, its configuration and its model, which has no weights yet: it is on the "meta" device."""
     record = records.read(folder / "record.json")
     try:
         config = Config(**record["config"])
         embedding = len(record["data"]["classes"]) if config.method == "ce" else config.embedding
         with torch.device("meta"):                      # takes no memory until the weights are there
-            model = Model(config.encoder, config.stem, config.head, embedding)
+            return record, config, Model(config.encoder, config.stem, config.head, embedding)
     except (TypeError, RuntimeError, InputError) as error:
         raise InputError(f"{folder / 'record.json'} holds a configuration of another version ({error})") from error
-    checkpoints.restore(folder / "model.safetensors", config, record["id"], model)
-    return Run(folder, config, record, model.eval())
 
 
 def missing(record: dict, wanted: tuple[str, ...]) -> list[str]:

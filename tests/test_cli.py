@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from lib import ROOT, records
 from lib.__main__ import main
@@ -44,6 +45,10 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
     (["publish", "README.md"], "README.md is not JSON"),
     (["book", "--profile", "fast"], "unknown profile 'fast'"),
     (["book", "--only", "99"], "unknown chapter '99'"),
+    (["import", "none", "--out", "none.npz"], "none is neither a folder nor an .npz file"),
+    (["embed", "book", "--weights", "none", "--out", "none.npz"], "unknown weights 'none'"),
+    (["neighbours", "none.npz", "x"], "none.npz is not a whole .npz file"),
+    (["export", "none", "--out", "none"], "unknown weights 'none'"),
 ])
 def test_bad_input_is_one_line_and_status_2(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -86,3 +91,34 @@ def test_the_reports_commands_have_counterparts_that_run(toy_root, tmp_path, cap
 
 def test_list_of_presets(capsys):
     assert main(["pretrain", "list"]) == 0 and "supcon-cifar10" in capsys.readouterr().out
+
+
+def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
+    """The README's path: import, pretrain on it, export, embed by the exported weights, neighbours, predict."""
+    for name, colour in (("blue", (20, 60, 210)), ("red", (200, 30, 40))):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(30):
+            Image.new("RGB", (20 + i, 24), tuple(c + i for c in colour)).save(tmp_path / "photos" / name / f"{i}.png")
+    (tmp_path / "photos" / "red" / "broken.png").touch()
+    where = ["--data-root", str(tmp_path), "--device", "cpu"]
+    assert main(["import", str(tmp_path / "photos"), "--size", "16", "--out", str(tmp_path / "mine.npz")]) == 0
+    said = capsys.readouterr().out
+    assert "48 train, 12 test" in said or "49 train, 12 test" in said or "48 train, 11 test" in said
+    assert "1 images were skipped:" in said and "red/broken.png: 0 bytes" in said
+    assert main(["pretrain", "simclr-digits", "--data", "mine", "--epochs", "1", "--set", "batch_size=16",
+                 "--set", "recipe=supcontrast", "--runs", str(tmp_path / "runs"), *where]) == 0
+    folder = next((tmp_path / "runs").iterdir())
+    assert main(["export", str(folder), "--out", str(tmp_path / "ours"), *where]) == 0
+    assert f"record: {folder.name}" in capsys.readouterr().out and (tmp_path / "ours" / "README.md").is_file()
+    features = str(tmp_path / "h.npz")
+    ours = str(tmp_path / "ours")
+    assert main(["embed", str(tmp_path / "photos"), "--weights", ours, "--out", features, *where]) == 0
+    assert "h (60, 128), z (60, 128)" in capsys.readouterr().out
+    assert main(["neighbours", features, "red/3.png", "--count", "2"]) == 0
+    near = capsys.readouterr().out.splitlines()
+    assert len(near) == 2 and all("red/" in line for line in near)
+    assert main(["predict", features, "--train", features]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 60 and sum(file.startswith(name) for file, name, _ in rows) > 55
+    assert main(["export", str(folder), "--out", str(tmp_path / "ours.h5"), *where]) == 2
+    assert "must end in .pth, .onnx or .pt2" in capsys.readouterr().err

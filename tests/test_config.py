@@ -115,3 +115,11 @@ def test_a_choice_of_positives_changes_no_run_that_does_not_make_it():
     assert "positives" not in supcon.decisive and supcon.factor == 1
     assert preset("supcon-cifar10-slim", positives="in").decisive == supcon.decisive | {"positives": "in"}
     assert preset("supcon-cifar10").factor == pytest.approx(1 / 0.7)
+
+
+def test_other_data_are_normalised_by_themselves_unless_it_is_said():
+    """A preset's mean and deviation are its own data's; the slices that have records leave them to the data anyway."""
+    assert preset("supcon-cifar10").mean == preset("supcon-cifar10", data="cifar10").mean == (0.4914, 0.4822, 0.4465)
+    mine = preset("supcon-cifar10", data="mine", std=(0.5, 0.5, 0.5))
+    assert mine.mean is None and mine.std == (0.5, 0.5, 0.5)
+    assert all(config.mean is None for config in PRESETS.values() if "slim" in config.name)

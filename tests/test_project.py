@@ -35,7 +35,8 @@ def test_every_direct_dependency_is_pinned_exactly_and_within_its_range():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
     pinned = {name.lower(): version for name, version in (line.split("==") for line in lines)}
     optional = PROJECT["optional-dependencies"]
-    for text in PROJECT["dependencies"] + optional["book"] + optional["test"]:
+    extras = (text for extra in ("book", "test", "weights", "onnx", "huggingface") for text in optional[extra])
+    for text in [*PROJECT["dependencies"], *extras]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pinned[requirement.name.lower()]), text
 
@@ -139,8 +140,9 @@ def test_binder_installs_the_package_in_the_pinned_versions():
 
 
 def test_training_needs_neither_papermill_nor_jupyter():
-    code = ("import sys; import lib.training, lib.evaluation, lib.__main__\n"
-            "assert not {'papermill', 'nbformat', 'jupyter_client', 'matplotlib'} & set(sys.modules)")
+    code = ("import sys; import lib.training, lib.evaluation, lib.weights, lib.images, lib.__main__\n"
+            "assert not {'papermill', 'nbformat', 'jupyter_client', 'matplotlib', 'pooch', 'onnx', 'datasets'} "
+            "& set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
