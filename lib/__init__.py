@@ -6,9 +6,9 @@ One way through the data, and no arrow back::
               -> training.pretrain -> evaluation.evaluate -> records -> figures -> a chapter
 
 ``files``, ``config``, ``data``, ``augmentations``, ``corruptions``, ``encoders``, ``losses``, ``geometry``,
-``statistics``, ``hardware`` and ``records`` stand on the ground; ``downloads``, ``optimisers``, ``checkpoints``,
-``probes``, ``evaluation``, ``runs``, ``sessions`` and ``training`` on them; ``claims`` and ``figures`` read records;
-``experiments``, ``book`` and the command line (``python -m lib``) are on top.
+``statistics``, ``hardware``, ``records`` and ``distributed`` stand on the ground; ``downloads``, ``optimisers``,
+``checkpoints``, ``shares``, ``probes``, ``evaluation``, ``runs``, ``sessions`` and ``training`` on them; ``claims``
+and ``figures`` read records; ``experiments``, ``book`` and the command line (``python -m lib``) are on top.
 """
 
 from pathlib import Path

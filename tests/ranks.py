@@ -108,14 +108,27 @@ def go_on(folder: Path, stop: str = "99", number: str = "") -> dict:
     return run.model.state_dict() | {"losses": torch.tensor([row["loss"] for row in run.curves])}
 
 
-if __name__ == "__main__":
+def main(task: str, folder: Path, *words: str) -> None:
+    """A task of this rank, in the group that the environment names; an InputError is one line and status 1."""
     torch.set_num_threads(1)
     in_double(setattr)
-    task, folder, *words = sys.argv[1:]
     with contextlib.suppress(KeyboardInterrupt):
         try:
             with distributed.joined("cpu"):
-                torch.save({"steps": steps, "go_on": go_on}[task](Path(folder), *words),
-                           Path(folder) / f"{distributed.rank()}.pt")
+                torch.save({"steps": steps, "go_on": go_on}[task](folder, *words), folder / f"{distributed.rank()}.pt")
         except training.InputError as error:
             sys.exit(f"error: {error}")
+
+
+def forked(rank: int, world: int, port: int, task: str, folder: Path, *words: str) -> None:
+    """The same in a process that has imported all already; what it says goes to FOLDER/RANK.err."""
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world),
+                       "RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "test"})
+    with open(folder / f"{rank}.err", "w") as said:
+        os.dup2(said.fileno(), 2)
+        sys.stderr = open(2, "w", buffering=1, closefd=False)
+        main(task, folder, *words)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
