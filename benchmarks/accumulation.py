@@ -1,7 +1,7 @@
 """Gradient accumulation with exact negatives: time and memory of a step in chunks beside the step at once.
 
-A step of SimCLR on a batch that is there, at once and in 2 to 16 chunks. Memory is what the step adds to a process of its
-own: on a CPU the resident memory, with the C library's usual handling of large pieces.
+A step of SimCLR on a batch that is there, at once and in 2 to 16 chunks. Memory is what the step adds to a process of
+its own: on a CPU the resident memory, with the C library's usual handling of large pieces.
 """
 
 import argparse

@@ -105,10 +105,9 @@ def barrier() -> None:
 
 def agree(*values: int) -> list[int]:
     """The largest of all ranks' values, one by one. A host waits for the others here, a GPU does not."""
-    if not active():
-        return list(values)
     largest = torch.tensor(values)
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    if active():
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
     return largest.tolist()
 
 

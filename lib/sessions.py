@@ -121,8 +121,8 @@ def which_batch_would_fit(error: BaseException, config: Config, model: Model, si
     traceback.clear_frames(error.__traceback__)                 # they hold the step's tensors
     device = next(model.parameters()).device
     needed, free, half = model.memory(size) * config.views, free_memory(device), config.batch_size // 2
-    fits = half if free is None else min(half, free // needed * config.accumulate * distributed.world())
-    batch = 2 ** max(1, fits.bit_length() - 1)
+    fit = half if free is None else min(half, free // needed * config.accumulate * distributed.world())
+    batch = 2 ** max(1, fit.bit_length() - 1)
     return (f"out of memory on {device} with batches of {config.batch_size} images; batch_size={batch} would fit, as "
             f"estimated, or accumulate={2 * config.accumulate}; both are other runs (the last checkpoint is kept)")
 

@@ -219,10 +219,8 @@ def _train(session: _Session, dataset: Dataset, pool: shares.Pool, labels_of: Te
             x = [views(part, recipe, config.seed, state.step, config.views, at.start)       # (V, n, 3, S, S) a chunk
                  for part, at in zip(images.split(share.sizes), share.own)]
             labels = None if labels_of is None else labels_of[rows].to(pool.device)
-            if spread:
-                loss, z = spread_step(config, stepping, optimiser, scaler, x, labels, share)
-            else:
-                loss, z = train_step(config, model, optimiser, scaler, *x, labels)
+            loss, z = (spread_step(config, stepping, optimiser, scaler, x, labels, share) if spread else
+                       train_step(config, model, optimiser, scaler, *x, labels))
             if state.step - epoch * batches == last_full and config.method != "ce":
                 state.z, state.labels = z, labels if config.method == "supcon" else None
             state.total += loss * len(rows)

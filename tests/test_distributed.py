@@ -88,6 +88,10 @@ def test_chunks_give_the_gradient_of_the_whole_batch(case):
     wanted, chunked = alone(case), ranks.step(case)
     different = differ(wanted, chunked)
     assert bool(different) == ("norm" in case), different
+    _, model, _, x, _ = ranks.batch(case)                           # running sums: every chunk counts, and once
+    for places in shares.Share(x.shape[1], 3).own:
+        model.train()(x[:, places].flatten(0, 1))
+    assert not any(differ({name: value}, chunked) for name, value in model.named_buffers())
 
 
 def test_with_batchnorm_chunks_are_the_same_on_any_number_of_ranks(spread):
