@@ -65,7 +65,9 @@ def joined(device: str | None = None) -> Iterator[str | None]:
             yield device
             barrier()
     except RuntimeError as error:
-        raise InputError(lost(error)) if lost(error) else error from error
+        if said := lost(error):
+            raise InputError(said) from error
+        raise
     dist.destroy_process_group()                            # not after an error: it would wait for the others
 
 

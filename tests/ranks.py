@@ -6,6 +6,7 @@ Everything is float64 and without BatchNorm unless a case says so, so that ranks
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -111,6 +112,7 @@ def go_on(folder: Path, stop: str = "99", number: str = "") -> dict:
 def main(task: str, folder: Path, *words: str) -> None:
     """A task of this rank, in the group that the environment names; an InputError is one line and status 1."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell's background jobs ignore it
     in_double(setattr)
     with contextlib.suppress(KeyboardInterrupt):
         try:
