@@ -26,9 +26,9 @@ from lib.encoders import Model
 from lib.hardware import choose_device, choose_precision, memory_format, memory_kept
 from lib.optimisers import batch_sizes, build_optimiser, learning_rate
 from lib.runs import NUMERICS, RUNS, Run, build_model, identity, load_run, recipe_for
-from lib.runs import evaluate as evaluate
-from lib.runs import features as features
-from lib.runs import missing as missing
+
+# isort: split
+from lib.runs import evaluate, features, missing  # noqa: F401
 
 CHECKPOINT_SECONDS = 60     # a checkpoint after the first step after so long
 
