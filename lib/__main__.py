@@ -1,7 +1,9 @@
 """The command line: ``python -m lib``."""
 
 import argparse
+import contextlib
 import functools
+import os
 import signal
 import sys
 from pathlib import Path
@@ -32,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn an InputError into one line and exit status 2."""
     args = _parser().parse_args(arguments)
     try:
-        args.run(args)
+        with _ranks(args) as device:
+            args.device = device or getattr(args, "device", None)
+            args.run(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -40,6 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted; the same command goes on from the last checkpoint or finished chapter", file=sys.stderr)
         return 130
     return 0
+
+
+def _ranks(args):
+    """The group of processes that torchrun started, where it did; gives the device each is to use."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return contextlib.nullcontext()
+    from lib import distributed
+
+    if args.run not in (_pretrain, _probe):
+        raise InputError("torchrun is for pretrain and probe; run this command without it")
+    return distributed.joined(args.device)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,7 +147,7 @@ def _alone(parser: argparse.ArgumentParser) -> None:
 
 def _pretrain(args) -> None:
     """Train a preset with its changes. A run that is done is only shown, one that is half done goes on."""
-    from lib import config, data, training
+    from lib import config, data, distributed, training
 
     if args.preset == "list":
         print("\n".join(f"{c.name:24} {c.method:7} {c.data:9} {c.encoder:9} {c.epochs:5} epochs, batch {c.batch_size}"
@@ -140,7 +155,8 @@ def _pretrain(args) -> None:
         return
     named = {field: getattr(args, field) for field in ("epochs", "seed", "data") if getattr(args, field) is not None}
     chosen = config.preset(args.preset, **config.parse(args.set) | named)
-    dataset = data.load(chosen.data, args.data_root)
+    with distributed.first():                                       # who downloads
+        dataset = data.load(chosen.data, args.data_root)
     run = training.pretrain(chosen, dataset, args.runs or training.RUNS, args.device, wait=args.wait)
     print(f"{run.folder}: " + (f"{chosen.epochs} epochs, loss {run.curves[-1]['loss']:.3f}, "
                                f"{_cost(run.record)}" if run.curves else "untrained"))

@@ -175,12 +175,15 @@ def apply(images: Tensor, parameters: Parameters, out: Tensor | None = None) -> 
     return out
 
 
-def views(images: Tensor, recipe: Recipe, seed: int, step: int, count: int = 2) -> Tensor:
-    """``count`` independent views of each image: (N, 3, H, W) uint8 -> (count, N, 3, S, S) float32."""
+def views(images: Tensor, recipe: Recipe, seed: int, step: int, count: int = 2, first: int = 0) -> Tensor:
+    """``count`` independent views of each image: (N, 3, H, W) uint8 -> (count, N, 3, S, S) float32.
+
+    first: the place of the first image in the step's batch, where these are a part of it.
+    """
     size = recipe.size or images.shape[2]
     made = torch.empty(count, len(images), 3, size, size, device=images.device)
     for view, out in enumerate(made):
-        apply(images, draw(recipe, len(images), seed, step, view), out)
+        apply(images, draw(recipe, first + len(images), seed, step, view)[first:], out)
     return made
 
 

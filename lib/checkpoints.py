@@ -175,6 +175,21 @@ def read(path: Path) -> tuple[Config, Progress, dict[str, Tensor]]:
         raise InputError(f"{path} is missing or damaged ({why})") from error
 
 
+def refuse_changed_data(config: Config, data: str, fingerprint: str, folder: Path) -> None:
+    """Raise InputError where the same configuration is half done on other data than those of this fingerprint."""
+    for path in folder.parent.glob(f"{config.name}-e{config.epochs}-s{config.seed}-*/{NEWEST}"):
+        if path.with_name("record.json").is_file():
+            continue
+        try:
+            theirs, state, _ = read(path)
+        except InputError:
+            continue                                            # damaged: told when its own run goes on
+        if theirs == config and state.fingerprint != fingerprint:
+            raise InputError(f"{data} has changed since {path.parent} began: its fingerprint was "
+                             f"{state.fingerprint[:16]} and is {fingerprint[:16]}; restore the data to go on, "
+                             f"or delete that folder to train on the new data")
+
+
 def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 

@@ -57,6 +57,7 @@ class Config:
     first_epoch: int = 0                # what the cosine calls the first epoch: 0 (PyTorch) or 1 (SupContrast)
     milestones: tuple[float, ...] | None = None     # instead of the cosine: the rate falls to a tenth at these shares
     drop_last: bool = False             # leave out the last, smaller batch of an epoch
+    accumulate: int = 1                 # chunks of a batch, for less memory; BatchNorm sees one chunk at a time
     precision: str = "float32"          # bfloat16, float16: autocast, weights and sums in float32; auto: by the device
     knn_every: int = 0                  # kNN accuracy of h on val every so many epochs; 0: never
     test_every: int = 0                 # ce: accuracy on test every so many epochs, shown beside, choosing nothing
@@ -71,7 +72,8 @@ class Config:
             if getattr(self, name) not in known:
                 raise InputError(unknown(name, getattr(self, name), known))
         lowest = {"epochs": 0, "batch_size": 2, "seed": 0, "warmup_epochs": 0, "weight_decay": 0, "embedding": 1,
-                  "knn_every": 0, "test_every": 0, "final_rate": 0, "warmup_from": 0, "images": 2, "size": 8}
+                  "knn_every": 0, "test_every": 0, "final_rate": 0, "warmup_from": 0, "images": 2, "size": 8,
+                  "accumulate": 1}
         for name, bound in lowest.items():
             if getattr(self, name) is not None and getattr(self, name) < bound:
                 raise InputError(f"{name} must be at least {bound}, got {getattr(self, name)}")

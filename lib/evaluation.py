@@ -18,6 +18,7 @@ from lib.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from lib.data import Dataset, Split, first, stratified, subsets
 from lib.encoders import Model
 from lib.hardware import memory_format
+from lib.shares import Share
 
 BATCH_PIXELS = 2 ** 19                  # of a batch, 512 images of 32 x 32: larger ones were not faster, nor smaller
 PER_CLASS = (10, 20, 50, 100, 200)      # labels per class in the sweep, as in UvA's tutorial; "all" is evaluate's own
@@ -39,15 +40,16 @@ def features(model: Model, images: Tensor, recipe: Recipe) -> tuple[Tensor, Tens
     """h (N, width) and z (N, D), float32, of images (N, 3, H, W) uint8, on the model's device.
 
     recipe: the view that evaluation sees, usually ``RECIPES["none"]`` with the run's size and normalisation.
+    Ranks (lib.distributed) compute a part each, and all get all.
     """
     model.eval()
     device = next((p.device for p in model.parameters()), images.device)
-    h, z, size = [], [], recipe.size or images.shape[2]
-    for batch in images.split(max(1, BATCH_PIXELS // size ** 2)):
+    h, z, size, share = [], [], recipe.size or images.shape[2], Share(len(images))
+    for batch in images[share.own[0]].split(max(1, BATCH_PIXELS // size ** 2)):
         x = apply(batch.to(device), draw(recipe, len(batch), 0, 0)).contiguous(memory_format=memory_format(device))
         for out, rows in zip((h, z), model(x)):
             out.append(rows.float())
-    return torch.cat(h), torch.cat(z)
+    return tuple(share.gather(torch.cat(rows)[None])[0] for rows in (h, z))
 
 
 def knn_on_val(model: Model, dataset: Dataset, recipe: Recipe) -> float:

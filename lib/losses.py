@@ -26,12 +26,14 @@ from lib.tiles import log_sum_exp_others, negatives_ahead
 POSITIVES = ("out", "in")
 
 
-def nt_xent(z: Tensor, temperature: float, base_temperature: float | None = None, check: bool = True) -> Tensor:
+def nt_xent(z: Tensor, temperature: float, base_temperature: float | None = None, check: bool = True,
+            log_sum_exp=log_sum_exp_others) -> Tensor:
     """SimCLR's loss, averaged over all 2N anchors (arXiv 2002.05709, section 2.1, equation 1).
 
     z: (2, N, D) float, two views of N images in the same order, not yet normalised; N >= 2. Half precision is lifted.
     base_temperature: multiply by temperature / base_temperature, as SupContrast's code does; None: the equation.
     check: look for numbers that are not finite. A GPU has to wait for the answer; a compiled loss never asks.
+    log_sum_exp: how the denominators are computed; ``lib.shares`` has one that is spread over processes.
     Returns a scalar in nats. Fully collapsed embeddings give exactly ``chance(2 N)``.
     Raises InputError for another shape, a number that is not finite, or a temperature that is not positive.
     """
@@ -41,18 +43,18 @@ def nt_xent(z: Tensor, temperature: float, base_temperature: float | None = None
     z = normalise(z, check)
     first, second = z                                                       # (N, D) each
     positive = (first * second).sum() / (z.shape[1] * temperature)          # mean over i, the same for both directions
-    loss = log_sum_exp_others(z.flatten(0, 1), temperature, bound=1).mean() - positive
+    loss = log_sum_exp(z.flatten(0, 1), temperature, bound=1).mean() - positive
     return loss * scale(temperature, base_temperature)
 
 
 def sup_con(z: Tensor, labels: Tensor, temperature: float, positives: str = "out",
-            base_temperature: float | None = None, check: bool = True) -> Tensor:
+            base_temperature: float | None = None, check: bool = True, log_sum_exp=log_sum_exp_others) -> Tensor:
     """The supervised contrastive loss (arXiv 2004.11362, section 3.2.2, equations 2 and 3).
 
     z: (V, N, D) float, V views of N images, not yet normalised; labels: (N,) integers, the images' classes, any values.
     positives: "out", the mean over the positives outside the logarithm (L_out, the paper's choice), or "in", inside
     (L_in, never more than L_out): ``log sum_{j != i} exp(z_i . z_j / t) - log mean_p exp(z_i . z_p / t)``.
-    base_temperature, check: as in nt_xent.
+    base_temperature, check, log_sum_exp: as in nt_xent.
     Returns a scalar in nats: the mean over the anchors that have at least one positive. Anchors without one (V = 1
     and alone in their class) are left out of the mean; where no anchor has one the loss is 0.
     With all labels different and V = 2 it equals ``nt_xent``.
@@ -66,9 +68,9 @@ def sup_con(z: Tensor, labels: Tensor, temperature: float, positives: str = "out
     z = normalise(z, check).flatten(0, 1)                                   # (M, D)
     mean, count = positives_by_class(z, labels)
     if positives == "in":
-        inside = log_sum_exp_others(z, temperature, labels, bound=1)
+        inside = log_sum_exp(z, temperature, labels, bound=1)
         mean = temperature * torch.where(count > 0, inside - count.clamp(min=1).to(z.dtype).log(), 0)
-    loss = log_sum_exp_others(z, temperature, bound=1) - mean / temperature
+    loss = log_sum_exp(z, temperature, bound=1) - mean / temperature
     has_positive = (count > 0).to(loss.dtype)
     loss = (loss * has_positive).sum() / has_positive.sum().clamp(min=1)
     return loss * scale(temperature, base_temperature)

@@ -8,17 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib import ROOT, InputError, checkpoints, evaluation, records
+from lib import ROOT, InputError, checkpoints, distributed, evaluation, records
 from lib.augmentations import RECIPES, Recipe
 from lib.config import Config, recipe_content, unknown, unlike_first
 from lib.data import Dataset
 from lib.encoders import Model
-from lib.files import only_writer
 from lib.hardware import choose_device, memory_kept
 
 NUMERICS = 1                # raise when a change makes earlier runs incomparable: it enters every run's identity
 RUNS = ROOT / "runs"
-LOCK = ".lock"              # in a run's folder; it stays there, empty: only who holds it matters
 
 
 @dataclass
@@ -41,6 +39,14 @@ def identity(config: Config, dataset: Dataset) -> str:
     unlike = unlike_first(config.recipe, recipe_content(config.recipe))
     text = json.dumps([config.decisive, dataset.fingerprint, NUMERICS, *unlike], sort_keys=True)
     return f"{config.name}-e{config.epochs}-s{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def build_model(config: Config, dataset: Dataset) -> Model:
+    """The model of a run, freshly initialised from its seed, on the CPU. The global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        embedding = len(dataset.classes) if config.method == "ce" else config.embedding
+        return Model(config.encoder, config.stem, config.head, embedding)
 
 
 def recipe_for(config: Config, dataset: Dataset, name: str | None = None) -> Recipe:
@@ -91,7 +97,7 @@ def evaluate(run: Run, dataset: Dataset, device: str | None = None, wanted: tupl
         if name not in evaluation.PROBES:
             raise InputError(unknown("probe", name, evaluation.PROBES))
     if missing(run.record, wanted):
-        with only_writer(run.folder / LOCK, str(run.folder), wait):
+        with distributed.only_writer(run.folder, wait):
             run.record.update(records.read(run.folder / "record.json"))     # with what others found meanwhile
             if todo := missing(run.record, wanted):
                 _probe(run, dataset.take(run.config.images), device, todo)
@@ -113,7 +119,8 @@ def _probe(run: Run, part: Dataset, device: str | None, todo: list[str]) -> None
         record["evaluation"]["z"]["classifier-best"] = {"n": len(part.test), "correct": max(looks)}
     run.model.cpu()
     record["evaluated"] = {"code": records.code(), "versions": records.versions()}     # may be later than training
-    records.write(run.folder / "record.json", record)
+    if not distributed.rank():
+        records.write(run.folder / "record.json", record)
 
 
 def features(run: Run, images: Tensor, dataset: Dataset, device: str | None = None) -> tuple[Tensor, Tensor]:

@@ -17,35 +17,32 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import InputError, checkpoints, evaluation, losses, records, sessions
+from lib import InputError, checkpoints, distributed, evaluation, losses, records, sessions, shares
 from lib.augmentations import views
 from lib.checkpoints import Progress
 from lib.config import Config, recipe_content
 from lib.data import Dataset, Split, order
 from lib.encoders import Model
-from lib.files import only_writer
-from lib.hardware import choose_device, choose_precision, matrix_rate, memory_format, memory_kept, peak_memory
+from lib.hardware import choose_device, choose_precision, memory_format, memory_kept
 from lib.optimisers import batch_sizes, build_optimiser, learning_rate
-from lib.runs import LOCK, NUMERICS, RUNS, Run, evaluate, features, identity, load_run, missing, recipe_for  # noqa: F401
+from lib.runs import NUMERICS, RUNS, Run, build_model, identity, load_run, recipe_for
+
+# isort: split
+from lib.runs import evaluate, features, missing  # noqa: F401
 
 CHECKPOINT_SECONDS = 60     # a checkpoint after the first step after so long
-COLLAPSED = 0.999           # mean cosine of different images, after two epochs in a row: no run of ours came near it
 
 
-def build_model(config: Config, dataset: Dataset) -> Model:
-    """The model of a run, freshly initialised from its seed, on the CPU. The global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        embedding = len(dataset.classes) if config.method == "ce" else config.embedding
-        return Model(config.encoder, config.stem, config.head, embedding)
+def loss_of(config: Config, z: Tensor, labels: Tensor | None, **how) -> Tensor:
+    """The run's loss on z (V, N, D) and labels (N,). Not finite where z is not: no step waits for a check.
 
-
-def loss_of(config: Config, z: Tensor, labels: Tensor | None) -> Tensor:
-    """The run's loss on z (V, N, D) and labels (N,). Not finite where z is not: no step waits for a check."""
+    how: of the contrastive losses, ``log_sum_exp``.
+    """
     if config.method == "simclr":
-        return losses.nt_xent(z, config.temperature, config.base_temperature, check=False)
+        return losses.nt_xent(z, config.temperature, config.base_temperature, check=False, **how)
     if config.method == "supcon":
-        return losses.sup_con(z, labels, config.temperature, config.positives, config.base_temperature, check=False)
+        return losses.sup_con(z, labels, config.temperature, config.positives, config.base_temperature, check=False,
+                              **how)
     if config.method == "ce":
         return F.cross_entropy(z.flatten(0, 1).float(), labels.repeat(len(z)))
     raise InputError(f"no loss is known for the method '{config.method}'")
@@ -59,7 +56,8 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
     progress: show a bar with loss, views/s and the time left. wait: for another process that is at this very run, to
     return what it made, instead of an error.
     A configuration whose precision is "auto" becomes one with the precision that suits the device. SIGTERM and SIGINT
-    end a run after its step and a checkpoint; a second one at once.
+    end a run after its step and a checkpoint; a second one at once. Within a group of processes (lib.distributed) all
+    call this; they need a folder that all of them see, and may be fewer or more when the run goes on.
     Raises InputError where data and configuration don't fit, no checkpoint is whole, the data changed since such a run
     began, a file can't be written, memory runs out, the embeddings collapse, or loss or weights stop being finite. The
     last good checkpoint stays, and the run's failure.json says how it ended.
@@ -79,10 +77,10 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
     if config.epochs and len(pool) < least:
         raise InputError(f"the pool '{config.pool}' of {dataset.name} has {len(pool)} images, fewer than one batch of "
                          f"{least}; set a smaller batch_size or more images")
-    with only_writer(folder / LOCK, str(folder), wait):
+    with distributed.only_writer(folder, wait):
         if (folder / "record.json").is_file():                  # by the process that was waited for
             return load_run(folder)
-        for path in folder.glob(".*.*.[0-9]*"):                 # what killed processes had begun to write
+        for path in () if distributed.rank() else folder.glob(".*.*.[0-9]*"):   # what killed ones had begun to write
             path.unlink(missing_ok=True)
         session = _begin(config, dataset, folder, device)
         _run(session, part, pool, progress)
@@ -96,14 +94,15 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
             "numerics": NUMERICS, "code": code, "versions": records.versions(),
             "device": records.device(device), "finished": records.now(),
             "segments": state.segments, "bit_exact": why is None, **({"inexact_because": why} if why else {}),
-            "seconds": sum(row["seconds"] for row in state.curves), "views_per_second": _rate(state.curves),
-            "cost": _cost(config, part, model, state.curves) if state.curves else {},
+            "seconds": sum(row["seconds"] for row in state.curves), "views_per_second": sessions.rate(state.curves),
+            "cost": sessions.cost(config, config.size or part.size[0], model, state.curves) if state.curves else {},
             "curves": state.curves, "evaluation": {},
         }
-        checkpoints.save(folder / "model.safetensors", config, state, model)
-        records.write(folder / "record.json", record)
-        for path in [*folder.glob("checkpoint*.safetensors*"), folder / sessions.ENDED]:
-            path.unlink(missing_ok=True)
+        if not distributed.rank():
+            checkpoints.save(folder / "model.safetensors", config, state, model)
+            records.write(folder / "record.json", record)
+            for path in [*folder.glob("checkpoint*.safetensors*"), folder / sessions.ENDED]:
+                path.unlink(missing_ok=True)
     return Run(folder, config, record, model.cpu().eval())
 
 
@@ -126,18 +125,24 @@ class _Session:
         segment = segment | {"steps": [segment["steps"][0], self.progress.step],
                              "seconds": time.monotonic() - self.started}
         coming = replace(self.progress, segments=[*before, segment])
-        checkpoints.rotate(self.folder, self.config, coming, *self.parts)
+        if not distributed.rank():
+            checkpoints.rotate(self.folder, self.config, coming, *self.parts)
+        distributed.barrier()
         self.progress.segments, self.saved = coming.segments, time.monotonic()
 
     def after_step(self) -> None:
-        """A checkpoint where it is time, or where a signal has come, which is then delivered; else wait for nothing."""
-        caught = self.interruptions.caught
-        if not caught and time.monotonic() - self.saved <= CHECKPOINT_SECONDS:
+        """A checkpoint where it is time, or where a signal has come, which is then delivered; else wait for nothing.
+
+        Ranks agree on both: what one is told ends all of them after the same step.
+        """
+        due = time.monotonic() - self.saved > CHECKPOINT_SECONDS
+        caught, due = distributed.agree(self.interruptions.caught or 0, int(due))
+        if not caught and not due:
             return
         self.save()
         if caught:
             sessions.end(self.progress, self.folder, f"stopped by {signal.Signals(caught).name}")
-            self.interruptions.deliver()
+            self.interruptions.deliver(caught)
 
     def mean_loss(self) -> float | None:
         """Of the epoch's images so far. Raises InputError where it is not finite."""
@@ -154,9 +159,13 @@ def _begin(config: Config, dataset: Dataset, folder: Path, device: torch.device)
     model = build_model(config, dataset).to(device, memory_format=memory_format(device))
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
     session = _Session(folder, config, (model, build_optimiser(config, model), scaler))
-    found = checkpoints.resume(folder, config, *session.parts)
+    with distributed.first():                               # who deletes what is damaged
+        found = checkpoints.resume(folder, config, *session.parts)
+    most, least = distributed.agree(*([found.step, -found.step] if found else [-1, 1]))
+    if most != -least:
+        raise InputError(f"ranks found different checkpoints in {folder}: it must be a folder that all of them see")
     if not found:
-        _refuse_changed_data(config, dataset, folder)
+        checkpoints.refuse_changed_data(config, dataset.name, dataset.fingerprint, folder)
     session.progress = state = found or Progress(folder.name, dataset.fingerprint)
     for name, value in state.tensors.items():
         setattr(state, name, value.to(device))
@@ -166,28 +175,16 @@ def _begin(config: Config, dataset: Dataset, folder: Path, device: torch.device)
     return session
 
 
-def _refuse_changed_data(config: Config, dataset: Dataset, folder: Path) -> None:
-    """Raise InputError where the same configuration is half done on other data."""
-    for path in folder.parent.glob(f"{config.name}-e{config.epochs}-s{config.seed}-*/{checkpoints.NEWEST}"):
-        if path.with_name("record.json").is_file():
-            continue
-        try:
-            theirs, state, _ = checkpoints.read(path)
-        except InputError:
-            continue                                            # damaged: told when its own run goes on
-        if theirs == config and state.fingerprint != dataset.fingerprint:
-            raise InputError(f"{dataset.name} has changed since {path.parent} began: its fingerprint was "
-                             f"{state.fingerprint[:16]} and is {dataset.fingerprint[:16]}; restore the data to go on, "
-                             f"or delete that folder to train on the new data")
-
-
 def _run(session: _Session, part: Dataset, pool: Split, progress: bool) -> None:
     """The loop, with what ends it before its time noted in the run's folder."""
     model = session.parts[0]
     device = next((parameter.device for parameter in model.parameters()), pool.images.device)
     try:
         with session.interruptions, memory_kept(device):
-            _train(session, part, pool.to(device), progress)
+            images = shares.Pool(pool.images, device)
+            if distributed.active() or images.where != "device":
+                distributed.tell(device, images.said)
+            _train(session, part, images, pool.labels, progress)
             session.save()
         return
     except BaseException as error:
@@ -195,30 +192,36 @@ def _run(session: _Session, part: Dataset, pool: Split, progress: bool) -> None:
             said = sessions.which_batch_would_fit(error, session.config, model, session.config.size or part.size[0])
             sessions.end(session.progress, session.folder, said)
             raise InputError(said) from error
-        sessions.end(session.progress, session.folder, f"{type(error).__name__}: {error}")
+        sessions.end(session.progress, session.folder, distributed.lost(error) or f"{type(error).__name__}: {error}")
         raise
 
 
-def _train(session: _Session, dataset: Dataset, pool: Split, progress: bool) -> None:
+def _train(session: _Session, dataset: Dataset, pool: shares.Pool, labels_of: Tensor | None, progress: bool) -> None:
     """From where the session stands to the last epoch. Appends one row per epoch to its curves."""
     config, state, (model, optimiser, scaler) = session.config, session.progress, session.parts
-    device = pool.images.device
-    recipe, sizes = recipe_for(config, dataset), batch_sizes(config, len(pool))
-    batches, last_full = len(sizes), max(len(pool) // config.batch_size, 1) - 1
-    bar = tqdm(total=config.epochs * batches, initial=state.step, desc=f"{config.name} s{config.seed}",
-               unit="step", mininterval=1, dynamic_ncols=True, disable=not (progress and config.epochs))
+    recipe, sizes = recipe_for(config, dataset), batch_sizes(config, pool.n)
+    batches, last_full = len(sizes), max(pool.n // config.batch_size, 1) - 1
+    share_of = {size: shares.Share(size, config.accumulate, pool.index) for size in {*sizes} if config.epochs}
+    shares.refuse_idle(share_of.values())
+    stepping = distributed.wrap(model, pool.device)
+    spread = distributed.active() or config.accumulate > 1
+    labels_of = None if labels_of is None else labels_of.to(pool.index)
+    bar = tqdm(total=config.epochs * batches, initial=state.step, desc=f"{config.name} s{config.seed}", unit="step",
+               mininterval=1, dynamic_ncols=True, disable=not (progress and config.epochs) or distributed.rank() > 0)
     for epoch in range(len(state.curves), config.epochs):
-        model.train()
+        stepping.train()
         started = time.monotonic() - state.seconds
-        places = order(len(pool), config.seed, epoch).to(device)[:sum(sizes)].split(config.batch_size)
-        for batch in range(state.step - epoch * batches, batches):
-            rows = places[batch]
+        places = order(pool.n, config.seed, epoch).to(pool.index)[:sum(sizes)].split(config.batch_size)
+        to_do = [(rows, share_of[len(rows)]) for rows in places[state.step - epoch * batches:]]
+        for (rows, share), images in zip(to_do, pool.stream(to_do)):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, state.step, batches)
-            x = views(pool.images[rows], recipe, config.seed, state.step, config.views)    # (V, N, 3, S, S)
-            labels = None if pool.labels is None else pool.labels[rows]
-            loss, z = train_step(config, model, optimiser, scaler, x, labels)
-            if batch == last_full and config.method != "ce":
+            x = [views(part, recipe, config.seed, state.step, config.views, at.start)       # (V, n, 3, S, S) a chunk
+                 for part, at in zip(images.split(share.sizes), share.own)]
+            labels = None if labels_of is None else labels_of[rows].to(pool.device)
+            loss, z = (spread_step(config, stepping, optimiser, scaler, x, labels, share) if spread else
+                       train_step(config, model, optimiser, scaler, *x, labels))
+            if state.step - epoch * batches == last_full and config.method != "ce":
                 state.z, state.labels = z, labels if config.method == "supcon" else None
             state.total += loss * len(rows)
             state.seen += len(rows)
@@ -232,7 +235,7 @@ def _train(session: _Session, dataset: Dataset, pool: Split, progress: bool) -> 
         row |= {"seconds": state.seconds, "views_per_second": state.seen * config.views / state.seconds}
         if config.method != "ce":
             row |= losses.contrast(state.z, state.labels)._asdict()
-            _refuse_collapse(config, [*state.curves[-1:], row])
+            sessions.refuse_collapse(config, [*state.curves[-1:], row])
         if config.knn_every and (epoch + 1) % config.knn_every == 0:
             row["knn"] = evaluation.knn_on_val(model, dataset, recipe_for(config, dataset, "none"))
         if config.test_every and (epoch + 1) % config.test_every == 0:
@@ -243,15 +246,6 @@ def _train(session: _Session, dataset: Dataset, pool: Split, progress: bool) -> 
     bar.close()
 
 
-def _refuse_collapse(config: Config, rows: list[dict]) -> None:
-    """Raise InputError where different images had the same embedding at the end of two epochs after the warm-up."""
-    last = rows[-1]
-    alike = [(row["negative"] or 0) > COLLAPSED for row in rows]
-    if len(rows) == 2 and all(alike) and last["epoch"] - 1 > config.warmup:
-        raise InputError(f"embeddings have collapsed: different images have a mean cosine of {last['negative']:.5f} "
-                         f"after epoch {last['epoch']}; lower learning_rate or temperature (the last checkpoint stays)")
-
-
 def train_step(config: Config, model: Model, optimiser, scaler, x: Tensor,
                labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """One step downhill. All views pass the encoder together, so BatchNorm has one mean and one variance for them.
@@ -259,10 +253,7 @@ def train_step(config: Config, model: Model, optimiser, scaler, x: Tensor,
     x: (V, N, 3, S, S) float, V views of N images; labels: (N,), or None for simclr. Returns the loss, in nats, and
     z (V, N, D), both detached and on the device, so that nobody waits for them.
     """
-    device = x.device
-    with torch.autocast(device.type, getattr(torch, config.precision), enabled=config.precision != "float32"):
-        _, z = model(x.flatten(0, 1).contiguous(memory_format=memory_format(device)))      # (V N, D)
-    z = z.unflatten(0, x.shape[:2])                                                         # (V, N, D)
+    z = embed(config, model, x)
     loss = loss_of(config, z, labels)
     optimiser.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
@@ -271,15 +262,35 @@ def train_step(config: Config, model: Model, optimiser, scaler, x: Tensor,
     return loss.detach(), z.detach()
 
 
-def _rate(curves: list[dict]) -> float | None:
-    """Views a second over all epochs; None for a run without any."""
-    seconds = sum(row["seconds"] for row in curves)
-    return sum(row["views_per_second"] * row["seconds"] for row in curves) / seconds if seconds else None
+def embed(config: Config, model: Model, x: Tensor) -> Tensor:
+    """z (V, N, D) of views x (V, N, 3, S, S), in the run's precision."""
+    with torch.autocast(x.device.type, getattr(torch, config.precision), enabled=config.precision != "float32"):
+        _, z = model(x.flatten(0, 1).contiguous(memory_format=memory_format(x.device)))        # (V N, D)
+    return z.unflatten(0, x.shape[:2])
 
 
-def _cost(config: Config, dataset: Dataset, model: Model, curves: list[dict]) -> dict:
-    """What a view costs and how near the run came to what the device can do; FLOPs: floating-point operations."""
-    device = next(model.parameters()).device
-    flops, rate = model.flops(config.size or dataset.train.images.shape[2]), matrix_rate(device, config.precision)
-    return {"flops_per_view": flops, "matrix_flops_per_second": rate,
-            "share_of_matrix_rate": flops * _rate(curves) / rate, "peak_bytes": peak_memory(device)}
+def spread_step(config: Config, model: torch.nn.Module, optimiser, scaler, chunks: list[Tensor], labels: Tensor | None,
+                share: shares.Share) -> tuple[Tensor, Tensor]:
+    """The same step where this process has a part of the batch, or takes it chunk by chunk, or both.
+
+    chunks: its views (V, n, 3, S, S), as share says; labels: (N,) of the whole batch. Embeddings come first, with
+    several chunks without a graph; then the loss of all of them and its gradient by each embedding; then, chunk by
+    chunk, by the weights (GradCache, arXiv 2101.06983, section 3.2). With one chunk it is train_step's gradient.
+    Returns the loss and z (V, N, D) of the whole batch, both detached.
+    """
+    several, inner = len(chunks) > 1, getattr(model, "module", model)
+    with torch.set_grad_enabled(not several), distributed.buffers_kept(inner, several):
+        z = [embed(config, inner if several else model, x) for x in chunks]
+    mine = torch.cat([part.detach() for part in z], dim=1)                                  # (V, n_r, D)
+    everyone = share.gather(mine.to(torch.promote_types(mine.dtype, torch.float32))).requires_grad_()
+    how = {"log_sum_exp": share.log_sum_exp} if distributed.active() else {}
+    loss = loss_of(config, everyone, labels, **how)
+    gradient, = torch.autograd.grad(scaler.scale(loss), everyone)
+    gradient = gradient[:, share.mine].to(mine.dtype) * distributed.world()                 # for DDP will take the mean
+    optimiser.zero_grad(set_to_none=True)
+    for number, (x, part) in enumerate(zip(chunks, gradient.split(share.sizes, dim=1)), start=1):
+        with distributed.not_yet(model, number == len(chunks)):
+            (embed(config, model, x) if several else z[0]).backward(part)
+    scaler.step(optimiser)
+    scaler.update()
+    return loss.detach(), everyone.detach()

@@ -86,6 +86,14 @@ def test_training_from_end_to_end(kept):
         assert ways["run", "Lightning"]["times_ours"]["median"] > 0
 
 
+def test_accumulation_from_end_to_end(kept, monkeypatch):
+    monkeypatch.setattr(measure, "in_own_process", lambda *arguments: int(arguments[-1]))
+    assert command.main(["accumulation", "--batch", "16", "--encoder", "slim", "--repetitions", "1"]) == 0
+    rows = records.benchmark("accumulation-cpu")["rows"]
+    assert [(row["chunks"], row["extra_bytes"]) for row in rows] == [(1, 1), (2, 2), (4, 4), (8, 8), (16, 16)]
+    assert rows[0]["times_at_once"] == {"min": 1, "median": 1, "max": 1}
+
+
 def test_a_plain_step_and_ours_go_to_the_same_place():
     """What is compared is the same function: one step of each from the same weights on the same views."""
     config = preset("simclr-cifar10-slim", temperature=loss.TEMPERATURE, optimiser="sgd", data="smooth")
