@@ -13,12 +13,10 @@ from lib import InputError
 EXAMPLES = """examples:
   python -m lib pretrain simclr-digits                        train in half a minute, without any download
   python -m lib pretrain supcon-cifar10 --epochs 100 --set encoder=resnet18
-  python -m lib pretrain simclr-cifar10-slim --set images=5000 --seed 1
   python -m lib pretrain simclr-digits --epochs 0             the untrained encoder, to compare with
   python -m lib probe runs/RUN                                what do its h and z know?
   python -m lib probe runs/RUN --with uva --with labels       also as published, and with few labels
   python -m lib publish runs/RUN                              put its record where the chapters read it
-  python -m lib experiments --plan                            what the book owes, and how long it would take
   python -m lib experiments --budget-minutes 60               run what is missing, most valuable first
   python -m lib records                                       every published accuracy
   python -m lib export runs/RUN --out weights/mine            half-precision weights and a model card, for others
