@@ -23,7 +23,8 @@ from lib.statistics import Interval, calibration_error, differences, one_more, o
 CLAIMS = ROOT / "book" / "claims.yml"
 HEADLINE = "<!-- headline -->", "<!-- end of headline -->"         # of the table in README.md
 FIELDS = {"id": str, "claim": str, "source": str, "rule": str, "like_for_like": dict}
-OPTIONAL = {"number": (int, float), "runs": int, "minus": dict, "nearest": list, "cannot": str, "question": str}
+OPTIONAL = {"number": (int, float), "runs": int, "minus": dict, "nearest": list, "cannot": str, "question": str,
+            "short": str}
 RULES = ("value", "sign", "at least", "none")
 ONE_SEED = "one seed, not assessed"
 SHARED = ("measure", "per_class", "method", "data", "images", "encoder", "features")     # the rest may differ
@@ -38,7 +39,8 @@ def read(path: Path = CLAIMS) -> list[dict]:
     said. like_for_like: columns that a record must have. minus: the columns that differ in what is subtracted.
     nearest: the columns that differ in runs to name instead, with a minus of their own, differences only, since levels
     of another scale mislead; the one with most seeds is shown, of equals the first. cannot: why no record can decide
-    it. question: what the claim answers; such claims are the headline. The value "any" lifts a condition.
+    it. question: what the claim answers; such claims are the headline. short: the difference in few words, which a
+    claim with nearest runs has. The value "any" lifts a condition.
     """
     claims = read_yaml(path)
     if not claims or not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
@@ -55,8 +57,8 @@ def read(path: Path = CLAIMS) -> list[dict]:
         near = claim.get("nearest", [])
         if not all(isinstance(part, dict) and isinstance(part.get("minus", {}), dict) for part in near):
             raise InputError(f"{path}: claim {name}: nearest must be a list of columns and values")
-        if not all("minus" in part or "minus" in claim for part in near):
-            raise InputError(f"{path}: claim {name}: nearest must be differences, with a minus")
+        if not all("minus" in part or "minus" in claim for part in near) or near and "short" not in claim:
+            raise InputError(f"{path}: claim {name}: nearest must be differences, with a minus, and told in short")
         for part in (claim["like_for_like"], claim.get("minus", {}), *near, *(n.get("minus", {}) for n in near)):
             for column, value in part.items():
                 if column not in (*COLUMNS, "measure", "per_class") and not (column == "minus" and part in near):

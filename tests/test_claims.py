@@ -231,8 +231,9 @@ GOOD = "{id: c, claim: c, source: s, rule: value, number: 1, like_for_like: {epo
     ("- " + GOOD.replace("epochs: 1", "epochs: [1]"), "epochs must be one text"),
     ("- " + GOOD.replace("value", "guess"), "the rule must be one of"),
     ("- " + GOOD.replace("number: 1, ", ""), "the rule must be one of .* the number given"),
-    ("- " + GOOD.replace("id: c", "id: c, nearest: [{minus: {epoch: 1}}]"), "no column 'epoch'"),
+    ("- " + GOOD.replace("id: c", "id: c, short: s, nearest: [{minus: {epoch: 1}}]"), "no column 'epoch'"),
     ("- " + GOOD.replace("id: c", "id: c, nearest: [{epochs: 2}]"), "nearest must be differences"),
+    ("- " + GOOD.replace("id: c", "id: c, nearest: [{minus: {epochs: 1}}]"), "and told in short"),
     ("- " + GOOD.replace("id: c", "id: c, runs: 0"), "runs must be at least 1"),
     ("- " + GOOD.replace("id: c", "id: c, colour: red"), "the field 'colour'"),
 ])
