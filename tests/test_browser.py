@@ -49,7 +49,7 @@ LOOK = r"""() => {
   return found;
 }"""
 TYPESET = "async () => { if (window.MathJax) await MathJax.startup.promise; }"
-# The theme lets boxes that scroll be reached by keyboard 300 ms after a change; what opens, or changes its colour, fades in that time.
+# The theme lets boxes that scroll be reached by keyboard 300 ms after a change; openings and colours fade in that time.
 SETTLED = "() => new Promise(done => setTimeout(done, 400))"
 # Solutions and hidden code are looked at too. Contrast takes most of the time, so it is judged on one of each kind: of
 # tokens in code, of formulas, and three rows of a table.
