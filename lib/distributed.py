@@ -58,7 +58,11 @@ def joined(device: str | None = None) -> Iterator[str | None]:
         if local >= gpus:
             raise InputError(f"there are {gpus} GPUs for {local + 1} ranks or more: lower --nproc-per-node")
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    store, number, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store.set(f"here {number}", "")                         # a slow start is no silence
+    store.wait([f"here {other}" for other in range(size)], PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", store=store, rank=number,
+                            world_size=size, timeout=TIMEOUT)
     try:
         with contextlib.redirect_stdout(io.StringIO() if rank() else sys.stdout):
             barrier()
