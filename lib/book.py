@@ -222,7 +222,7 @@ def build(profile: str = "quick", wait: bool = True, builder: str = "html") -> P
 
 
 def _stage_all(profile: str, stage: Path) -> None:
-    """Copy the book with its executed chapters."""
+    """Copy the book with its executed chapters; say which ones are shown without outputs."""
     shutil.copytree(BOOK, stage, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
     shutil.copy(ROOT / "README.md", stage)                  # rerun.md shows a part of it
     for path in chapters():
@@ -230,6 +230,8 @@ def _stage_all(profile: str, stage: Path) -> None:
         mark = executed.with_suffix(".stamp")
         if mark.is_file() and mark.read_text() == _stamp(path, profile):
             _stage(executed, stage / "notebooks" / path.name)
+        else:
+            print(f"{path.stem}: not run since its last change; the site shows it without outputs", flush=True)
 
 
 def _build(work: Path, builder: str) -> Path:

@@ -191,6 +191,18 @@ def test_a_second_batch_waits_and_finds_the_chapters_done(small_book, capfd):
     assert [path.stem for path in made] == ["01_good"]
 
 
+def test_chapters_that_the_site_shows_without_outputs_are_named(small_book, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    (tmp_path / "README.md").touch()
+    toc(small_book, ["01_good", "02_fails"])
+    book.run("quick", only="01")
+    capsys.readouterr()
+    book._stage_all("quick", tmp_path / "stage")
+    said = capsys.readouterr().out
+    assert "02_fails: not run since its last change" in said and "01_good" not in said
+    assert json.loads((tmp_path / "stage" / "notebooks" / "01_good.ipynb").read_text())["cells"][-1]["outputs"]
+
+
 def test_an_interrupted_build_leaves_the_old_site(small_book, monkeypatch):
     monkeypatch.setattr(book, "SITE", book.BUILD / "html")
     toc(small_book, [])
