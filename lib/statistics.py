@@ -18,7 +18,7 @@ class Interval(NamedTuple):
 
     def percent(self) -> str:
         """``81.3 [80.4, 82.1]``: for accuracies given as fractions."""
-        value, low, high = (f"{100 * x:.1f}" for x in self)
+        value, low, high = (f"{100 * x:z.1f}" for x in self)
         return value if math.isnan(self.low) else f"{value} [{low}, {high}]"
 
 
