@@ -84,7 +84,8 @@ def test_workflows_call_make_and_pin_every_action_to_a_major_version():
 def test_every_make_target_is_told_by_make_help_and_the_pages_name_no_other():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.search(r"^\.PHONY: (.+)", makefile, re.M).group(1).split())
-    told = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True,
+                          check=True).stdout
     assert {line.split()[0] for line in told.splitlines()} == targets
     for page in ("README.md", "CONTRIBUTING.md", "book/intro.md", "book/rerun.md"):
         named = re.findall(r"(?:^|`)make (?:[A-Z_]+=\S+ )*([a-z]+)", (ROOT / page).read_text(), re.M)
