@@ -179,7 +179,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(number, tmp_path):
 
 
 def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(double, tmp_path):
-    torchrun("--nproc-per-node", 2, "--max-restarts", 3, "-m", "tests.ranks", "go_on", tmp_path, 5,
+    torchrun("--nproc-per-node", 2, "--max-restarts", 1, "-m", "tests.ranks", "go_on", tmp_path, 5,
              int(signal.SIGKILL))
     whole = training.pretrain(config(epochs=2, batch_size=30), toy(), tmp_path / "whole", "cpu", progress=False)
     wanted = whole.model.state_dict()
