@@ -59,7 +59,7 @@ def joined(device: str | None = None) -> Iterator[str | None]:
             raise InputError(f"there are {gpus} GPUs for {local + 1} ranks or more: lower --nproc-per-node")
         torch.cuda.set_device(local)
     store, number, size = next(dist.rendezvous("env://", timeout=PATIENCE))
-    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":      # one machine counts restarts; its store keeps dead addresses
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":      # one machine counts its starts; old keys stay
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     store.set(f"here {number}", "")                         # a slow start is no silence
     store.wait([f"here {other}" for other in range(size)], PATIENCE)
