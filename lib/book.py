@@ -177,7 +177,8 @@ def _execute(path: Path, out: Path, profile: str) -> str | None:
         with open(out.with_suffix(".log"), "w") as log:
             papermill.execute_notebook(str(path), str(out), {"profile": profile}, progress_bar=False, cwd=str(ROOT),
                                        execution_timeout=math.ceil(60 * minutes), start_timeout=120, stdout_file=log,
-                                       stderr_file=log, extra_arguments=["--log-level=40"])
+                                       stderr_file=log, shutdown_kernel="immediate",    # all it made is saved by then
+                                       extra_arguments=["--log-level=50"])      # chapter 13 interrupts its own kernel
     except papermill.PapermillExecutionError as error:
         return f"failed in code cell {error.exec_count}: {error.ename}: {' '.join(error.evalue.split())}"
     except CellTimeoutError:
