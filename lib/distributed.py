@@ -10,7 +10,9 @@ import copy
 import functools
 import io
 import os
+import secrets
 import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -59,8 +61,7 @@ def joined(device: str | None = None) -> Iterator[str | None]:
             raise InputError(f"there are {gpus} GPUs for {local + 1} ranks or more: lower --nproc-per-node")
         torch.cuda.set_device(local)
     store, number, size = next(dist.rendezvous("env://", timeout=PATIENCE))
-    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":      # one machine counts its starts; old keys stay
-        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = _of_this_start(store, number, size)
     store.set(f"here {number}", "")                         # a slow start is no silence
     store.wait([f"here {other}" for other in range(size)], PATIENCE)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", store=store, rank=number,
@@ -75,6 +76,25 @@ def joined(device: str | None = None) -> Iterator[str | None]:
             raise InputError(said) from error
         raise
     dist.destroy_process_group()                            # not after an error: it would wait for the others
+
+
+def _of_this_start(store: dist.Store, number: int, size: int) -> dist.Store:
+    """The store with keys of this start's own: torchrun keeps it for restarts, and the addresses of the dead in it.
+
+    Each rank but 0 asks under a name that it has just drawn, and gets the start's name, which rank 0 has drawn. What
+    an earlier start asked is answered too, and nobody reads it.
+    """
+    name = secrets.token_hex(8)
+    if number:
+        store.set(f"asks {number}", name)
+        store.wait([f"for {name}"], PATIENCE)
+        return dist.PrefixStore(store.get(f"for {name}").decode(), store)
+    own, coming = dist.PrefixStore(name, store), range(1, size)
+    while coming := [other for other in coming if not own.check([f"here {other}"])]:
+        for other in (other for other in coming if store.check([f"asks {other}"])):
+            store.set(f"for {store.get(f'asks {other}').decode()}", name)
+        time.sleep(0.05)
+    return own
 
 
 def lost(error: BaseException) -> str | None:

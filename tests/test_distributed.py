@@ -46,11 +46,22 @@ def spawned(world, folder, task, *words):
     return [process.exitcode for process in ranked], [(folder / f"{rank}.err").read_text() for rank in range(world)]
 
 
-def torchrun(*words):
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", *map(str, words)], cwd=ROOT,
-                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=900)
-    assert done.returncode == 0, done.stderr
-    return done
+def torchrun(*words, machines=0):
+    """torchrun here; or so many of it, as on so many machines, which meet at a port of this one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{probe.getsockname()[1]}"]
+    start = ["--nnodes", machines, *meet] if machines else ["--standalone"]
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, [*start, *words])]
+    agents = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"}) for _ in range(machines or 1)]
+    try:
+        done = [agent.communicate(timeout=900) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0] * len(agents), done
+    return done[0][0]
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -178,9 +189,11 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(number, tmp_path):
     assert json.loads((folder / sessions.ENDED).read_text())["ended"] == ended
 
 
-def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(double, tmp_path):
-    torchrun("--nproc-per-node", 2, "--max-restarts", 1, "-m", "tests.ranks", "go_on", tmp_path, 5,
-             int(signal.SIGKILL))
+@pytest.mark.parametrize("machines", [0, 2])
+def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(double, machines, tmp_path):
+    """Among machines too, whose torchruns keep a store with the addresses of the dead."""
+    torchrun("--nproc-per-node", 1 if machines else 2, "--max-restarts", 1, "-m", "tests.ranks", "go_on", tmp_path, 5,
+             int(signal.SIGKILL), machines=machines)
     whole = training.pretrain(config(epochs=2, batch_size=30), toy(), tmp_path / "whole", "cpu", progress=False)
     wanted = whole.model.state_dict()
     assert differ(wanted, torch.load(tmp_path / "0.pt")) == []
@@ -194,11 +207,11 @@ def test_torchrun_from_the_command_line(toy_root, tmp_path, capsys):
     done = torchrun("--nproc-per-node", 2, "-m", "lib", "pretrain", "simclr-digits", "--data", "toy", "--epochs", 1,
                     "--set", "batch_size=32", "--runs", tmp_path / "runs", *where)
     folder, = (tmp_path / "runs").iterdir()
-    assert done.stdout.count("next: ") == 1 and done.stdout.count(str(folder)) == 2
+    assert done.count("next: ") == 1 and done.count(str(folder)) == 2
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "model.safetensors", "record.json"]
     done = torchrun("--nproc-per-node", 2, "-m", "lib", "probe", folder, *where)
     assert main(["probe", str(folder), "--data-root", str(tmp_path)]) == 0
-    assert done.stdout == capsys.readouterr().out and done.stdout.count("n = 60") == 4
+    assert done == capsys.readouterr().out and done.count("n = 60") == 4
 
 
 def test_torchrun_is_refused_for_other_commands(monkeypatch, capsys):
