@@ -17,6 +17,7 @@ from lib.statistics import Interval, Paired, differences, over_seeds, seeds_need
 
 # Okabe and Ito's palette: told apart by colour-blind readers; a method keeps its colour throughout the book
 COLOURS = {"simclr": "#0072B2", "supcon": "#D55E00", "ce": "#009E73", "untrained": "#999999", "pixels": "#CC79A7"}
+HALO = [withStroke(linewidth=3, foreground="white")]      # about a number that a line may cross
 NAMES = {"simclr": "SimCLR", "supcon": "SupCon", "ce": "cross-entropy", "untrained": "untrained encoder",
          "pixels": "raw pixels"}
 
@@ -77,7 +78,8 @@ def pipeline(image: Tensor, pair: Tensor) -> Figure:
         arrow((6.95, 1.5 + (y - 1.5) / 3), (7.4, y))
     box(4.12, "encoder\n$f$", COLOURS["simclr"])
     box(6.6, "head\n$g$", COLOURS["untrained"])
-    arrow((7.6, 1.95), (7.6, 1.05), arrowstyle="<->", color=COLOURS["simclr"], lw=2)
+    for start, end in ((1.95, 1.55), (1.05, 1.45)):
+        arrow((7.6, start), (7.6, end), color=COLOURS["simclr"], lw=2)
     for x, y, text in ((0.75, 0.6, "an image"), (2.6, 2.95, "two views"), (5.55, 0.3, "kept for use"),
                        (6.6, 0.75, "thrown away"), (8.3, 1.5, "pulled together;\naway from those\nof other images")):
         axes.text(x, y, text, ha="center", va="center", fontsize=9, color="0.3")
@@ -110,7 +112,7 @@ def contrast_curves(axes: tuple[Axes, Axes], curves: list[list[dict]], colour: s
                         label=label if rows is curves[0] else None)
         ax.set_xlabel("epoch")
         ax.legend()
-    axes[0].set(ylabel="the positive is (% of anchors)", ylim=(0, 102))
+    axes[0].set(ylabel="anchors (%) whose positive is", ylim=(0, 102))
     axes[1].set(ylabel="mean cosine")
     return axes
 
@@ -151,7 +153,8 @@ def accuracy_dots(axes: Axes, summary: pd.DataFrame, chance: float | None = None
         axes.plot(mean, y, "o", color=COLOURS[row.method], ms=7)
         if np.isfinite(low):
             axes.plot([low, high], [y, y], color=COLOURS[row.method], lw=2)
-        axes.annotate(f"{mean:.1f}", (mean, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(f"{mean:.1f}", (mean, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9,
+                      path_effects=HALO)
     axes.set_yticks(range(len(rows)), rows["label"])
     axes.set(xlabel="test accuracy (%), 95 % interval", ylim=(-0.6, len(rows) - 0.3))
     if len(rows):
@@ -173,7 +176,8 @@ def difference_dots(axes: Axes, table: pd.DataFrame) -> Axes:
         value, low, high = (100 * x for x in (row.value, row.low, row.high))
         axes.plot([low, high], [y, y], color="black", lw=2)
         axes.plot(value, y, "o", color="black", ms=7, mfc="white" if np.isnan(low) else "black")
-        axes.annotate(f"{value:+.1f}", (value, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(f"{value:+z.1f}", (value, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9,
+                      path_effects=HALO)
     axes.set_yticks(range(len(table)), table["label"].iloc[::-1])
     axes.set(xlabel="difference (points), 95 % interval over paired seeds", ylim=(-0.6, len(table) - 0.3))
     axes.margins(x=0.15)
@@ -224,7 +228,7 @@ def embedding_map(axes: Axes, points: np.ndarray, labels, classes: tuple[str, ..
         axes.scatter(*of_class.T, s=10, color=colour, label=classes[c], lw=0)
         if len(of_class):
             axes.text(*np.median(of_class, axis=0), classes[c], fontsize=9, weight="bold", ha="center", va="center",
-                      path_effects=[withStroke(linewidth=3, foreground="white")])
+                      path_effects=HALO)
     axes.set(xticks=[], yticks=[], box_aspect=1)
     axes.set_title(title, fontsize=10)
     sns.despine(ax=axes, left=True, bottom=True)
@@ -242,7 +246,7 @@ def matrix(axes: Axes, values: Tensor, title: str = "", low: float = -1, high: f
 
 def paired_table(pairs: list[Paired], first: str, second: str, n: int) -> pd.DataFrame:
     """One row per seed: the difference in points, the images that only one gets right, p of McNemar's test."""
-    names = [f"{first} - {second} (points)", f"only {first} right", f"only {second} right", "p"]
+    names = [f"{first} - {second} (points)", f"right: {first} alone", f"right: {second} alone", "p"]
     table = pd.DataFrame(pairs).set_axis(names, axis=1)
     table[names[0]] *= 100
     table["p"] = ["< 0.0001" if p < 1e-4 else f"{p:.4f}" for p in table["p"]]

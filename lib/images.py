@@ -111,7 +111,8 @@ def decoded(items: list[Item], size: int, skipped: list[str], what: str) -> Iter
         try:
             return decode(item.source() if callable(item.source) else item.source, size)
         except Exception as error:                      # Pillow's plugins let through whatever they meet
-            return " ".join(str(error).split())[:100] or type(error).__name__
+            why = str(error).replace(f" {str(item.source)!r}", "")      # the line names it already, shorter
+            return " ".join(why.split())[:100] or type(error).__name__
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(items), desc=what, unit="image") as bar:
         for start in range(0, len(items), CHUNK):

@@ -1,4 +1,4 @@
-"""Tables as a reader wants them: numbers to the right, intervals on one line, references in a valid list."""
+"""Tables and figures as a reader wants them: numbers to the right, intervals on one line, pictures that open alone."""
 
 import re
 
@@ -11,7 +11,7 @@ INTERVAL = re.compile(r"(?<=[\d%]) \[([-+−\d.,%]+), ([-+−\d.,%]+)\]")
 
 def tidy(html: str) -> str:
     """The same page: class "number" on every column of numbers, "long" on cells of many words, and no line break
-    inside "51.2 [50.1, 52.3]".
+    inside "51.2 [50.1, 52.3]". A figure's picture leads to itself at full size.
     """
     soup = BeautifulSoup(html, "html.parser")
     for table in soup.find_all("table"):
@@ -30,6 +30,8 @@ def tidy(html: str) -> str:
                 heads = [row.find_all(["th", "td"], recursive=False) for row in table.select("thead tr")]
                 for cell in cells + [head[place] for head in heads if len(head) >= -place]:
                     cell["class"] = [*cell.get("class", []), "number"]
+    for image in soup.select("figure > img"):
+        image.wrap(soup.new_tag("a", href=image["src"]))
     for references in soup.find_all(class_="citation-list"):
         del references["role"]              # its items say what they are, and a list may not hold their backlinks
     return str(soup)
