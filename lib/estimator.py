@@ -18,13 +18,14 @@ from lib.files import write_atomically
 from lib.probes import cross_validated_probe
 from lib.weights import Weights, load
 
-ARRAYS = {"h", "z", "files", "labels", "classes"}
+ARRAYS = {"h", "z", "files", "labels", "classes", "encoder"}
 
 
 def embed(source: Path, weights: Weights, device: str | None = None) -> tuple[dict[str, np.ndarray], list[str]]:
     """ARRAYS of the images that ``images.find`` finds, and a line for each broken one.
 
-    h: (N, width) float32; z: (N, D); files: (N,) names; labels: (N,) places in classes, -1 where an image has none.
+    h: (N, width) float32; z: (N, D); files: (N,) names; labels: (N,) places in classes, -1 where an image has none;
+    encoder: whose features they are.
     Raises InputError where no image is whole.
     """
     (items, classes), whole, rows, skipped = images.find(source), [], [], []
@@ -35,7 +36,7 @@ def embed(source: Path, weights: Weights, device: str | None = None) -> tuple[di
         raise InputError(f"none of the {len(items)} images of {source} is whole: {skipped[0]}")
     h, z = (torch.cat(parts).numpy() for parts in zip(*rows))
     return {"h": h, "z": z, "files": np.array([item.name for item in whole]), "classes": np.array(classes, dtype=str),
-            "labels": np.array([item.label for item in whole])}, skipped
+            "labels": np.array([item.label for item in whole]), "encoder": np.array(weights.encoder)}, skipped
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -69,9 +70,12 @@ def neighbours(found: dict[str, np.ndarray], file: str, count: int = 5) -> list[
 def predict(train: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> list[tuple[str, str, float]]:
     """Each file with its likeliest class and that one's probability, by the probe on h of those that have a class.
 
-    Raises InputError where fewer than two classes have images, or the features are of another encoder.
+    Raises InputError where fewer than two classes have images, or the features are of two encoders.
     """
     known = train["labels"] >= 0
+    if train["encoder"] != found["encoder"]:
+        raise InputError(f"the labelled features are of the encoder {train['encoder']}, the others of "
+                         f"{found['encoder']}: embed both by the same weights")
     try:
         probe = EncoderClassifier().fit(train["h"][known], train["classes"][train["labels"][known]])
         shares = probe.predict_proba(found["h"])
@@ -93,6 +97,7 @@ class EncoderClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def fit(self, X, y) -> "EncoderClassifier":
         """Fit the probe. y: (N,) labels of any kind. Raises ValueError for X of another shape, or a single class."""
+        self._refuse(X)
         X, y = validate_data(self, X, y, **self._kind)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
@@ -106,6 +111,7 @@ class EncoderClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def transform(self, X) -> np.ndarray:
         """h (N, D) float32."""
         check_is_fitted(self)
+        self._refuse(X)
         return self._h(validate_data(self, X, reset=False, **self._kind)).numpy()
 
     def predict_proba(self, X) -> np.ndarray:
@@ -121,6 +127,11 @@ class EncoderClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     @property
     def _kind(self) -> dict:
         return {"dtype": "float32"} if self.weights is None else {"dtype": "uint8", "allow_nd": True}
+
+    def _refuse(self, X) -> None:
+        """InputError for images that are no uint8: a cast would make all pixels in [0, 1] black."""
+        if self.weights is not None and (kind := np.asarray(X).dtype) != np.uint8:
+            raise InputError(f"images must be (N, H, W, 3) uint8, got {kind}")
 
     def _h(self, X: np.ndarray) -> Tensor:
         if self.weights is None:

@@ -168,7 +168,7 @@ def torchvision_state(model: Model) -> dict[str, Tensor]:
     3x3 convolution and ``net.maxpool`` to ``nn.Identity()`` before. Raises InputError where the encoder is no ResNet.
     """
     if not isinstance(model.encoder, ResNet):
-        raise InputError("torchvision has no such encoder, only the resnets: export to onnx or torch")
+        raise InputError("torchvision has no such encoder, only the resnets: export to .onnx or .pt2")
     head = model.head.state_dict() if isinstance(model.head, nn.Linear) else {}
     return model.encoder.state_dict() | {f"fc.{name}": value for name, value in head.items()}
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from lib import InputError, data, needed
 from lib.data import stratified
+from lib.downloads import LOADERS
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 TESTS = ("test", "val", "validation")   # folders and splits that are taken for test, the first that is there
@@ -71,6 +72,9 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], list[str]]
                          f"'unlabeled' is for images of none")
     if out.suffix != ".npz" or not 8 <= size <= 1024:
         raise InputError(f"--out must be NAME.npz and --size between 8 and 1024, got {out} and {size}")
+    if out.stem in LOADERS:
+        raise InputError(f"{out} would take the place of the data set '{out.stem}' that comes with the package: "
+                         f"choose another name")
     parts = {split: [item for item in items if item.split == split] for split in ("train", "test", "unlabeled")}
     if not parts["test"]:
         labels = torch.tensor([item.label for item in parts["train"]])

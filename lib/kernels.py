@@ -13,6 +13,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from lib import InputError
+
 compiled = njit(nogil=True, cache=True, error_model="numpy")
 ONE, SIX, LEVELS = np.float32(1), np.float32(6), np.float32(255)
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)       # augmentations.LUMA
@@ -21,8 +23,11 @@ RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)     
 def apply(images: Tensor, parameters, boxes: Tensor, out: Tensor) -> Tensor:
     """Write the views of images (N, 3, H, W) uint8 on the CPU into out (N, 3, S, S) float32, contiguous, and return it.
 
-    parameters: ``augmentations.Parameters``; boxes: (N, 4), the crops.
+    parameters: ``augmentations.Parameters``; boxes: (N, 4), the crops. Raises InputError for images of another shape:
+    compiled code would write beyond its arrays.
     """
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise InputError(f"images must be (N, 3, H, W), got {tuple(images.shape)}")
     recipe = parameters.recipe
     rows = [tensor.contiguous().numpy() for tensor in (
         images, boxes, parameters.flip, parameters.jittered, parameters.jitter, parameters.order, parameters.grey,

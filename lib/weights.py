@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
-from torch import Tensor
+from torch import Tensor, uint8
 
 from lib import ROOT, InputError, data, evaluation, foreign, needed, statistics, training
 from lib.augmentations import Recipe
@@ -40,8 +40,16 @@ class Weights:
     record: dict = field(repr=False)        # of the run; empty for another project's checkpoint,
     about: str                              # of which this says what was found in it
 
+    @property
+    def encoder(self) -> str:
+        """Which encoder it is: the run's id, or the checkpoint's file name."""
+        return self.record.get("id") or Path(self.name).name
+
     def features(self, images: Tensor, device: str | None = None) -> tuple[Tensor, Tensor]:
-        """h (N, width) and z (N, D), float32 on the CPU, of images (N, 3, H, W) uint8."""
+        """h (N, width) and z (N, D), float32 on the CPU, of images (N, 3, H, W) uint8; InputError for any others."""
+        if not isinstance(images, Tensor) or images.dtype != uint8 or images.dim() != 4 or images.shape[1] != 3:
+            raise InputError(f"images must be a tensor (N, 3, H, W) uint8, got {type(images).__name__} "
+                             f"{getattr(images, 'dtype', '')} {tuple(getattr(images, 'shape', ()))}")
         found = evaluation.features(self.model.to(choose_device(device)), images, self.recipe)
         self.model.cpu()
         return tuple(part.cpu() for part in found)
@@ -111,10 +119,17 @@ def pretrain(config: Config, dataset: Dataset, names: str | None = None, root: s
     differs, found = min(zip(unlike, given), key=lambda pair: len(pair[0]))
     for name, (there, here) in differs.items():
         raise InputError(f"none of the weights {names} is of this run: {name} is {there} there and {here} here; "
-                         f"set the parameters to fit, or weights=None to train")
+                         f"set the parameters to fit, weights=None to train, "
+                         f"or make such weights: python -m lib pretrain {_words(config)}")
     if found.record["data"]["fingerprint"] != dataset.fingerprint:
         raise InputError(f"the weights {found.record['id']} were trained on another version of {dataset.name}")
     return found
+
+
+def _words(config: Config) -> str:
+    """What follows ``pretrain`` on the command line to make such a run."""
+    return " ".join([config.name, *(f"--set {field}={value}" for field, value in config.delta.items()
+                                    if field not in ("precision", "warmup_epochs"))])
 
 
 def export(of: Run, folder: Path, dataset: Dataset, half: bool = True) -> dict:
@@ -130,7 +145,7 @@ def export(of: Run, folder: Path, dataset: Dataset, half: bool = True) -> dict:
     for name, value in tensors.items():
         if not value.isfinite().all():
             raise InputError(f"{name} of {record['id']} is not finite in {record['weights']}; export it in float32")
-    content = serialise(tensors, {"format": "pt", "record": json.dumps(record)})
+    content = serialise(tensors, {"record": json.dumps(record)})     # one entry: the order of several is random
     entry = dict(zip(FIELDS, (of.config.name, folder.name, hashlib.sha256(content).hexdigest(), record["id"], "MIT")))
     write_atomically(folder / FILE, content)
     write_atomically(folder / "README.md", "\n".join(_card(record, entry)).encode())
@@ -180,7 +195,7 @@ def _record(path: Path, content: bytes) -> str:
 
 def _entry(name: str, registry: Path) -> dict:
     """The registry's entry of that name. Raises InputError where there is none, or the registry is not one."""
-    entries = read_yaml(registry)
+    entries = read_yaml(registry) or []
     if not (isinstance(entries, list) and all(
             isinstance(entry, dict) and entry.keys() == {*FIELDS} and all(isinstance(value, str) for value in
                                                                          entry.values()) for entry in entries)):
@@ -205,5 +220,6 @@ def _fetch(entry: dict, cache: Path, registry: Path) -> Path:
             why = " ".join(str(error).split())[:200]
             raise InputError(f"can't get the weights {entry['name']} from {url}: {why}") from error
     if hashlib.sha256(_read(path)).hexdigest() != wanted:
-        raise InputError(f"{path} is not what is registered as {entry['name']}: its SHA-256 is another one; delete it")
+        raise InputError(f"{path} is not what is registered as {entry['name']}: its SHA-256 is another one; "
+                         + ("delete it, to get it anew" if remote else f"if it is yours, correct {registry}"))
     return path

@@ -60,7 +60,7 @@ def found():
     h = random.normal(0, 0.1, (21, 4)).astype(np.float32)
     h[np.arange(21), labels] += 1
     return {"h": h, "z": h[:, :2], "files": np.array([f"{i}.png" for i in range(21)]), "labels": labels,
-            "classes": np.array(["a", "b"])}
+            "classes": np.array(["a", "b"]), "encoder": np.array("one")}
 
 
 def test_neighbours_are_the_highest_cosines(found):
@@ -80,6 +80,8 @@ def test_predictions_are_by_those_that_have_a_class(found):
     assert [name for _, name, _ in rows[:20]] == ["a", "b"] * 10 and all(0.5 < share <= 1 for _, _, share in rows[:20])
     with pytest.raises(InputError, match="no probe fits these features: two classes"):
         estimator.predict(found | {"labels": np.zeros(21, int)}, found)
+    with pytest.raises(InputError, match="are of the encoder one, the others of two: embed both by the same"):
+        estimator.predict(found, found | {"encoder": np.array("two")})
     one_each = np.array([0, 1, *[-1] * 19])
     with pytest.raises(InputError, match=r"y has 2 class\(es\) in 2 row"):
         estimator.predict(found | {"labels": one_each}, found)
@@ -100,7 +102,7 @@ def test_features_are_written_read_and_refused_where_they_are_none(found, tmp_pa
         with pytest.raises(InputError, match="holds no features; make them by"):
             estimator.read(path)
     estimator.write(path, {"h": found["h"]})
-    with pytest.raises(InputError, match="lacks the arrays classes, files, labels, z"):
+    with pytest.raises(InputError, match="lacks the arrays classes, encoder, files, labels, z"):
         estimator.read(path)
 
 
@@ -108,3 +110,14 @@ def test_a_folder_of_broken_images_has_no_features(weights, tmp_path):
     (tmp_path / "x.jpg").touch()
     with pytest.raises(InputError, match="none of the 1 images of .* is whole: x.jpg: 0 bytes"):
         estimator.embed(tmp_path, weights)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(7, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, 4, 8, 8).byte(),
+                                   torch.zeros(3, 8, 8).byte(), torch.zeros(2, 3, 8, 8),
+                                   np.zeros((2, 3, 8, 8), np.uint8)])
+def test_images_of_another_shape_or_kind_are_refused(weights, wrong):
+    """Compiled code does not look where it writes; a cast of pixels in [0, 1] would make them black."""
+    with pytest.raises(InputError, match=r"images must be a tensor \(N, 3, H, W\) uint8, got"):
+        weights.features(wrong)
+    with pytest.raises(InputError, match=r"images must be \(N, H, W, 3\) uint8, got float"):
+        EncoderClassifier(weights).fit(np.zeros((4, 8, 8, 3)), [0, 1, 0, 1])

@@ -182,3 +182,8 @@ def test_without_the_package_a_hugging_face_data_set_says_what_to_install(tmp_pa
     (tmp_path / "disk" / "state.json").write_text("{}")
     with pytest.raises(InputError, match=r"needs the package datasets.*\[huggingface\]"):
         images.make(tmp_path / "disk", 16, tmp_path / "mine.npz")
+
+
+def test_a_data_set_that_comes_with_the_package_is_not_replaced(folder, tmp_path):
+    with pytest.raises(InputError, match="digits.npz would take the place of the data set 'digits' that comes with"):
+        images.make(folder, 32, tmp_path / "digits.npz")
