@@ -44,7 +44,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     found = read_npz(path, ARRAYS)
     h, labels, n = found["h"], found["labels"], len(found["h"]) if found["h"].ndim == 2 else 0
     if (not n or h.dtype != np.float32 or labels.dtype.kind != "i" or not found["files"].shape == labels.shape == (n,)
-            or labels.max() >= found["classes"].size or not np.isfinite(h).all()):
+            or labels.max() >= found["classes"].size or found["encoder"].shape or not np.isfinite(h).all()):
         raise InputError(f"{path} holds no features; make them by: python -m lib embed")
     return found
 

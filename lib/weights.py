@@ -6,6 +6,7 @@ checkpoint (``lib.foreign``). A registered file is fetched once, and used only w
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, uint8
 
 from lib import ROOT, InputError, data, evaluation, foreign, needed, statistics, training
 from lib.augmentations import Recipe
-from lib.config import Config, difference, unknown
+from lib.config import PRESETS, Config, difference, unknown
 from lib.data import Dataset
 from lib.encoders import Model
 from lib.files import parse_json, read_yaml, write_atomically
@@ -128,8 +129,9 @@ def pretrain(config: Config, dataset: Dataset, names: str | None = None, root: s
 
 def _words(config: Config) -> str:
     """What follows ``pretrain`` on the command line to make such a run."""
-    return " ".join([config.name, *(f"--set {field}={value}" for field, value in config.delta.items()
-                                    if field not in ("precision", "warmup_epochs"))])
+    changed = difference(config, PRESETS.get(config.name, config))
+    return shlex.join([config.name, *(word for field, (value, _) in changed.items()
+                                      for word in ("--set", f"{field}={value}"))])
 
 
 def export(of: Run, folder: Path, dataset: Dataset, half: bool = True) -> dict:

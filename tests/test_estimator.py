@@ -97,7 +97,8 @@ def test_features_are_written_read_and_refused_where_they_are_none(found, tmp_pa
     again = estimator.read(path)
     assert all(np.array_equal(again[name], found[name]) for name in estimator.ARRAYS)
     for change in ({"h": found["h"][:5]}, {"h": found["h"].astype(np.float64)}, {"labels": found["labels"] + 1.0},
-                   {"labels": found["labels"] + 9}, {"h": np.zeros((0, 4), np.float32)}, {"h": found["h"] * np.nan}):
+                   {"labels": found["labels"] + 9}, {"h": np.zeros((0, 4), np.float32)}, {"h": found["h"] * np.nan},
+                   {"encoder": np.array(["one", "two"])}):
         estimator.write(path, found | change)
         with pytest.raises(InputError, match="holds no features; make them by"):
             estimator.read(path)

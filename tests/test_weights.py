@@ -2,6 +2,7 @@ import functools
 import hashlib
 import http.server
 import json
+import shlex
 import sys
 import threading
 
@@ -13,7 +14,7 @@ from safetensors.torch import load as deserialise
 from safetensors.torch import save_file
 
 from lib import InputError, data, records, runs, training, weights
-from lib.config import preset
+from lib.config import parse, preset
 from lib.encoders import Model
 
 
@@ -100,8 +101,11 @@ def test_weights_take_the_place_of_training_only_where_they_are_of_that_run(made
     use = functools.partial(weights.pretrain, names="ours", root=tmp_path, registry=registry)
     assert use(run.config, toy).record["weights"] == "float16"
     other = preset("simclr-digits", data="toy", epochs=1, batch_size=32, recipe="supcontrast", temperature=0.2)
-    with pytest.raises(InputError, match="none of the weights ours is of this run: temperature is 0.5 there and 0.2"):
+    why = "none of the weights ours is of this run: temperature is 0.5 there and 0.2"
+    with pytest.raises(InputError, match=why) as told:
         use(other, toy)
+    name, *words = shlex.split(str(told.value).partition("python -m lib pretrain ")[2])
+    assert preset(name, **parse([word for word in words if word != "--set"])) == other     # the command makes it
     changed = data.build("toy", **{**_arrays(), "variant": "another"})
     with pytest.raises(InputError, match="trained on another version of toy"):
         use(run.config, changed)
