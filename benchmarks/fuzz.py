@@ -212,11 +212,7 @@ def _bent_header(content: bytes, draw: random.Random) -> bytes:
 
 def _resealed(content: bytes) -> bytes:
     """With a checksum that is right, as someone would who means harm."""
-    place = content.find(checkpoints.SEAL)
-    if place < 0:
-        return content
-    place += len(checkpoints.SEAL)
-    return checkpoints.sealed(content[:place] + checkpoints.UNSEALED + content[place + 64:])
+    return checkpoints.sealed(content) if checkpoints.SEAL.search(content) else content
 
 
 def try_one(folder: Path, name: str, content: bytes, read: Callable[[Path], object]) -> str | None:

@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint or finished chapter", file=sys.stderr)
+        resumes = args.run in (_pretrain, _probe, _experiments, _book)
+        print("interrupted; " + ("the same command goes on from the last checkpoint or finished chapter" if resumes else
+                                 "nothing was written"), file=sys.stderr)
         return 130
     return 0
 
@@ -106,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(_import, "import", "make a data set of pictures")
     sub.add_argument("source", metavar="FOLDER", type=Path, help="a folder for each class; or .npz, or Hugging Face's")
     sub.add_argument("--size", type=int, default=96, help="side in pixels (default 96)")
-    sub.add_argument("--out", type=Path, required=True, metavar="NAME.npz", help="in the data root, for --data NAME")
+    sub.add_argument("--out", type=Path, required=True, metavar="NAME.npz",
+                     help="a path; in the folder of data sets, data/, it is found as --data NAME")
 
     sub = command(_embed, "embed", "features of pictures")
     sub.add_argument("source", metavar="IMAGES", type=Path, help="as for import; a folder may be without classes")
@@ -117,8 +120,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(_neighbours, "neighbours", "the pictures most alike one of them")
     sub.add_argument("source", metavar="FEATURES.npz", type=Path)
-    sub.add_argument("file", help="of which picture")
-    sub.add_argument("--count", type=int, default=5)
+    sub.add_argument("file", help="of which picture, as it was named below the folder")
+    sub.add_argument("--count", type=int, default=5, help="how many (default 5)")
 
     sub = command(_predict, "predict", "classes of pictures, by a probe on labelled ones")
     sub.add_argument("source", metavar="FEATURES.npz", type=Path)
@@ -155,20 +158,13 @@ def _pretrain(args) -> None:
     chosen = config.preset(args.preset, **config.parse(args.set) | named)
     with distributed.first():                                       # who downloads
         dataset = data.load(chosen.data, args.data_root)
+    images = len(dataset.take(chosen.images).pool(chosen.pool))
+    what = chosen.pool if dataset.unlabeled is not None or chosen.pool == "train" else "train+val"
+    print(f"{chosen.name} on {images:,} images of {dataset.name} ({what})", flush=True)
     run = training.pretrain(chosen, dataset, args.runs or training.RUNS, args.device, wait=args.wait)
     print(f"{run.folder}: " + (f"{chosen.epochs} epochs, loss {run.curves[-1]['loss']:.3f}, "
-                               f"{_cost(run.record)}" if run.curves else "untrained"))
+                               f"{run.cost}" if run.curves else "untrained"))
     print(f"next: python -m lib probe {run.folder}")
-
-
-def _cost(record: dict) -> str:
-    """How fast a run went, how near the device's limit, and what memory it took, as far as its record knows."""
-    cost, parts = record.get("cost", {}), [f"{record['views_per_second']:,.0f} views/s"]
-    if cost:
-        parts.append(f"{cost['share_of_matrix_rate']:.0%} of the device's matrix rate")
-    if cost.get("peak_bytes"):
-        parts.append(f"{cost['peak_bytes'] / 1e6:,.0f} MB at most")
-    return ", ".join(parts)
 
 
 def _probe(args) -> None:
@@ -239,26 +235,26 @@ def _headline(args) -> None:
 
 def _export(args) -> None:
     """Write an encoder and its head: a folder with half-precision weights and a model card, or a file by its ending."""
-    from lib import data, foreign, weights
+    from lib import data, weights
 
     if args.out.suffix:
-        found = weights.load(args.weights, args.data_root)
-        return foreign.write(found.model, found.recipe.size, args.out)
+        return print(f"{args.out}: {weights.load(args.weights, args.data_root).write(args.out)}")
     run = weights.run(args.weights, args.data_root)
     entry = weights.export(run, args.out, data.load(run.config.data, args.data_root), not args.float32)
-    print("for weights/registry.yml:\n- " + "\n  ".join(f"{field}: {value}" for field, value in entry.items()))
+    print(f"{args.out}: use it as --weights {args.out}, or by a name, from an address, as in weights/registry.yml:\n- "
+          + "\n  ".join(f"{field}: {value}" for field, value in entry.items()))
 
 
 def _import(args) -> None:
     """Make a data set of pictures. Broken ones are skipped and named."""
-    from lib import images
+    from lib import data, images
 
-    counts, skipped = images.make(args.source, args.size, args.out)
-    print(f"{args.out}: {', '.join(f'{n} {split}' for split, n in counts.items())}", *_skipped(skipped), sep="\n")
-
-
-def _skipped(lines: list[str]) -> list[str]:
-    return [f"{len(lines)} images were skipped" + ":" * bool(lines), *lines[:10], *["..."][:len(lines) - 10]]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))         # what was begun is cleared away before
+    counts, report = images.make(args.source, args.size, args.out)
+    print(f"{args.out}: {', '.join(f'{n} {split}' for split, n in counts.items())}\n{report}")
+    where = f" --data-root {args.out.parent}" * (args.out.resolve().parent != data.data_root().resolve())
+    print(f"next: python -m lib pretrain {'simclr-stl10' if args.size > 63 else 'simclr-cifar10-r18'} "
+          f"--data {args.out.stem}{where}")
 
 
 def _embed(args) -> None:
@@ -266,9 +262,10 @@ def _embed(args) -> None:
     from lib import estimator, weights
 
     using = weights.load(args.weights, args.data_root)
-    found, skipped = estimator.embed(args.source, using, args.device)
+    found, report = estimator.embed(args.source, using, args.device)
     estimator.write(args.out, found)
-    print(f"{args.out}: h {found['h'].shape}, z {found['z'].shape}", using.about, *_skipped(skipped), sep="\n")
+    told = f"{args.out}: h {found['h'].shape}, z {found['z'].shape}", using.about, str(report)
+    print(*filter(None, told), sep="\n")
 
 
 def _neighbours(args) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from lib.config import Config, difference
 from lib.files import parse_json, write_atomically
 
 NEWEST, BEFORE = "checkpoint.safetensors", "checkpoint-before.safetensors"
-SEAL, UNSEALED = b'"sha256":"', b"0" * 64
+SEAL, UNSEALED = re.compile(rb'sha256[\\": ]+([0-9a-f]{64})'), "0" * 64
 
 
 @dataclass
@@ -77,14 +78,26 @@ def save(path: Path, config: Config, progress: Progress, model: Module, optimise
     tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in scales.items()}
     state = {name: value for name, value in vars(progress).items() if not isinstance(value, Tensor | None)}
     state["model_only"] = scaler is None
-    metadata = {"config": json.dumps(asdict(config)), "progress": json.dumps(state), "sha256": UNSEALED.decode()}
+    metadata = {"config": json.dumps(asdict(config)), "progress": json.dumps(state), "sha256": UNSEALED}
     write_atomically(path, sealed(serialise(tensors, metadata)))
 
 
 def sealed(content: bytes) -> bytes:
-    """A file with its SHA-256 in place of the zeros."""
-    place = content.index(SEAL + UNSEALED) + len(SEAL)
-    return content[:place] + hashlib.sha256(content).hexdigest().encode() + content[place + 64:]
+    """A safetensors file with its SHA-256 in place of the 64 digits that its header has as "sha256"."""
+    seal = SEAL.search(content)
+    return content[:seal.start(1)] + _digest(content, seal) + content[seal.end(1):]
+
+
+def unbroken(content: bytes) -> bool:
+    """Whether a sealed file is as it was written, to the last bit."""
+    seal = SEAL.search(content)
+    return seal is not None and _digest(content, seal) == seal[1]
+
+
+def _digest(content: bytes, seal: re.Match) -> bytes:
+    digest = hashlib.sha256(content[:seal.start(1)] + UNSEALED.encode())
+    digest.update(memoryview(content)[seal.end(1):])
+    return digest.hexdigest().encode()
 
 
 def rotate(folder: Path, *parts) -> None:
@@ -155,15 +168,12 @@ def read(path: Path) -> tuple[Config, Progress, dict[str, Tensor]]:
     try:
         content = path.read_bytes()
         header = content[8:8 + int.from_bytes(content[:8], "little")]
-        place = 8 + header.find(SEAL) + len(SEAL)
         metadata = parse_json(header)["__metadata__"]
         if metadata.keys() == {"config", "curves"}:
             warnings.warn(f"{path} was written without a checksum, by an earlier version", stacklevel=2)
             state = {"curves": parse_json(metadata["curves"]), "model_only": True}
         else:
-            digest = hashlib.sha256(content[:place] + UNSEALED)
-            digest.update(memoryview(content)[place + 64:])
-            if metadata["sha256"].encode() != content[place:place + 64] or metadata["sha256"] != digest.hexdigest():
+            if not unbroken(content):
                 raise ValueError("its checksum is wrong")
             state = parse_json(metadata["progress"])
         config, tensors = Config(**parse_json(metadata["config"])), deserialise(content)

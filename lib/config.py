@@ -157,8 +157,9 @@ FIELDS = frozenset(field.name for field in fields(Config)) - {"name"}
 
 def unknown(what: str, value, known) -> str:
     """One sentence for an unknown name, with the nearest known ones."""
-    near = difflib.get_close_matches(str(value), list(map(str, known)), n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(map(str, known))}"
+    names = list(map(str, known))
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names[:30])}" + ", ..." * (len(names) > 30)
     return f"unknown {what} '{value}'; {hint}"
 
 

@@ -205,8 +205,9 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     if name in LOADERS:
         return LOADERS[name](root)
     here = sorted(p.stem for p in root.glob("*.npz")) if root.is_dir() else []
-    raise InputError(f"unknown data set '{name}': there is no {path}; known: {', '.join([*LOADERS, *here])} "
-                     f"(DATA_ROOT names another folder)")
+    hint = f": a data set's name is its file's without .npz, '{Path(name).stem}'" if name.endswith(".npz") else \
+        f": there is no {path}; known: {', '.join([*LOADERS, *here])} (DATA_ROOT names another folder)"
+    raise InputError(f"unknown data set '{name}'{hint}")
 
 
 def build(name: str, x_train, y_train, x_test, y_test, classes=None, x_unlabeled=None, variant="",
@@ -277,6 +278,8 @@ def read_npz(path: Path, needed: set[str], known: set[str] = frozenset()) -> dic
             return arrays
     except InputError:
         raise
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise InputError(f"can't read {path} ({error.strerror})") from error
     except Exception as error:                      # numpy, zipfile and its codecs let through whatever they meet
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is not a whole .npz file ({why}); make or copy it again") from error

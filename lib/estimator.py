@@ -15,28 +15,30 @@ from lib import InputError, images
 from lib.config import unknown
 from lib.data import read_npz
 from lib.files import write_atomically
+from lib.images import Report
 from lib.probes import cross_validated_probe
 from lib.weights import Weights, load
 
 ARRAYS = {"h", "z", "files", "labels", "classes", "encoder"}
 
 
-def embed(source: Path, weights: Weights, device: str | None = None) -> tuple[dict[str, np.ndarray], list[str]]:
-    """ARRAYS of the images that ``images.find`` finds, and a line for each broken one.
+def embed(source: Path, weights: Weights, device: str | None = None) -> tuple[dict[str, np.ndarray], Report]:
+    """ARRAYS of the images that ``images.find`` finds, and what was left out of them.
 
     h: (N, width) float32; z: (N, D); files: (N,) names; labels: (N,) places in classes, -1 where an image has none;
     encoder: whose features they are.
     Raises InputError where no image is whole.
     """
-    (items, classes), whole, rows, skipped = images.find(source), [], [], []
-    for pixels, of in images.decoded(items, weights.size, skipped, source.name):
+    there, whole, rows, skipped = images.find(source), [], [], []
+    for pixels, of in images.decoded(there.items, weights.size, skipped, source.name):
         whole += of
         rows.append(weights.features(torch.from_numpy(pixels).permute(0, 3, 1, 2), device))
     if not whole:
-        raise InputError(f"none of the {len(items)} images of {source} is whole: {skipped[0]}")
+        raise InputError(f"none of the {len(there.items)} images of {source} is whole: {skipped[0]}")
     h, z = (torch.cat(parts).numpy() for parts in zip(*rows))
-    return {"h": h, "z": z, "files": np.array([item.name for item in whole]), "classes": np.array(classes, dtype=str),
-            "labels": np.array([item.label for item in whole]), "encoder": np.array(weights.encoder)}, skipped
+    found = {"h": h, "z": z, "files": np.array([item.name for item in whole]), "encoder": np.array(weights.encoder),
+             "labels": np.array([item.label for item in whole]), "classes": np.array(there.classes, dtype=str)}
+    return found, Report(there.notes, skipped)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -61,9 +63,11 @@ def neighbours(found: dict[str, np.ndarray], file: str, count: int = 5) -> list[
     files, x = found["files"].tolist(), F.normalize(torch.from_numpy(found["h"]), dim=1)
     if file not in files:
         raise InputError(unknown("picture", file, files))
+    if count < 1:
+        raise InputError(f"count must be at least 1, got {count}")
     cosines = x @ x[files.index(file)]
     cosines[files.index(file)] = -2
-    best = cosines.topk(min(max(count, 0), len(x) - 1))
+    best = cosines.topk(min(count, len(x) - 1))
     return [(files[place], cosine) for place, cosine in zip(best.indices.tolist(), best.values.tolist())]
 
 

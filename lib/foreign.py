@@ -7,6 +7,7 @@ and the few classes in ALLOWED.
 """
 
 import argparse
+import io
 import re
 import zipfile
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from torchvision.models.resnet import ResNet
 from lib import InputError, data, needed
 from lib.augmentations import Recipe
 from lib.encoders import Model
+from lib.files import write_atomically
 
 SUFFIXES = (".ckpt", ".pth", ".pt", ".tar", ".bin")     # of what torch.save wrote
 
@@ -182,12 +184,17 @@ def write(model: Model, size: int, path: Path) -> None:
     """
     for package in ("onnx", "onnxscript") if path.suffix == ".onnx" else ():
         needed(package, "onnx")
-    if path.suffix == ".pth":
-        return torch.save(torchvision_state(model), path)
-    if path.suffix not in (".onnx", ".pt2"):
+    if path.suffix not in (".pth", ".onnx", ".pt2"):
         raise InputError(f"{path} must end in .pth, .onnx or .pt2, or be a folder")
+    buffer = io.BytesIO()
+    if path.suffix == ".pth":
+        torch.save(torchvision_state(model), buffer)
+        return write_atomically(path, buffer.getvalue())
     program = torch.export.export(model.eval(), (torch.zeros(2, 3, size, size),),
                                   dynamic_shapes={"x": {0: torch.export.Dim("batch", min=2)}})
     if path.suffix == ".pt2":
-        return torch.export.save(program, path)
-    torch.onnx.export(program, dynamo=True, input_names=["x"], output_names=["h", "z"], verbose=False).save(path)
+        torch.export.save(program, buffer)
+    else:
+        made = torch.onnx.export(program, dynamo=True, input_names=["x"], output_names=["h", "z"], verbose=False)
+        buffer.write(made.model_proto.SerializeToString())
+    write_atomically(path, buffer.getvalue())

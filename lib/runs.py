@@ -33,6 +33,16 @@ class Run:
         """One dictionary per epoch: epoch, loss, learning_rate, seconds, contrast and, where measured, knn."""
         return self.record["curves"]
 
+    @property
+    def cost(self) -> str:
+        """How fast it went, how near the device's limit, and what memory it took, as far as its record knows."""
+        cost, parts = self.record.get("cost", {}), [f"{self.record['views_per_second']:,.0f} views/s"]
+        if cost:
+            parts.append(f"{cost['share_of_matrix_rate']:.0%} of the device's matrix rate")
+        if cost.get("peak_bytes"):
+            parts.append(f"{cost['peak_bytes'] / 1e6:,.0f} MB at most")
+        return ", ".join(parts)
+
 
 def identity(config: Config, dataset: Dataset) -> str:
     """The run's name: preset, epochs, seed, and a hash of everything that decides its numbers; the device does not."""

@@ -1,7 +1,8 @@
 """Weights in place of training: encoders by name, each with its record, and a run exported so that others can use it.
 
 A name is one in ``weights/registry.yml``, an exported folder, the folder of a run of one's own, or another project's
-checkpoint (``lib.foreign``). A registered file is fetched once, and used only where its SHA-256 is the registered one.
+checkpoint (``lib.foreign``). A registered file is fetched once, and used only where its SHA-256 is the registered one;
+an exported one has its own inside, as a checkpoint has.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor, uint8
 
-from lib import ROOT, InputError, data, evaluation, foreign, needed, statistics, training
+from lib import ROOT, InputError, checkpoints, data, evaluation, foreign, needed, statistics, training
 from lib.augmentations import Recipe
 from lib.config import PRESETS, Config, difference, unknown
 from lib.data import Dataset
@@ -55,6 +56,13 @@ class Weights:
         self.model.cpu()
         return tuple(part.cpu() for part in found)
 
+    def write(self, path: Path) -> str:
+        """Write the model for other programs, by the path's ending (``foreign.write``); returns what input it wants."""
+        side = self.recipe.size
+        foreign.write(self.model, side, path)
+        return (f"wants images (B, 3, {side}, {side}) float32 as (pixels / 255 - mean) / std, mean {self.recipe.mean}, "
+                f"std {self.recipe.std}")
+
 
 def load(name: str | Path, root: str | Path | None = None, registry: Path = REGISTRY) -> Weights:
     """An encoder by name: registered, exported, of a run of one's own, or another project's checkpoint.
@@ -63,13 +71,17 @@ def load(name: str | Path, root: str | Path | None = None, registry: Path = REGI
     its data set there, whose pixels say how it is normalised.
     Raises InputError for an unknown name, a wrong hash, a damaged file or another architecture.
     """
-    path = Path(name)
+    path = _folder(name)
     if path.suffix in foreign.SUFFIXES or path.suffix == ".safetensors" and not _record(path, _read(path)):
         found = foreign.read(path)
         recipe = foreign.SOURCES[found.source]
         return Weights(str(name), found.model, recipe, recipe.size, {}, str(found))
     there = run(name, root, registry)
-    seen = there.record.get("input") or _input(there, data.load(there.config.data, root))
+    try:
+        seen = there.record.get("input") or _input(there, data.load(there.config.data, root))
+    except InputError as error:
+        raise InputError(f"{name} is a run, and its data set says how it sees images: {error}; or export it where that "
+                         f"is, and use what is exported") from error
     try:
         config = replace(there.config, size=seen["size"], mean=seen["mean"], std=seen["std"])
         recipe = Recipe(size=config.size, mean=config.mean, std=config.std)
@@ -82,18 +94,24 @@ def run(name: str | Path, root: str | Path | None = None, registry: Path = REGIS
     """The run behind registered or exported weights, or one of one's own, as ``runs.load_run`` returns it.
 
     What further probes find is kept below root's folder "weights"; the exported file stays as it is.
+    Raises InputError where there is none of that name, or a file is damaged or has no record of a run.
     """
-    path, cache, entry = Path(name), data.data_root(root) / "weights", {}
+    path, cache, entry = _folder(name), data.data_root(root) / "weights", {}
     if (path / "record.json").is_file():
         return load_run(path)
-    path = path if path.suffix == ".safetensors" else path / FILE
+    path = path if path.is_file() else path / FILE
     if not path.is_file():
         entry = _entry(str(name), registry)
         path = _fetch(entry, cache, registry)
     content = _read(path)
+    told = path.suffix == ".safetensors" and _record(path, content)
+    if not told:
+        raise InputError(f"{name} holds no record of a run: name the folder of a finished run, or an exported one")
+    if not checkpoints.unbroken(content):
+        raise InputError(f"{path} is damaged: its checksum is wrong; copy or export it again")
     folder = cache / hashlib.sha256(content).hexdigest()[:16]
     if not (folder / "record.json").is_file():
-        write_atomically(folder / "record.json", _record(path, content).encode())
+        write_atomically(folder / "record.json", told.encode())
     record, config, model = described(folder)
     if record["id"] != entry.get("record", record["id"]):
         raise InputError(f"{name} is registered as the run {entry['record']}, its file holds {record['id']}")
@@ -102,7 +120,7 @@ def run(name: str | Path, root: str | Path | None = None, registry: Path = REGIS
                                for key, value in deserialise(content).items()}, assign=True)
     except Exception as error:                          # of safetensors, or of weights that are another model's
         why = " ".join(str(error).split())[:120]
-        raise InputError(f"{path} is of another architecture than its record says, or damaged ({why})") from error
+        raise InputError(f"{path} is of another architecture than its record says ({why})") from error
     return Run(folder, config, record, model.eval())
 
 
@@ -124,6 +142,7 @@ def pretrain(config: Config, dataset: Dataset, names: str | None = None, root: s
                          f"or make such weights: python -m lib pretrain {_words(config)}")
     if found.record["data"]["fingerprint"] != dataset.fingerprint:
         raise InputError(f"the weights {found.record['id']} were trained on another version of {dataset.name}")
+    print(f"weights in place of training: {found.record['id']}")
     return found
 
 
@@ -141,14 +160,17 @@ def export(of: Run, folder: Path, dataset: Dataset, half: bool = True) -> dict:
     variance would lose its digits. dataset: the one the run was trained on.
     Raises InputError where it is another one, a weight is too large for float16, or a file can't be written.
     """
-    record = of.record | {"input": _input(of, dataset), "weights": "float16" if half else "float32"}
+    record = of.record | {"input": _input(of, dataset), "weights": "float16" if half else "float32",
+                          "sha256": checkpoints.UNSEALED}
     tensors = {name: (value.half() if half and value.dim() > 1 else value).contiguous()
                for name, value in of.model.state_dict().items()}
     for name, value in tensors.items():
         if not value.isfinite().all():
             raise InputError(f"{name} of {record['id']} is not finite in {record['weights']}; export it in float32")
-    content = serialise(tensors, {"record": json.dumps(record)})     # one entry: the order of several is random
-    entry = dict(zip(FIELDS, (of.config.name, folder.name, hashlib.sha256(content).hexdigest(), record["id"], "MIT")))
+    content = checkpoints.sealed(serialise(tensors, {"record": json.dumps(record)}))     # the order of two is random
+    there, home = folder.resolve(), REGISTRY.parent.resolve()
+    url = str(there.relative_to(home) if there.is_relative_to(home) else there)
+    entry = dict(zip(FIELDS, (record["id"], url, hashlib.sha256(content).hexdigest(), record["id"], "MIT")))
     write_atomically(folder / FILE, content)
     write_atomically(folder / "README.md", "\n".join(_card(record, entry)).encode())
     return entry
@@ -179,6 +201,12 @@ def _input(of: Run, dataset: Dataset) -> dict:
     return {"image": side, "size": recipe.size or side, "mean": list(recipe.mean), "std": list(recipe.std)}
 
 
+def _folder(name: str | Path) -> Path:
+    """The path a name may be: a run's folder where a file in it is named."""
+    path = Path(name)
+    return path.parent if path.suffix == ".safetensors" and (path.parent / "record.json").is_file() else path
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -187,24 +215,36 @@ def _read(path: Path) -> bytes:
 
 
 def _record(path: Path, content: bytes) -> str:
-    """The record inside an exported file, as JSON; "" where there is none."""
+    """The record inside an exported file, as JSON; "" where there is none. Raises InputError for a half-done run's."""
     try:
         header = parse_json(content[8:8 + int.from_bytes(content[:8], "little")])
-        return str(header.get("__metadata__", {}).get("record", ""))
+        told = header.get("__metadata__", {})
+        if "progress" in told:
+            raise InputError(f"{path} is of a run that is not finished: the same pretrain command goes on with it")
+        return str(told.get("record", ""))
+    except InputError:
+        raise
     except (ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} is not a whole .safetensors file; copy or export it again") from error
 
 
 def _entry(name: str, registry: Path) -> dict:
     """The registry's entry of that name. Raises InputError where there is none, or the registry is not one."""
-    entries = read_yaml(registry) or []
-    if not (isinstance(entries, list) and all(
-            isinstance(entry, dict) and entry.keys() == {*FIELDS} and all(isinstance(value, str) for value in
-                                                                         entry.values()) for entry in entries)):
+    entries, known = read_yaml(registry) or [], {}
+    if not isinstance(entries, list):
         raise InputError(f"{registry} must be a list of weights, each with {', '.join(FIELDS)}")
-    known = {entry["name"]: entry for entry in entries}
+    for number, entry in enumerate(entries, 1):
+        wrong = [field for field in FIELDS if not (isinstance(entry, dict) and isinstance(entry.get(field), str))]
+        more = sorted(map(str, entry.keys() - {*FIELDS})) if not wrong else []
+        if wrong or more:
+            raise InputError(f"{registry}, entry {number}: " + (f"{wrong[0]} is missing or no text" if wrong else
+                             f"{more[0]} is unknown") + f"; the fields are {', '.join(FIELDS)}")
+        if entry["name"] in known:
+            raise InputError(f"{registry}, entry {number}: there is another one named {entry['name']}")
+        known[entry["name"]] = entry
     if name not in known:
-        raise InputError(unknown("weights", name, [*known, "a run's folder", "an exported one", "a checkpoint"]))
+        why = f"the folder {name} holds neither a finished run nor an exported one; " if Path(name).is_dir() else ""
+        raise InputError(why + unknown("weights", name, [*known, "a run's folder", "an exported one", "a checkpoint"]))
     return known[name]
 
 

@@ -1,7 +1,9 @@
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from PIL import Image
@@ -36,6 +38,7 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
 @pytest.mark.parametrize("arguments, words", [
     (["pretrain", "simclr"], "unknown preset 'simclr'"),
     (["pretrain", "simclr-digits", "--data", "nothing"], "unknown data set 'nothing'"),
+    (["pretrain", "simclr-digits", "--data", "data/mine.npz"], "a data set's name is its file's without .npz, 'mine'"),
     (["pretrain", "simclr-digits", "--set", "epoch=1"], "unknown field 'epoch'"),
     (["pretrain", "simclr-digits", "--set", "temperature=0"], "temperature must be"),
     (["pretrain", "simclr-digits", "--set", "batch_size=1"], "batch_size must be at least 2"),
@@ -47,7 +50,7 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
     (["book", "--only", "99"], "unknown chapter '99'"),
     (["import", "none", "--out", "none.npz"], "none is neither a folder nor an .npz file"),
     (["embed", "book", "--weights", "none", "--out", "none.npz"], "unknown weights 'none'"),
-    (["neighbours", "none.npz", "x"], "none.npz is not a whole .npz file"),
+    (["neighbours", "none.npz", "x"], "can't read none.npz (No such file or directory)"),
     (["export", "none", "--out", "none"], "unknown weights 'none'"),
 ])
 def test_bad_input_is_one_line_and_status_2(arguments, words, capsys, tmp_path, monkeypatch):
@@ -104,10 +107,12 @@ def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
     assert main(["import", str(tmp_path / "photos"), "--size", "16", "--out", str(tmp_path / "mine.npz")]) == 0
     said = capsys.readouterr().out
     assert "49 train, 11 test" in said          # of 61, a fifth held out; the broken one among them
-    assert "1 images were skipped:" in said and "red/broken.png: 0 bytes" in said
+    assert "1 broken image skipped:\nred/broken.png: 0 bytes" in said and "blue 24 + 6, red 25 + 5" in said
+    assert f"next: python -m lib pretrain simclr-cifar10-r18 --data mine --data-root {tmp_path}" in said
     assert main(["pretrain", "simclr-digits", "--data", "mine", "--epochs", "1", "--set", "batch_size=16",
                  "--set", "recipe=supcontrast", "--runs", str(tmp_path / "runs"), *where]) == 0
     folder = next((tmp_path / "runs").iterdir())
+    assert "simclr-digits on 44 images of mine (train)" in capsys.readouterr().out
     assert main(["export", str(folder), "--out", str(tmp_path / "ours"), *where]) == 0
     assert f"record: {folder.name}" in capsys.readouterr().out and (tmp_path / "ours" / "README.md").is_file()
     features = str(tmp_path / "h.npz")
@@ -120,5 +125,25 @@ def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
     assert main(["predict", features, "--train", features]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 60 and sum(file.startswith(name) for file, name, _ in rows) > 55
+    assert main(["export", str(folder), "--out", str(tmp_path / "new" / "ours.pt2"), *where]) == 0
+    assert "wants images (B, 3, 16, 16) float32 as (pixels / 255 - mean) / std, mean (0." in capsys.readouterr().out
     assert main(["export", str(folder), "--out", str(tmp_path / "ours.h5"), *where]) == 2
     assert "must end in .pth, .onnx or .pt2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number, words", [(signal.SIGTERM, ""), (signal.SIGINT, "interrupted; nothing was written\n")])
+def test_an_import_that_is_stopped_leaves_nothing_behind(number, words, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(300):
+            (tmp_path / "photos" / name / f"{i}.png").symlink_to(ROOT / "book" / "_static" / "overview.png")
+    out = tmp_path / "out" / "mine.npz"
+    process = subprocess.Popen([sys.executable, "-m", "lib", "import", tmp_path / "photos", "--out", out], cwd=ROOT,
+                               stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not list(out.parent.glob(".import-*/train")) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number and said.endswith(words) and "Traceback" not in said
+    assert not list(out.parent.iterdir())

@@ -73,6 +73,8 @@ def test_neighbours_are_the_highest_cosines(found):
     assert len(estimator.neighbours(found, "3.png", 99)) == 20
     with pytest.raises(InputError, match="unknown picture '3.jpg'; did you mean"):
         estimator.neighbours(found, "3.jpg")
+    with pytest.raises(InputError, match="count must be at least 1, got 0"):
+        estimator.neighbours(found, "3.png", 0)
 
 
 def test_predictions_are_by_those_that_have_a_class(found):

@@ -29,8 +29,10 @@ def folder(tmp_path):
 
 
 def test_a_folder_becomes_a_data_set_and_comes_back(folder, tmp_path):
-    counts, skipped = images.make(folder, 24, tmp_path / "mine.npz")
-    assert counts == {"train": 16, "test": 4, "unlabeled": 3} and skipped == []
+    counts, report = images.make(folder, 24, tmp_path / "mine.npz")
+    assert counts == {"train": 16, "test": 4, "unlabeled": 3}
+    assert str(report) == ("2 classes (train + test): blue 6 + 2, red 10 + 2\n"
+                           "there is no test: 20% of every class are held out as one")
     mine = data.load("mine", tmp_path)
     assert mine.classes == ("blue", "red") and mine.size == (24, 24) and mine.variant.startswith("shorter side to 24")
     for split in (mine.train, mine.val, mine.test):
@@ -50,12 +52,35 @@ def test_train_and_test_folders_are_kept_apart(folder, tmp_path):
     (tmp_path / "split" / "val" / "red").mkdir(parents=True)
     photo().save(tmp_path / "split" / "val" / "red" / "x.jpg")
     (tmp_path / "split" / "train" / "unlabeled").rename(tmp_path / "split" / "unlabeled")
-    counts, _ = images.make(tmp_path / "split", 16, tmp_path / "mine.npz")
+    photo().save(tmp_path / "split" / "forgotten.png")
+    counts, report = images.make(tmp_path / "split", 16, tmp_path / "mine.npz")
     assert counts == {"train": 20, "test": 1, "unlabeled": 3}
     assert data.load("mine", tmp_path).test.labels.tolist() == [1]
+    assert report.notes == ["2 classes (train + test): blue 8 + 0, red 12 + 1", "val/ is taken for test",
+                            "left out, as not below train/, val/, unlabeled/: forgotten.png"]
     (tmp_path / "split" / "val" / "red").rename(tmp_path / "split" / "val" / "green")
     with pytest.raises(InputError, match="val/green/x.jpg is of no class that .*train has"):
         images.make(tmp_path / "split", 16, tmp_path / "mine.npz")
+    (tmp_path / "split" / "train").rename(tmp_path / "split" / "others")
+    with pytest.raises(InputError, match="has val/ with classes and no train/: move the other classes there"):
+        images.make(tmp_path / "split", 16, tmp_path / "mine.npz")
+
+
+def test_names_of_folders_are_read_as_they_are_meant(folder, tmp_path):
+    (folder / "unlabeled").rename(folder / "Unlabelled")
+    (folder / "red").rename(folder / "train")                           # a class of trains, not a split
+    counts, report = images.make(folder, 16, tmp_path / "mine.npz")
+    assert counts == {"train": 16, "test": 4, "unlabeled": 3} and "blue 6 + 2, train 10 + 2" in report.notes[0]
+
+
+def test_links_are_followed_and_their_loops_are_not(folder, tmp_path):
+    (tmp_path / "linked").mkdir()
+    for name in ("blue", "red"):
+        (tmp_path / "linked" / name).symlink_to(folder / name, target_is_directory=True)
+    (folder / "red" / "again").symlink_to(folder, target_is_directory=True)
+    (folder / "red" / "itself").symlink_to(folder / "red", target_is_directory=True)
+    for source in (folder, tmp_path / "linked"):
+        assert sum(item.label >= 0 for item in images.find(source).items) == 20
 
 
 def saved(image, **options):
@@ -127,9 +152,13 @@ def test_what_is_broken_is_skipped_and_named(folder, tmp_path):
     (red / "long.png").write_bytes(bomb(100_000, 1))
     (red / "float.tif").write_bytes(saved(Image.fromarray(np.zeros((9, 9), np.float32)), format="TIFF"))
     (red / "notes.txt").write_text("not looked at")
+    (red / "new.heic").touch()
     (red / "._photo.jpg").write_bytes(b"macOS's")
-    counts, skipped = images.make(folder, 16, tmp_path / "mine.npz")
+    counts, report = images.make(folder, 16, tmp_path / "mine.npz")
+    skipped = report.skipped
     assert sum(counts.values()) == 23
+    assert "left out, as no images by their ending: 1 .heic, 1 .txt" in str(report)
+    assert "7 broken images skipped:\nred/" in str(report)
     assert {line.split(":")[0] for line in skipped} == {f"red/{name}" for name in (
         "empty.jpg", "text.png", "cut.jpg", "bomb.png", "large.png", "long.png", "float.tif")}
     why = dict(line.split(": ", 1) for line in skipped)
@@ -147,7 +176,7 @@ def test_what_is_wrong_is_one_line(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     said(tmp_path / "empty", "empty holds no images")
     said(tmp_path / "none", "none is neither a folder nor an .npz file")
-    said(folder / "red", r"has 0 class\(es\) with images, two are needed")
+    said(folder / "red", r"has 0 class\(es\) with images, two are needed.*can be embedded as they are")
     (tmp_path / "one").mkdir()
     (folder / "red").rename(tmp_path / "one" / "red")
     said(tmp_path / "one", r"has 1 class\(es\) with images, two are needed")
@@ -169,9 +198,10 @@ def test_a_hugging_face_data_set_on_disk(folder, tmp_path):
     made = made.filter(lambda label: made.features["label"].names[label] != "unlabeled", input_columns="label")
     made = made.train_test_split(test_size=5, seed=0)
     made.save_to_disk(tmp_path / "disk")
-    counts, skipped = images.make(tmp_path / "disk", 16, tmp_path / "mine.npz")
-    assert counts["train"] == 15 and counts["test"] == 5 and not skipped
+    counts, report = images.make(tmp_path / "disk", 16, tmp_path / "mine.npz")
+    assert counts["train"] == 15 and counts["test"] == 5 and not report.skipped
     mine = data.load("mine", tmp_path)
+    assert mine.classes == ("blue", "red")                  # and not "unlabeled", a name that no image has
     for image, label in zip(mine.test.images, mine.test.labels):
         assert image.float().mean((1, 2)).tolist() == pytest.approx({"blue": BLUE, "red": RED}[mine.classes[label]])
 

@@ -9,11 +9,12 @@ import threading
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 from safetensors.torch import load as deserialise
 from safetensors.torch import save_file
 
-from lib import InputError, data, records, runs, training, weights
+from lib import InputError, checkpoints, data, records, runs, training, weights
 from lib.config import parse, preset
 from lib.encoders import Model
 
@@ -80,7 +81,7 @@ def test_the_model_card_is_the_record(made, tmp_path):
     assert f"| mean of RGB in [0, 1] | {list(toy.moments[0])} |" in card and entry["sha256"] in card
     assert "| batch_size | 32 |" in card and run.record["device"]["name"] in card
     assert entry["sha256"] == hashlib.sha256((tmp_path / "ours" / weights.FILE).read_bytes()).hexdigest()
-    assert entry["record"] == run.record["id"]
+    assert entry["record"] == entry["name"] == run.record["id"] and entry["url"] == str(tmp_path / "ours")
 
 
 def test_a_run_by_weights_is_a_run_and_further_probes_leave_the_file_alone(made, shared, tmp_path):
@@ -95,11 +96,12 @@ def test_a_run_by_weights_is_a_run_and_further_probes_leave_the_file_alone(made,
     assert weights.load("ours", tmp_path, registry).record["id"] == run.record["id"]
 
 
-def test_weights_take_the_place_of_training_only_where_they_are_of_that_run(made, shared, tmp_path):
+def test_weights_take_the_place_of_training_only_where_they_are_of_that_run(made, shared, tmp_path, capsys):
     root, toy, run = made
     registry, _ = shared
     use = functools.partial(weights.pretrain, names="ours", root=tmp_path, registry=registry)
     assert use(run.config, toy).record["weights"] == "float16"
+    assert capsys.readouterr().out == f"weights in place of training: {run.record['id']}\n"
     other = preset("simclr-digits", data="toy", epochs=1, batch_size=32, recipe="supcontrast", temperature=0.2)
     why = "none of the weights ours is of this run: temperature is 0.5 there and 0.2"
     with pytest.raises(InputError, match=why) as told:
@@ -133,28 +135,61 @@ def test_what_is_wrong_is_one_line(made, shared, tmp_path):
     said("is not what is registered as ours: its SHA-256 is another one", sha256="0" * 64)
     said("is registered as the run other, its file holds simclr-digits-e1", record="other")
     said("can't read .*none", url="none")
-    said("must be a list of weights", licence=None)
+    said("registry.yml, entry 1: licence is missing or no text; the fields are name, url", licence=None)
+    said("registry.yml, entry 1: colour is unknown; the fields", colour="red")
+    for entries, words in (({"ours": entry}, "must be a list of weights, each with name, url"),
+                           ([entry, entry], "registry.yml, entry 2: there is another one named ours")):
+        registry.write_text(yaml.safe_dump(entries))
+        with pytest.raises(InputError, match=words):
+            weights.load("ours", tmp_path, registry)
     with pytest.raises(InputError, match="unknown weights 'our'; did you mean 'ours'"):
         registry.write_text(yaml.safe_dump([entry]))
         weights.load("our", tmp_path, registry)
     with pytest.raises(InputError, match="unknown weights 'x'; known: a run's folder"):
         weights.load("x", tmp_path)                                     # the registry of the project
     content = file.read_bytes()
-    for broken in (b"", content[:9], content[:-7]):
+    flipped = content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+    for broken in (b"", content[:9], content[:-7], flipped, content.replace(b"digits-e1", b"digits-e2")):
         file.write_bytes(broken)
-        with pytest.raises(InputError, match="is not a whole .safetensors file|or damaged"):
+        with pytest.raises(InputError, match="is not a whole .safetensors file|its checksum is wrong"):
             weights.load(tmp_path / "ours", tmp_path)
+
+    def write(state, record):
+        save_file(state, file, {"record": json.dumps(record | {"sha256": "0" * 64})})
+        file.write_bytes(checkpoints.sealed(file.read_bytes()))
+
     record = records.read(run.folder / "record.json")
-    save_file(Model("resnet18").state_dict(), file, {"record": json.dumps(record)})
+    write(Model("resnet18").state_dict(), record)
     with pytest.raises(InputError, match="of another architecture than its record says"):
         weights.load(tmp_path / "ours", tmp_path)
     for seen in ({}, {"size": 12, "image": 12, "mean": [0, 0], "std": [1, 1, 1]}, {"size": "x"}):
         state = {name: value.contiguous() for name, value in run.model.state_dict().items()}
-        save_file(state, file, {"record": json.dumps(record | {"input": seen or {"image": 1}})})
+        write(state, record | {"input": seen or {"image": 1}})
         with pytest.raises(InputError, match="does not say how it sees images"):
             weights.load(tmp_path / "ours", tmp_path)
     with pytest.raises(InputError, match="trained on another version of toy: restore"):
         weights.export(run, tmp_path / "no", data.build("toy", **{**_arrays(), "variant": "another"}))
+
+
+def test_a_name_that_is_nearly_one_says_what_to_name(made, tmp_path, monkeypatch):
+    root, toy, run = made
+    weights_of = run.folder / "model.safetensors"
+    assert weights.load(weights_of, root).record["id"] == run.record["id"]         # a file of a run is that run
+    with pytest.raises(InputError, match="is a run, and its data set says how it sees images: unknown data set 'toy'.*"
+                                         "or export it where that is"):
+        weights.load(run.folder, tmp_path)
+    half = tmp_path / "half" / checkpoints.NEWEST
+    half.parent.mkdir()
+    half.write_bytes(weights_of.read_bytes())
+    with pytest.raises(InputError, match="is of a run that is not finished: the same pretrain command goes on"):
+        weights.load(half, root)
+    with pytest.raises(InputError, match="half holds neither a finished run nor an exported one; unknown weights"):
+        weights.load(half.parent, root)
+    torch.save(run.model.state_dict(), tmp_path / "theirs.pth")
+    save_file(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.safetensors")
+    for name in ("theirs.pth", "theirs.safetensors"):
+        with pytest.raises(InputError, match=f"{name} holds no record of a run: name the folder of a finished run"):
+            weights.pretrain(run.config, toy, str(tmp_path / name), tmp_path)
 
 
 def test_a_weight_too_large_for_half_precision_is_refused(made, tmp_path):
