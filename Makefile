@@ -34,7 +34,7 @@ strip: .venv/done ## take the outputs out of the notebooks, as they are committe
 	$(ENV)/nbstripout $(STRIP) book/notebooks/*.ipynb
 
 bench: .venv/done ## set up .venv, time our code beside its peers, an hour; the machine must be quiet
-	for name in loss views training probe; do $(ENV)/python -m benchmarks $$name || exit 1; done
+	for name in loss views training probe pictures; do $(ENV)/python -m benchmarks $$name || exit 1; done
 
 clean:            ## delete the built book and the environment; runs/ and data/ stay
 	rm -rf .venv build

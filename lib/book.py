@@ -21,6 +21,7 @@ from lib import ROOT, InputError, records
 from lib.config import FIELDS, unknown
 from lib.data import data_root
 from lib.files import only_writer, read_yaml, write_atomically
+from lib.weights import REGISTRY
 
 BOOK = ROOT / "book"
 PROFILES = BOOK / "profiles"
@@ -192,8 +193,9 @@ def _execute(path: Path, out: Path, profile: str) -> str | None:
 
 
 def _stamp(path: Path, profile: str) -> str:
-    """A hash of all that a chapter is made from: text, profile, package, versions, records, claims, data files."""
-    data = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(data_root().glob("*.npz"))]
+    """A hash of all that a chapter is made from: text, profile, package, versions, records, claims, data, weights."""
+    large = sorted([*data_root().glob("*.npz"), *REGISTRY.parent.rglob("*")])
+    data = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in large]
     digest = hashlib.sha256(json.dumps([records.code()["source"], records.versions(), data]).encode())
     inputs = [path, PROFILES / f"{profile}.yml", BOOK / "claims.yml", BOOK / "experiments.yml",
               *sorted(records.RESULTS.rglob("*.json"))]

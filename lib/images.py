@@ -150,7 +150,8 @@ def decoded(items: list[Item], size: int, skipped: list[str], what: str) -> Iter
             why = str(error).replace(f" {str(item.source)!r}", "")      # the line names it already, shorter
             return " ".join(why.split())[:100] or type(error).__name__
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(items), desc=what, unit="image") as bar:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(
+            total=len(items), desc=what, unit="image", disable=not items) as bar:
         for start in range(0, len(items), CHUNK):
             chunk = items[start:start + CHUNK]
             found = list(pool.map(one, chunk))

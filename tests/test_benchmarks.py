@@ -2,13 +2,15 @@ import json
 import math
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import loss, measure, probe, training, views
-from lib import InputError, records
+from benchmarks import loss, measure, pictures, probe, training, views
+from lib import InputError, data, images, records
 from lib.config import preset
 
 
@@ -54,6 +56,23 @@ def test_the_views_from_end_to_end(kept):
     for row in rows:
         assert 0 < row["views_per_second"]["min"] <= row["views_per_second"]["median"] <= row["views_per_second"]["max"]
         assert row["library"] != "ours" or row["times_ours"] == {"min": 1, "median": 1, "max": 1}
+
+
+def test_pictures_from_end_to_end(kept, monkeypatch, tmp_path):
+    """Both ways find the same files whole, and make the same pixels of those that no decoder may make smaller."""
+    monkeypatch.setattr(measure, "in_own_process", lambda *arguments: 1)
+    assert command.main(["pictures", "--files", "200", "--repetitions", "1"]) == 0
+    rows = records.benchmark("pictures-cpu")["rows"]
+    assert [(row["library"], row["whole"]) for row in rows] == [
+        ("ours", 50), ("ImageFolder", 50), ("ours", 198), ("ImageFolder", 198)]
+    pictures.write(tmp_path / "files", data.load("digits"), 100)
+    theirs = pictures.of_torchvision(tmp_path / "files")
+    alike = [(path, there) for (path, _), (there, _) in zip(theirs.samples, theirs)
+             if there is not None and path.endswith("jpg")]
+    assert len(alike) > 50
+    for path, there in alike:
+        ours = images.decode(Path(path), 96)
+        assert np.abs(ours.astype(int) - np.asarray(there)).mean() < 1
 
 
 def test_the_probes_from_end_to_end(kept, monkeypatch):

@@ -130,7 +130,7 @@ def test_supcontrasts_cifar100_has_its_own_normalisation(tmp_path):
 @pytest.mark.parametrize("inner", [512, 128])
 def test_uvas_lightning_checkpoint_gives_the_same_outputs(tmp_path, inner):
     """Written by Lightning itself. The older version of the tutorial has a head of 512-128-128."""
-    lightning = pytest.importorskip("pytorch_lightning")
+    import pytorch_lightning as lightning
 
     class SimCLR(lightning.LightningModule):
         def __init__(self, hidden_dim, lr, temperature, weight_decay, max_epochs=500):
@@ -186,7 +186,7 @@ def test_torchvisions_state_dict_gives_the_same_outputs(tmp_path, kind, suffix):
 
 
 def test_timms_own_resnet(tmp_path):
-    timm = pytest.importorskip("timm")
+    import timm
     net, x = lived_in(timm.create_model("resnet18", num_classes=5)), images(64)
     save_file(net.state_dict(), tmp_path / "model.safetensors")
     with torch.no_grad():
@@ -279,8 +279,7 @@ def test_ours_by_torch_export_gives_the_same_outputs_for_any_batch(tmp_path):
 
 
 def test_ours_as_onnx_gives_the_same_outputs_for_any_batch(tmp_path):
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
+    import onnxruntime as runtime
     model = lived_in(Model("slim", "cifar", "mlp", 16))
     foreign.write(model, 32, tmp_path / "ours.onnx")
     session = runtime.InferenceSession(tmp_path / "ours.onnx")

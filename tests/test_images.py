@@ -193,7 +193,7 @@ def test_what_is_wrong_is_one_line(folder, tmp_path):
 
 
 def test_a_hugging_face_data_set_on_disk(folder, tmp_path):
-    library = pytest.importorskip("datasets")
+    import datasets as library
     made = library.load_dataset("imagefolder", data_dir=str(folder), cache_dir=tmp_path / "cache")["train"]
     made = made.filter(lambda label: made.features["label"].names[label] != "unlabeled", input_columns="label")
     made = made.train_test_split(test_size=5, seed=0)

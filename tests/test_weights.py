@@ -225,7 +225,6 @@ def served(shared, tmp_path):
 
 
 def test_a_download_is_verified_and_kept(served, shared, tmp_path, monkeypatch):
-    pytest.importorskip("pooch")
     (asked, _), (registry, entry) = served, shared
     root = tmp_path / "data"
     found = weights.load("ours", root, registry)
@@ -240,7 +239,6 @@ def test_a_download_is_verified_and_kept(served, shared, tmp_path, monkeypatch):
 
 
 def test_a_download_of_another_hash_or_from_nowhere_is_refused_and_not_kept(served, shared, tmp_path):
-    pytest.importorskip("pooch")
     (_, url), (registry, entry) = served, shared
     for change, words in (({"sha256": "1" * 64, "url": url}, "hash"), ({"url": url + ".gone"}, "404"),
                           ({"url": "http://127.0.0.1:9/x"}, "127.0.0.1")):
