@@ -97,8 +97,8 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
     found = find(source)
     items, classes, notes = found.items, found.classes, found.notes
     if len(classes) < 2:
-        raise InputError(f"{source} has {len(classes)} class(es) with images, two are needed: a folder for each; "
-                         f"'unlabeled' is for images of none, which can be embedded as they are: python -m lib embed")
+        raise InputError(f"{source} has {len(classes)} class(es) with images, two are needed, a folder for each, to test by; "
+                         f"'unlabeled' beside them may hold any number without a class, to train on (pool=unlabeled)")
     if out.suffix != ".npz" or not 8 <= size <= 1024:
         raise InputError(f"--out must be NAME.npz and --size between 8 and 1024, got {out} and {size}")
     if out.stem in LOADERS:

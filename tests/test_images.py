@@ -176,7 +176,7 @@ def test_what_is_wrong_is_one_line(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     said(tmp_path / "empty", "empty holds no images")
     said(tmp_path / "none", "none is neither a folder nor an .npz file")
-    said(folder / "red", r"has 0 class\(es\) with images, two are needed.*can be embedded as they are")
+    said(folder / "red", r"has 0 class\(es\) with images, two are needed, a folder for each, to test by; .unlabeled. beside")
     (tmp_path / "one").mkdir()
     (folder / "red").rename(tmp_path / "one" / "red")
     said(tmp_path / "one", r"has 1 class\(es\) with images, two are needed")
