@@ -31,10 +31,16 @@ EXAMPLES = """examples:
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn an InputError into one line and exit status 2."""
     args = _parser().parse_args(arguments)
+    if args.run not in (_pretrain, _probe, _experiments):           # which end with a checkpoint; here what was begun
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # is cleared away, and who was started is ended
     try:
         with _ranks(args) as device:
             args.device = device or getattr(args, "device", None)
             args.run(args)
+            sys.stdout.flush()
+    except BrokenPipeError:                                         # "| head" has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -72,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--epochs", type=int, help="instead of the preset's; 0: the untrained encoder")
     sub.add_argument("--seed", type=int, help="of initialisation, order and views")
     sub.add_argument("--data", help="a data set instead of the preset's")
-    sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change any other field")
+    sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
+                     help="change any other field of lib/config.py, as encoder=slim or batch_size=64")
     _where(sub, runs=True)
     _alone(sub)
 
@@ -103,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True, metavar="FOLDER",
                      help="or a file: .pth (torchvision), .onnx or .pt2 (torch.export)")
     sub.add_argument("--float32", action="store_true", help="a folder's weights not in half precision")
+    sub.add_argument("--licence", default="none stated", help="for the model card and the registry")
     _where(sub)
 
     sub = command(_import, "import", "make a data set of pictures")
@@ -203,12 +211,7 @@ def _experiments(args) -> None:
     ledger = experiments.Ledger(args.data_root, records.RESULTS, runs, args.device, download=not args.plan)
     if not args.plan:
         return experiments.run(chosen, ledger, args.budget_minutes, args.device)
-    table = experiments.plan(chosen, ledger, args.device)
-    print(table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"))
-    print(f"{table.minutes.sum():.0f} minutes of training are missing on this {ledger.device['type']}"
-          + ", and what is marked ?" * bool(table.minutes.isna().any()))
-    for why in ledger.missing.values():
-        print(f"note: {why}; its runs are told by their configuration alone")
+    print(*experiments.told(experiments.plan(chosen, ledger, args.device), ledger), sep="\n")
 
 
 def _records(args) -> None:
@@ -225,12 +228,9 @@ def _records(args) -> None:
 
 def _headline(args) -> None:
     """Write README.md's table of the main questions anew, from book/claims.yml and results/."""
-    from lib import ROOT, claims, files, records
+    from lib import ROOT, claims, records
 
-    path, (opening, closing) = ROOT / "README.md", claims.HEADLINE
-    before, _, rest = path.read_text().partition(opening)
-    table = claims.headline(claims.read(), claims.measures(records.load_all()))
-    files.write_atomically(path, f"{before}{opening}\n{table}\n{closing}{rest.partition(closing)[2]}".encode())
+    claims.write_headline(ROOT / "README.md", claims.measures(records.load_all()))
 
 
 def _export(args) -> None:
@@ -240,7 +240,8 @@ def _export(args) -> None:
     if args.out.suffix:
         return print(f"{args.out}: {weights.load(args.weights, args.data_root).write(args.out)}")
     run = weights.run(args.weights, args.data_root)
-    entry = weights.export(run, args.out, data.load(run.config.data, args.data_root), not args.float32)
+    entry = weights.export(run, args.out, data.load(run.config.data, args.data_root), not args.float32,
+                           args.licence)
     print(f"{args.out}: use it as --weights {args.out}, or by a name, from an address, as in weights/registry.yml:\n- "
           + "\n  ".join(f"{field}: {value}" for field, value in entry.items()))
 
@@ -249,12 +250,10 @@ def _import(args) -> None:
     """Make a data set of pictures. Broken ones are skipped and named."""
     from lib import data, images
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))         # what was begun is cleared away before
     counts, report = images.make(args.source, args.size, args.out)
     print(f"{args.out}: {', '.join(f'{n} {split}' for split, n in counts.items())}\n{report}")
     where = f" --data-root {args.out.parent}" * (args.out.resolve().parent != data.data_root().resolve())
-    print(f"next: python -m lib pretrain {'simclr-stl10' if args.size > 63 else 'simclr-cifar10-r18'} "
-          f"--data {args.out.stem}{where}")
+    print(f"a first try: python -m lib pretrain {images.first_try(counts, args.size)} --data {args.out.stem}{where}")
 
 
 def _embed(args) -> None:
@@ -288,7 +287,6 @@ def _book(args) -> None:
     """Run the chapters of a profile that are not done yet, then build the site."""
     from lib import book
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))         # kernels and Jupyter Book are ended, then we
     book.run(args.profile, args.only, args.wait)
     print(f"open {book.build(args.profile, args.wait)}")
 

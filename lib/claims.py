@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import ROOT, InputError
-from lib.files import read_yaml
+from lib.files import read_yaml, write_atomically
 from lib.records import COLUMNS, corruption_table, label_table, run_columns
 from lib.records import table as accuracies
 from lib.statistics import Interval, calibration_error, differences, one_more, over_runs, over_seeds
@@ -145,6 +145,14 @@ def headline(claims: list[dict], table: pd.DataFrame) -> str:
         near = row["show"] if row["show"] == "-" else f"{row['show']} ({row['nearest']})"
         rows.append(f"| {claim['question']} | {row['claimed']} | {verdict} | {near} |")
     return "\n".join(rows)
+
+
+def write_headline(path: Path, table: pd.DataFrame) -> None:
+    """Put the headline of all claims between the marks of a page."""
+    opening, closing = HEADLINE
+    before, _, rest = path.read_text().partition(opening)
+    text = f"{before}{opening}\n{headline(read(), table)}\n{closing}{rest.partition(closing)[2]}"
+    write_atomically(path, text.encode())
 
 
 def _differing(base: dict, table: pd.DataFrame) -> tuple[pd.DataFrame, str]:

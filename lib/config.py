@@ -159,8 +159,10 @@ def unknown(what: str, value, known) -> str:
     """One sentence for an unknown name, with the nearest known ones."""
     names = list(map(str, known))
     near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names[:30])}" + ", ..." * (len(names) > 30)
-    return f"unknown {what} '{value}'; {hint}"
+    hint = [f"did you mean '{name}'?" for name in near]
+    if not near or len(names) <= 5:                     # of a few, all are told: the nearest may mean the opposite
+        hint.append(f"known: {', '.join(names[:30])}" + ", ..." * (len(names) > 30))
+    return f"unknown {what} '{value}'; {' '.join(hint)}"
 
 
 def _typed(name: str, kind, value):

@@ -125,7 +125,7 @@ class Dataset:
             return self
         if images > total:
             raise InputError(f"{self.name} has {total} labelled training images, {images} were asked for: "
-                             f"set images to fewer, or to None for all")
+                             f"set images to fewer, or images=None for all")
         val = max(len(self.classes), round(images * VAL_SHARE))
         if images < 2 * val:
             raise InputError(f"a slice of {self.name} needs {2 * val} images or more, {images} were asked for")

@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from lib import InputError, images
+from lib import InputError, images, sources
 from lib.config import unknown
 from lib.data import read_npz
 from lib.files import write_atomically
@@ -23,13 +23,13 @@ ARRAYS = {"h", "z", "files", "labels", "classes", "encoder"}
 
 
 def embed(source: Path, weights: Weights, device: str | None = None) -> tuple[dict[str, np.ndarray], Report]:
-    """ARRAYS of the images that ``images.find`` finds, and what was left out of them.
+    """ARRAYS of the images that ``sources.find`` finds, and what was left out of them.
 
     h: (N, width) float32; z: (N, D); files: (N,) names; labels: (N,) places in classes, -1 where an image has none;
     encoder: whose features they are.
     Raises InputError where no image is whole.
     """
-    there, whole, rows, skipped = images.find(source), [], [], []
+    there, whole, rows, skipped = sources.find(source), [], [], []
     for pixels, of in images.decoded(there.items, weights.size, skipped, source.name):
         whole += of
         rows.append(weights.features(torch.from_numpy(pixels).permute(0, 3, 1, 2), device))
@@ -77,6 +77,8 @@ def predict(train: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> list[
     Raises InputError where fewer than two classes have images, or the features are of two encoders.
     """
     known = train["labels"] >= 0
+    if not known.any():
+        raise InputError("no picture to learn from has a class: embed a folder with one for each class")
     if train["encoder"] != found["encoder"]:
         raise InputError(f"the labelled features are of the encoder {train['encoder']}, the others of "
                          f"{found['encoder']}: embed both by the same weights")

@@ -216,6 +216,14 @@ def plan(experiments: list[Experiment], ledger: Ledger, device: str | None = Non
     return pd.DataFrame(rows.values())
 
 
+def told(table: pd.DataFrame, ledger: Ledger) -> list[str]:
+    """A plan in lines for people."""
+    total = f"{table.minutes.sum():.0f} minutes of training are missing on this {ledger.device['type']}"
+    return [table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"),
+            total + ", and what is marked ?" * bool(table.minutes.isna().any()),
+            *(f"note: {why}; its runs are told by their configuration alone" for why in ledger.missing.values())]
+
+
 def run(experiments: list[Experiment], ledger: Ledger, budget: float | None = None, device: str | None = None) -> None:
     """Train, evaluate and publish what is missing, most valuable first, as far as the minutes of the budget go.
 

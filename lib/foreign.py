@@ -60,8 +60,12 @@ class Foreign:
     left_over: tuple[str, ...]  # names in the file that have no place in the model
 
     def __str__(self) -> str:
-        return (f"{self.source}'s {self.encoder} with the {self.stem} stem: {len(self.matched)} tensors matched, "
-                f"{len(self.missing)} missing, {len(self.left_over)} left over ({', '.join(self.left_over[:3])})")
+        seen, head = SOURCES[self.source], "without" if isinstance(self.model.head, nn.Identity) else "with"
+        left = f" ({', '.join(self.left_over[:3])})" if self.left_over else ""
+        return (f"{self.source}'s {self.encoder} with the {self.stem} stem, {head} a head: "
+                f"{len(self.matched)} tensors matched, {len(self.missing)} missing, {len(self.left_over)} left over"
+                f"{left}; images are seen as in {self.source}'s evaluation, {seen.size} x {seen.size} pixels, "
+                f"mean {seen.mean}, std {seen.std}")
 
 
 def read(path: str | Path, encoder: str | None = None, stem: str | None = None, classes: int | None = None) -> Foreign:
@@ -126,7 +130,8 @@ def _unpickle(path: Path) -> dict:
     except Exception as error:                      # of pickle, zipfile, PyTorch: whatever a damaged file provokes
         alien, said = re.search(r"GLOBAL ([\w.]+)", str(error)), str(error).rpartition("error: ")[2]
         why = f"it holds {alien[1]}, which is not loaded" if alien else said.split("\n")[0][:120]
-        raise InputError(f"{path} can't be read as weights: {why or type(error).__name__}") from error
+        why = why if re.search("[a-z]{3}", why) else "it is not what torch.save writes"
+        raise InputError(f"{path} can't be read as weights: {why}") from error
 
 
 def _head(tensors: dict[str, Tensor], places: dict[str, str]) -> nn.Module:

@@ -43,12 +43,20 @@ def write(path: Path, record: dict) -> None:
     write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 
+def unfinished(folder: Path) -> str:
+    """What to add to an error, where the folder is one of a run that is not finished, or of exported weights."""
+    if any(folder.glob("checkpoint*.safetensors")):
+        return "; the run is not finished: the same pretrain command goes on with it"
+    exported = (folder / "model.safetensors").is_file()
+    return "; these are exported weights, and a run is wanted: embed uses them, probe does not" if exported else ""
+
+
 def read(path: Path) -> dict:
     """Read a record. Raises InputError, naming the file, where it is not JSON or not a whole record."""
     try:
         record = parse_json(Path(path).read_bytes())
     except OSError as error:
-        raise InputError(f"can't read the record {path}: {error.strerror}") from error
+        raise InputError(f"can't read the record {path}: {error.strerror}{unfinished(Path(path).parent)}") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); run it again, or restore the file") from error
     if not isinstance(record, dict):

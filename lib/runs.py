@@ -102,7 +102,7 @@ def evaluate(run: Run, dataset: Dataset, device: str | None = None, wanted: tupl
     """
     if dataset.fingerprint != run.record["data"]["fingerprint"]:
         raise InputError(f"{run.folder.name} was trained on another version of {run.record['data']['name']}: the "
-                         f"fingerprint of {dataset.name} differs")
+                         f"fingerprint of {dataset.name} differs; restore that version, or train anew")
     for name in wanted:
         if name not in evaluation.PROBES:
             raise InputError(unknown("probe", name, evaluation.PROBES))

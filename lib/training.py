@@ -75,8 +75,9 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
         raise InputError(f"{config.method} needs labels, the pool '{config.pool}' of {dataset.name} has none")
     least = config.batch_size if config.drop_last else 2
     if config.epochs and len(pool) < least:
+        fits = f"batch_size={2 ** ((len(pool) // 2).bit_length() - 1)}" if len(pool) > 3 else "another pool"
         raise InputError(f"the pool '{config.pool}' of {dataset.name} has {len(pool)} images, fewer than one batch of "
-                         f"{least}; set a smaller batch_size or more images")
+                         f"{least}; set {fits} for example" + ", or pool=train+val" * (config.pool == "unlabeled"))
     with distributed.only_writer(folder, wait):
         if (folder / "record.json").is_file():                  # by the process that was waited for
             return load_run(folder)

@@ -16,7 +16,7 @@ from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor, uint8
 
-from lib import ROOT, InputError, checkpoints, data, evaluation, foreign, needed, statistics, training
+from lib import ROOT, InputError, checkpoints, data, evaluation, foreign, needed, records, statistics, training
 from lib.augmentations import Recipe
 from lib.config import PRESETS, Config, difference, unknown
 from lib.data import Dataset
@@ -35,7 +35,7 @@ TIMEOUT = 60                        # seconds without an answer; then a download
 class Weights:
     """An encoder and its head, ready to look at images."""
 
-    name: str
+    name: str                               # what it was loaded by
     model: Model = field(repr=False)        # in eval mode, on the CPU
     recipe: Recipe                          # the view it takes of an image, its normalisation included
     size: int                               # side in pixels that images are brought to before
@@ -44,8 +44,11 @@ class Weights:
 
     @property
     def encoder(self) -> str:
-        """Which encoder it is: the run's id, or the checkpoint's file name."""
-        return self.record.get("id") or Path(self.name).name
+        """Which encoder it is: the run's id, or the checkpoint's file name and the start of its weights' SHA-256."""
+        if self.record:
+            return self.record["id"]
+        digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in self.model.state_dict().values()))
+        return f"{Path(self.name).name}-{digest.hexdigest()[:10]}"
 
     def features(self, images: Tensor, device: str | None = None) -> tuple[Tensor, Tensor]:
         """h (N, width) and z (N, D), float32 on the CPU, of images (N, 3, H, W) uint8; InputError for any others."""
@@ -60,8 +63,8 @@ class Weights:
         """Write the model for other programs, by the path's ending (``foreign.write``); returns what input it wants."""
         side = self.recipe.size
         foreign.write(self.model, side, path)
-        return (f"wants images (B, 3, {side}, {side}) float32 as (pixels / 255 - mean) / std, mean {self.recipe.mean}, "
-                f"std {self.recipe.std}")
+        return (f"for other programs; wants images (B, 3, {side}, {side}) float32 as (pixels / 255 - mean) / std, "
+                f"mean {self.recipe.mean}, std {self.recipe.std}")
 
 
 def load(name: str | Path, root: str | Path | None = None, registry: Path = REGISTRY) -> Weights:
@@ -106,7 +109,8 @@ def run(name: str | Path, root: str | Path | None = None, registry: Path = REGIS
     content = _read(path)
     told = path.suffix == ".safetensors" and _record(path, content)
     if not told:
-        raise InputError(f"{name} holds no record of a run: name the folder of a finished run, or an exported one")
+        raise InputError(f"{name} holds no record of a run: name the folder of a finished run, or an exported one "
+                         f"(.pth, .pt2 and .onnx are for other programs)")
     if not checkpoints.unbroken(content):
         raise InputError(f"{path} is damaged: its checksum is wrong; copy or export it again")
     folder = cache / hashlib.sha256(content).hexdigest()[:16]
@@ -153,13 +157,18 @@ def _words(config: Config) -> str:
                                       for word in ("--set", f"{field}={value}"))])
 
 
-def export(of: Run, folder: Path, dataset: Dataset, half: bool = True) -> dict:
+def export(of: Run, folder: Path, dataset: Dataset, half: bool = True, licence: str = "none stated") -> dict:
     """Write a run's model.safetensors, its record inside, and a model card, README.md. Returns its registry entry.
 
     half: matrices and convolutions in float16; vectors (BatchNorm, biases) stay float32: they are few, and a small
     variance would lose its digits. dataset: the one the run was trained on.
-    Raises InputError where it is another one, a weight is too large for float16, or a file can't be written.
+    Raises InputError where it is another one, a weight is too large for float16, the folder has something else under
+    these names, or a file can't be written.
     """
+    there = [path for name in ("record.json", FILE, "README.md") if (path := folder / name).exists()]
+    told = _record(folder / FILE, _read(folder / FILE)) if folder / FILE in there else ""
+    if there and not (told and parse_json(told).get("id") == of.record["id"]):
+        raise InputError(f"{there[0]} is there already, and is no earlier export of this run: name another folder")
     record = of.record | {"input": _input(of, dataset), "weights": "float16" if half else "float32",
                           "sha256": checkpoints.UNSEALED}
     tensors = {name: (value.half() if half and value.dim() > 1 else value).contiguous()
@@ -170,7 +179,7 @@ def export(of: Run, folder: Path, dataset: Dataset, half: bool = True) -> dict:
     content = checkpoints.sealed(serialise(tensors, {"record": json.dumps(record)}))     # the order of two is random
     there, home = folder.resolve(), REGISTRY.parent.resolve()
     url = str(there.relative_to(home) if there.is_relative_to(home) else there)
-    entry = dict(zip(FIELDS, (record["id"], url, hashlib.sha256(content).hexdigest(), record["id"], "MIT")))
+    entry = dict(zip(FIELDS, (record["id"], url, hashlib.sha256(content).hexdigest(), record["id"], licence)))
     write_atomically(folder / FILE, content)
     write_atomically(folder / "README.md", "\n".join(_card(record, entry)).encode())
     return entry
@@ -179,12 +188,15 @@ def export(of: Run, folder: Path, dataset: Dataset, half: bool = True) -> dict:
 def _card(record: dict, entry: dict) -> Iterator[str]:
     """The lines of a model card, all from the record."""
     config, of, seen = Config(**record["config"]), record["data"], record["input"]
-    yield f"# {record['id']}\n\n{config.method} on {of['name']} {of['variant']}, {config.epochs} epochs.\n"
+    variant = f" ({of['variant']})" if of["variant"] else ""
+    yield f"# {record['id']}\n\n{config.method} on {of['name']}{variant}, {config.epochs} epochs.\n"
     yield "| read from | probe | test accuracy, % | n |\n|---|---|---|---|"
     for kind, probe, result in ((k, p, r) for k, probes in record["evaluation"].items() for p, r in probes.items()):
         interval = statistics.binomial(result["correct"], result["n"])
         yield f"| {kind} | {probe} | {interval.percent()} | {result['n']} |"
-    about = {"images": of["counts"], "image, view (pixels)": f"{seen['image']}, {seen['size']}",
+    about = {"images": ", ".join(f"{n:,} {split}" for split, n in of["counts"].items()),
+             "trained on": f"{of['pool']:,} of them ({config.pool})",
+             "image, view (pixels)": f"{seen['image']}, {seen['size']}",
              "mean of RGB in [0, 1]": seen["mean"], "its deviation": seen["std"], "weights": record["weights"],
              "commit": record["code"]["commit"], "made on": record["device"]["name"], "sha256": entry["sha256"],
              "licence": f"{entry['licence']}; the data set's own terms hold for its images", **config.decisive}
@@ -243,8 +255,11 @@ def _entry(name: str, registry: Path) -> dict:
             raise InputError(f"{registry}, entry {number}: there is another one named {entry['name']}")
         known[entry["name"]] = entry
     if name not in known:
-        why = f"the folder {name} holds neither a finished run nor an exported one; " if Path(name).is_dir() else ""
-        raise InputError(why + unknown("weights", name, [*known, "a run's folder", "an exported one", "a checkpoint"]))
+        if Path(name).is_dir():
+            raise InputError(f"the folder {name} holds neither a finished run nor exported weights"
+                             + records.unfinished(Path(name)))
+        raise InputError("there is no file or folder of that name, and "
+                         + unknown("weights", name, [*known, "a run's folder", "an exported one", "a checkpoint"]))
     return known[name]
 
 

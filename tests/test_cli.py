@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from PIL import Image
 
 from lib import ROOT, records
 from lib.__main__ import main
+
+PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])        # "python" is this one
 
 
 def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkeypatch):
@@ -48,7 +51,7 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
     (["publish", "README.md"], "README.md is not JSON"),
     (["book", "--profile", "fast"], "unknown profile 'fast'"),
     (["book", "--only", "99"], "unknown chapter '99'"),
-    (["import", "none", "--out", "none.npz"], "none is neither a folder nor an .npz file"),
+    (["import", "none", "--out", "none.npz"], "none is neither a folder, nor a picture, nor an .npz file"),
     (["embed", "book", "--weights", "none", "--out", "none.npz"], "unknown weights 'none'"),
     (["neighbours", "none.npz", "x"], "can't read none.npz (No such file or directory)"),
     (["export", "none", "--out", "none"], "unknown weights 'none'"),
@@ -108,7 +111,9 @@ def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "49 train, 11 test" in said          # of 61, a fifth held out; the broken one among them
     assert "1 broken image skipped:\nred/broken.png: 0 bytes" in said and "blue 24 + 6, red 25 + 5" in said
-    assert f"next: python -m lib pretrain simclr-cifar10-r18 --data mine --data-root {tmp_path}" in said
+    words = next(line for line in said.splitlines() if line.startswith("a first try: python -m lib pretrain ")).split()
+    assert main([*words[6:], "--epochs", "1", "--runs", str(tmp_path / "first"), "--device", "cpu"]) == 0
+    assert "batch_size=16" in words and "simclr-cifar10-r18 on 49 images of mine" in capsys.readouterr().out
     assert main(["pretrain", "simclr-digits", "--data", "mine", "--epochs", "1", "--set", "batch_size=16",
                  "--set", "recipe=supcontrast", "--runs", str(tmp_path / "runs"), *where]) == 0
     folder = next((tmp_path / "runs").iterdir())
@@ -147,3 +152,18 @@ def test_an_import_that_is_stopped_leaves_nothing_behind(number, words, tmp_path
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number and said.endswith(words) and "Traceback" not in said
     assert not list(out.parent.iterdir())
+
+
+def test_what_head_does_not_want_is_no_error():
+    done = subprocess.run("set -o pipefail; python -m lib records --json | head -1 | wc -l", shell=True, text=True,
+                          executable="/bin/bash", cwd=ROOT, capture_output=True, env={**os.environ, "PATH": PATH})
+    assert done.stdout.strip() == "1" and not done.stderr
+
+
+def test_a_run_that_is_not_there_says_what_is(tmp_path, capsys):
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "checkpoint.safetensors").touch()
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "model.safetensors").touch()
+    for folder, words in (("half", "not finished: the same pretrain command goes on"), ("exported", "a run is wanted")):
+        assert main(["probe", str(tmp_path / folder)]) == 2 and words in capsys.readouterr().err

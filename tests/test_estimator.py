@@ -84,6 +84,8 @@ def test_predictions_are_by_those_that_have_a_class(found):
         estimator.predict(found | {"labels": np.zeros(21, int)}, found)
     with pytest.raises(InputError, match="are of the encoder one, the others of two: embed both by the same"):
         estimator.predict(found, found | {"encoder": np.array("two")})
+    with pytest.raises(InputError, match="no picture to learn from has a class: embed a folder with one for each"):
+        estimator.predict(found | {"labels": np.full(21, -1)}, found)
     one_each = np.array([0, 1, *[-1] * 19])
     with pytest.raises(InputError, match=r"y has 2 class\(es\) in 2 row"):
         estimator.predict(found | {"labels": one_each}, found)

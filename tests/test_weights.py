@@ -79,6 +79,7 @@ def test_the_model_card_is_the_record(made, tmp_path):
     result = run.record["evaluation"]["h"]["linear"]
     assert run.folder.name in card and f"{100 * result['correct'] / result['n']:.1f}" in card
     assert f"| mean of RGB in [0, 1] | {list(toy.moments[0])} |" in card and entry["sha256"] in card
+    assert "| trained on | 180 of them (train) |" in card and "| licence | none stated;" in card
     assert "| batch_size | 32 |" in card and run.record["device"]["name"] in card
     assert entry["sha256"] == hashlib.sha256((tmp_path / "ours" / weights.FILE).read_bytes()).hexdigest()
     assert entry["record"] == entry["name"] == run.record["id"] and entry["url"] == str(tmp_path / "ours")
@@ -183,13 +184,38 @@ def test_a_name_that_is_nearly_one_says_what_to_name(made, tmp_path, monkeypatch
     half.write_bytes(weights_of.read_bytes())
     with pytest.raises(InputError, match="is of a run that is not finished: the same pretrain command goes on"):
         weights.load(half, root)
-    with pytest.raises(InputError, match="half holds neither a finished run nor an exported one; unknown weights"):
+    with pytest.raises(InputError, match="half holds neither a finished run nor exported weights; the run is not"):
         weights.load(half.parent, root)
     torch.save(run.model.state_dict(), tmp_path / "theirs.pth")
     save_file(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.safetensors")
     for name in ("theirs.pth", "theirs.safetensors"):
         with pytest.raises(InputError, match=f"{name} holds no record of a run: name the folder of a finished run"):
             weights.pretrain(run.config, toy, str(tmp_path / name), tmp_path)
+
+
+def test_an_export_replaces_nothing_but_itself(made, tmp_path):
+    root, toy, run = made
+    before = (run.folder / "model.safetensors").read_bytes()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("about my thesis")
+    config = preset("simclr-digits", data="toy", epochs=0, batch_size=32)
+    weights.export(training.pretrain(config, toy, tmp_path / "runs", "cpu"), tmp_path / "other", toy)
+    for folder in (run.folder, tmp_path / "mine", tmp_path / "other"):
+        with pytest.raises(InputError, match="is there already, and is no earlier export of this run: name another"):
+            weights.export(run, folder, toy)
+    assert (run.folder / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "mine" / "README.md").read_text() == "about my thesis"
+
+
+def test_checkpoints_of_one_file_name_are_told_apart(tmp_path):
+    names = set()
+    for seed in (0, 1, 1):
+        torch.manual_seed(seed)
+        torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "r18.pth")
+        loaded = weights.load(tmp_path / "r18.pth")
+        names.add(loaded.encoder)
+    assert len(names) == 2 and all(name.startswith("r18.pth-") for name in names)
+    assert "seen as in torchvision's evaluation, 224 x 224 pixels, mean (0.485" in loaded.about
 
 
 def test_a_weight_too_large_for_half_precision_is_refused(made, tmp_path):
