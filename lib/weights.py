@@ -166,7 +166,7 @@ def export(of: Run, folder: Path, dataset: Dataset, half: bool = True, licence: 
     these names, or a file can't be written.
     """
     there = [path for name in ("record.json", FILE, "README.md") if (path := folder / name).exists()]
-    told = _record(folder / FILE, _read(folder / FILE)) if folder / FILE in there else ""
+    told = _record(there[0], _read(there[0])) if there and there[0].name == FILE else ""
     if there and not (told and parse_json(told).get("id") == of.record["id"]):
         raise InputError(f"{there[0]} is there already, and is no earlier export of this run: name another folder")
     record = of.record | {"input": _input(of, dataset), "weights": "float16" if half else "float32",
@@ -227,12 +227,12 @@ def _read(path: Path) -> bytes:
 
 
 def _record(path: Path, content: bytes) -> str:
-    """The record inside an exported file, as JSON; "" where there is none. Raises InputError for a half-done run's."""
+    """The record inside an exported file, as JSON; "" where there is none. Raises InputError for a file of a run."""
     try:
         header = parse_json(content[8:8 + int.from_bytes(content[:8], "little")])
         told = header.get("__metadata__", {})
         if "progress" in told:
-            raise InputError(f"{path} is of a run that is not finished: the same pretrain command goes on with it")
+            raise InputError(f"{path} is a file of a run: name the folder of the run, once it is finished")
         return str(told.get("record", ""))
     except InputError:
         raise

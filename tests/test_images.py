@@ -76,9 +76,9 @@ def test_names_of_folders_are_read_as_they_are_meant(folder, tmp_path):
 def test_what_is_nearly_unlabeled_is_a_class_and_said(folder, tmp_path):
     for i in range(3):
         photo().save(folder / "unlabeled" / f"{i}.png")
-    (folder / "unlabeled").rename(folder / "unlabled")
+    (folder / "unlabeled").rename(folder / "un-labeled")
     _, report = images.make(folder, 16, tmp_path / "mine.npz")
-    assert "unlabled is taken for a class; for images of none there is unlabeled/" in str(report)
+    assert "un-labeled is taken for a class; for images of none there is unlabeled/" in str(report)
     assert "is replaced" not in str(report)
     _, report = images.make(folder, 16, tmp_path / "mine.npz")
     assert "mine.npz was there and is replaced" in str(report)

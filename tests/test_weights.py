@@ -182,7 +182,7 @@ def test_a_name_that_is_nearly_one_says_what_to_name(made, tmp_path, monkeypatch
     half = tmp_path / "half" / checkpoints.NEWEST
     half.parent.mkdir()
     half.write_bytes(weights_of.read_bytes())
-    with pytest.raises(InputError, match="is of a run that is not finished: the same pretrain command goes on"):
+    with pytest.raises(InputError, match="is a file of a run: name the folder of the run, once"):
         weights.load(half, root)
     with pytest.raises(InputError, match="half holds neither a finished run nor exported weights; the run is not"):
         weights.load(half.parent, root)
