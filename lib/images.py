@@ -27,7 +27,7 @@ from lib.sources import Item, find
 
 TEST_SHARE = 0.2
 PIXELS, ELONGATED = 2**26, 16           # of an image at most, and its longer side over the shorter one
-CHUNK = 256                             # images decoded at a time: all that is in memory
+CHUNK = 256                             # images decoded at a time; two of them are all that is in memory
 LISTED = 20                             # classes, and broken images, that a report names
 
 
@@ -48,7 +48,7 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
     """Write the images as a data set, NAME.npz, each with its shorter side at size pixels and the centre cut out.
 
     Returns how many there are in each split, and what to know of it: the classes and what was left out. In memory are
-    CHUNK images at a time. Raises InputError where there are fewer than two classes, too few whole images of one, or
+    two CHUNKs of images. Raises InputError where there are fewer than two classes, too few whole images of one, or
     out can't be written.
     """
     found = find(source)
@@ -132,9 +132,11 @@ def decoded(items: list[Item], size: int, skipped: list[str], what: str) -> Iter
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(
             total=len(items), desc=what, unit="image", disable=not items) as bar:
-        for start in range(0, len(items), CHUNK):
-            chunk = items[start:start + CHUNK]
-            found = list(pool.map(one, chunk))
+        chunks = [items[start:start + CHUNK] for start in range(0, len(items), CHUNK)]
+        coming = [pool.map(one, chunk) for chunk in chunks[:1]]
+        for place, chunk in enumerate(chunks):
+            coming += [pool.map(one, later) for later in chunks[place + 1:place + 2]]   # while the caller is busy
+            found = list(coming.pop(0))
             skipped += [f"{item.name}: {why}" for item, why in zip(chunk, found) if isinstance(why, str)]
             whole = [place for place, pixels in enumerate(found) if not isinstance(pixels, str)]
             bar.update(len(chunk))
