@@ -260,6 +260,8 @@ def _embed(args) -> None:
     """Write h, z, the files' names and labels of pictures as an .npz."""
     from lib import estimator, weights
 
+    if args.out.suffix != ".npz":
+        raise InputError(f"--out must be FEATURES.npz, got {args.out}")
     using = weights.load(args.weights, args.data_root)
     found, report = estimator.embed(args.source, using, args.device)
     estimator.write(args.out, found)

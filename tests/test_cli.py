@@ -53,6 +53,7 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
     (["book", "--only", "99"], "unknown chapter '99'"),
     (["import", "none", "--out", "none.npz"], "none is neither a folder, nor a picture, nor an .npz file"),
     (["embed", "book", "--weights", "none", "--out", "none.npz"], "unknown weights 'none'"),
+    (["embed", "book", "--weights", "none", "--out", "none"], "--out must be FEATURES.npz, got none"),
     (["neighbours", "none.npz", "x"], "can't read none.npz (No such file or directory)"),
     (["export", "none", "--out", "none"], "unknown weights 'none'"),
 ])
