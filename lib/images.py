@@ -48,11 +48,11 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
     """Write the images as a data set, NAME.npz, each with its shorter side at size pixels and the centre cut out.
 
     Returns how many there are in each split, and what to know of it: the classes and what was left out. In memory are
-    two CHUNKs of images. Raises InputError where there are fewer than two classes, too few whole images of one, or
-    out can't be written.
+    two CHUNKs of images. Raises InputError where there are fewer than two classes, too few whole images of one, or out
+    can't be written.
     """
     found = find(source)
-    items, classes, notes = found.items, found.classes, found.notes
+    classes, notes = found.classes, [*found.notes]
     if len(classes) < 2:
         only = f"only one class with images, {classes[0]}" if classes else "no class with images"
         raise InputError(f"{source} has {only}; two are needed, a folder for each, to test by; "
@@ -64,43 +64,54 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
     if out.stem in LOADERS:
         raise InputError(f"{out} would take the place of the data set '{out.stem}' that comes with the package: "
                          f"choose another name")
-    parts = {split: [item for item in items if item.split == split] for split in ("train", "test", "unlabeled")}
+    parts = {split: [item for item in found.items if item.split == split] for split in ("train", "test", "unlabeled")}
     if not parts["test"]:
-        labels = torch.tensor([item.label for item in parts["train"]])
-        held = set(stratified(labels, max(1, round(TEST_SHARE * len(labels)))).tolist())
-        parts["test"] = [parts["train"][place] for place in sorted(held)]
-        parts["train"] = [item for place, item in enumerate(parts["train"]) if place not in held]
-        notes = [*notes, f"there is no test: {TEST_SHARE:.0%} of every class are held out as one"]
-    skipped, arrays = [], {}
-    notes = [*notes, f"{out} was there and is replaced: what was trained on it keeps its record and wants it back"] \
-        if out.exists() else notes
+        parts["train"], parts["test"] = _held_out(parts["train"])
+        notes.append(f"there is no test: {TEST_SHARE:.0%} of every class are held out as one")
+    if out.exists():
+        notes.append(f"{out} was there and is replaced: to probe what was trained on it, the old one is needed")
+    skipped = []
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out.parent, prefix=".import-") as work:
-            for split, part in parts.items():
-                path, labels = Path(work) / split, []
-                with open(path, "wb") as file:
-                    for pixels, whole in decoded(part, size, skipped, split):
-                        file.write(pixels)
-                        labels += [item.label for item in whole]
-                arrays[f"y_{split}"] = np.array(labels, dtype=int)
-            per_class, tests = (np.bincount(arrays[key], minlength=len(classes)) for key in ("y_train", "y_test"))
-            if per_class.min() < 2 or not len(arrays["y_test"]):
-                raise InputError(f"{source}: every class needs two whole images for training, and one must be left for "
-                                 f"test; '{classes[per_class.argmin()]}' has {per_class.min()} for training")
-            counts = {split: len(arrays[f"y_{split}"]) for split in parts}
-            del arrays["y_unlabeled"]
-            np.savez(Path(work) / "whole.npz", **arrays, classes=classes,
-                     variant=f"shorter side to {size} by Lanczos, centre crop")
-            with zipfile.ZipFile(Path(work) / "whole.npz", "a") as archive:
-                for split in (split for split, count in counts.items() if count):
-                    _append(archive, f"x_{split}.npy", Path(work) / split, (counts[split], size, size, 3))
-            os.replace(Path(work) / "whole.npz", out)
+        labels = _write(parts, classes, size, out, skipped)
     except OSError as error:
         raise InputError(f"can't write {out} ({error.strerror}): free space or name another folder") from error
-    named = [f"{name} {count} + {test}" for name, count, test in zip(classes, per_class, tests)][:LISTED]
-    more = f", and {len(classes) - LISTED} more" * (len(classes) > LISTED)
-    return counts, Report([f"{len(classes)} classes (train + test): {', '.join(named)}{more}", *notes], skipped)
+    counts = (np.bincount(labels[split], minlength=len(classes)) for split in ("train", "test"))
+    named = [f"{name} {count} + {test}" for name, count, test in zip(classes, *counts)]
+    more = f", and {len(named) - LISTED} more" * (len(named) > LISTED)
+    about = f"{len(classes)} classes (train + test): {', '.join(named[:LISTED])}{more}"
+    return {split: len(part) for split, part in labels.items()}, Report([about, *notes], skipped)
+
+
+def _held_out(items: list[Item]) -> tuple[list[Item], list[Item]]:
+    """The items without TEST_SHARE of every class, and these."""
+    labels = torch.tensor([item.label for item in items])
+    held = set(stratified(labels, max(1, round(TEST_SHARE * len(labels)))).tolist())
+    return [item for place, item in enumerate(items) if place not in held], [items[place] for place in sorted(held)]
+
+
+def _write(parts: dict[str, list[Item]], classes: list[str], size: int, out: Path,
+           skipped: list[str]) -> dict[str, list[int]]:
+    """Decode the items of every split and write the .npz. Returns the labels of those that were whole."""
+    labels = {split: [] for split in parts}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=".import-") as folder:
+        work = Path(folder)
+        for split, part in parts.items():
+            with open(work / split, "wb") as file:
+                for pixels, whole in decoded(part, size, skipped, split):
+                    file.write(pixels)
+                    labels[split] += [item.label for item in whole]
+        few = np.bincount(np.array(labels["train"], dtype=int), minlength=len(classes))
+        if few.min() < 2 or not labels["test"]:
+            raise InputError(f"every class needs two whole images for training, and one must be left for test; "
+                             f"'{classes[few.argmin()]}' has {few.min()} for training")
+        np.savez(work / "whole.npz", y_train=labels["train"], y_test=labels["test"], classes=classes,
+                 variant=f"shorter side to {size} by Lanczos, centre crop")
+        with zipfile.ZipFile(work / "whole.npz", "a") as archive:
+            for split in (split for split, part in labels.items() if part):
+                _append(archive, f"x_{split}.npy", work / split, (len(labels[split]), size, size, 3))
+        os.replace(work / "whole.npz", out)
+    return labels
 
 
 def first_try(counts: dict[str, int], size: int) -> str:
