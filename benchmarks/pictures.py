@@ -80,7 +80,6 @@ def by_image_folder(root: Path) -> Callable[[], int]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m benchmarks pictures``."""
-    parser.set_defaults(repetitions=3)
     parser.add_argument("--data", default="digits", help="whose images are written as files (default digits)")
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--memory-of", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)

@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted; " + ("the same command goes on from the last checkpoint or finished chapter" if resumes else
                                  "nothing was written"), file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)               # or it would be told as an error at the very end
     return 0
 
 
