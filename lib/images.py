@@ -76,7 +76,7 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
     except OSError as error:
         raise InputError(f"can't write {out} ({error.strerror}): free space or name another folder") from error
     counts = (np.bincount(labels[split], minlength=len(classes)) for split in ("train", "test"))
-    named = [f"{name} {count} + {test}" for name, count, test in zip(classes, *counts)]
+    named = [f"{name} ({count} + {test})" for name, count, test in zip(classes, *counts)]
     more = f", and {len(named) - LISTED} more" * (len(named) > LISTED)
     about = f"{len(classes)} classes (train + test): {', '.join(named[:LISTED])}{more}"
     return {split: len(part) for split, part in labels.items()}, Report([about, *notes], skipped)

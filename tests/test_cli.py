@@ -111,7 +111,7 @@ def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
     assert main(["import", str(tmp_path / "photos"), "--size", "16", "--out", str(tmp_path / "mine.npz")]) == 0
     said = capsys.readouterr().out
     assert "49 train, 11 test" in said          # of 61, a fifth held out; the broken one among them
-    assert "1 broken image skipped:\nred/broken.png: 0 bytes" in said and "blue 24 + 6, red 25 + 5" in said
+    assert "1 broken image skipped:\nred/broken.png: 0 bytes" in said and "blue (24 + 6), red (25 + 5)" in said
     words = next(line for line in said.splitlines() if line.startswith("a first try: python -m lib pretrain ")).split()
     assert main([*words[6:], "--epochs", "1", "--runs", str(tmp_path / "first"), "--device", "cpu"]) == 0
     assert "batch_size=16" in words and "simclr-cifar10-r18 on 49 images of mine" in capsys.readouterr().out

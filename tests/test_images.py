@@ -31,7 +31,7 @@ def folder(tmp_path):
 def test_a_folder_becomes_a_data_set_and_comes_back(folder, tmp_path):
     counts, report = images.make(folder, 24, tmp_path / "mine.npz")
     assert counts == {"train": 16, "test": 4, "unlabeled": 3}
-    assert str(report) == ("2 classes (train + test): blue 6 + 2, red 10 + 2\n"
+    assert str(report) == ("2 classes (train + test): blue (6 + 2), red (10 + 2)\n"
                            "there is no test: 20% of every class are held out as one")
     mine = data.load("mine", tmp_path)
     assert mine.classes == ("blue", "red") and mine.size == (24, 24) and mine.variant.startswith("shorter side to 24")
@@ -56,7 +56,7 @@ def test_train_and_test_folders_are_kept_apart(folder, tmp_path):
     counts, report = images.make(tmp_path / "split", 16, tmp_path / "mine.npz")
     assert counts == {"train": 20, "test": 1, "unlabeled": 3}
     assert data.load("mine", tmp_path).test.labels.tolist() == [1]
-    assert report.notes == ["2 classes (train + test): blue 8 + 0, red 12 + 1", "val/ is taken for test",
+    assert report.notes == ["2 classes (train + test): blue (8 + 0), red (12 + 1)", "val/ is taken for test",
                             "left out, as not below train/, val/, unlabeled/: forgotten.png"]
     (tmp_path / "split" / "val" / "red").rename(tmp_path / "split" / "val" / "green")
     with pytest.raises(InputError, match="val/green/x.jpg: unknown class .green.; known: blue, red .of .*train"):
@@ -70,7 +70,7 @@ def test_names_of_folders_are_read_as_they_are_meant(folder, tmp_path):
     (folder / "unlabeled").rename(folder / "Unlabelled")
     (folder / "red").rename(folder / "train")                           # a class of trains, not a split
     counts, report = images.make(folder, 16, tmp_path / "mine.npz")
-    assert counts == {"train": 16, "test": 4, "unlabeled": 3} and "blue 6 + 2, train 10 + 2" in report.notes[0]
+    assert counts == {"train": 16, "test": 4, "unlabeled": 3} and "blue (6 + 2), train (10 + 2)" in report.notes[0]
 
 
 def test_what_is_nearly_unlabeled_is_a_class_and_said(folder, tmp_path):
