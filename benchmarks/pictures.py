@@ -1,7 +1,7 @@
 """Pictures from files: a folder made a data set, beside torchvision's ImageFolder in a DataLoader.
 
-The folder holds the images of a data set enlarged to several sizes, as JPEG (RGB, grey, CMYK) and PNG (RGB, RGBA, 16
-levels), and one in a hundred is broken. Both ways decode, bring the shorter side to 96 pixels and cut out the centre;
+The folder holds the images of a data set enlarged to several sizes, as JPEG (RGB, grey, CMYK) and PNG (RGB, RGBA,
+palette), and one in a hundred is broken. Both ways decode, bring the shorter side to 96 pixels and cut out the centre;
 "ImageFolder" has two workers, passes over what it can't open, and keeps what it made in memory. The memory is what an
 import adds to its process; that of workers is not counted, so that there is none of the peer's.
 """

@@ -155,6 +155,11 @@ def unlike_first(name: str, content: dict | None) -> list[str]:
 FIELDS = frozenset(field.name for field in fields(Config)) - {"name"}
 
 
+def fitting_batch(images: int) -> int:
+    """A batch_size for so few images: the largest power of two that they fill twice, 2 at least."""
+    return 2 ** max(1, (images // 2).bit_length() - 1)
+
+
 def unknown(what: str, value, known) -> str:
     """One sentence for an unknown name, with the nearest known ones."""
     names = list(map(str, known))

@@ -21,8 +21,10 @@ from torchvision.transforms.functional import center_crop, resize
 from tqdm import tqdm
 
 from lib import InputError
+from lib.config import fitting_batch
 from lib.data import stratified
 from lib.downloads import LOADERS
+from lib.sessions import Interruptions
 from lib.sources import Item, find
 
 TEST_SHARE = 0.2
@@ -119,8 +121,7 @@ def first_try(counts: dict[str, int], size: int) -> str:
     preset, unlabeled = ("simclr-stl10", counts["unlabeled"]) if size >= 64 else ("simclr-cifar10-r18", 0)
     most = max(unlabeled, counts["train"])
     pool = " --set pool=train+val" if 0 < unlabeled < most else ""
-    batch = min(256, 2 ** max(1, (most // 2).bit_length() - 1))
-    return f"{preset} --epochs 10 --set encoder=slim --set batch_size={batch}{pool}"
+    return f"{preset} --epochs 10 --set encoder=slim --set batch_size={min(256, fitting_batch(most))}{pool}"
 
 
 def _append(archive: zipfile.ZipFile, name: str, pixels: Path, shape: tuple[int, ...]) -> None:
@@ -141,11 +142,13 @@ def decoded(items: list[Item], size: int, skipped: list[str], what: str) -> Iter
             why = str(error).replace(f" {str(item.source)!r}", "")      # the line names it already, shorter
             return " ".join(why.split())[:100] or type(error).__name__
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(
+    with Interruptions() as stop, ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(
             total=len(items), desc=what, unit="image", disable=not items) as bar:
         chunks = [items[start:start + CHUNK] for start in range(0, len(items), CHUNK)]
         coming = [pool.map(one, chunk) for chunk in chunks[:1]]
         for place, chunk in enumerate(chunks):
+            if stop.caught:                             # here: raised amid the pool's locks it could hang the process
+                stop.deliver()
             coming += [pool.map(one, later) for later in chunks[place + 1:place + 2]]   # while the caller is busy
             found = list(coming.pop(0))
             skipped += [f"{item.name}: {why}" for item, why in zip(chunk, found) if isinstance(why, str)]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lib import InputError, checkpoints, distributed, evaluation, losses, records, sessions, shares
 from lib.augmentations import views
 from lib.checkpoints import Progress
-from lib.config import Config, recipe_content
+from lib.config import Config, fitting_batch, recipe_content
 from lib.data import Dataset, Split, order
 from lib.encoders import Model
 from lib.hardware import choose_device, choose_precision, memory_format, memory_kept
@@ -75,7 +75,7 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
         raise InputError(f"{config.method} needs labels, the pool '{config.pool}' of {dataset.name} has none")
     least = config.batch_size if config.drop_last else 2
     if config.epochs and len(pool) < least:
-        fits = f"batch_size={2 ** ((len(pool) // 2).bit_length() - 1)}" if len(pool) > 3 else "another pool"
+        fits = f"batch_size={fitting_batch(len(pool))}" if len(pool) > 3 else "another pool"
         raise InputError(f"the pool '{config.pool}' of {dataset.name} has {len(pool)} images, fewer than one batch of "
                          f"{least}; set {fits} for example" + ", or pool=train+val" * (config.pool == "unlabeled"))
     with distributed.only_writer(folder, wait):

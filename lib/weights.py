@@ -177,8 +177,8 @@ def export(of: Run, folder: Path, dataset: Dataset, half: bool = True, licence: 
         if not value.isfinite().all():
             raise InputError(f"{name} of {record['id']} is not finite in {record['weights']}; export it in float32")
     content = checkpoints.sealed(serialise(tensors, {"record": json.dumps(record)}))     # the order of two is random
-    there, home = folder.resolve(), REGISTRY.parent.resolve()
-    url = str(there.relative_to(home) if there.is_relative_to(home) else there)
+    place, home = folder.resolve(), REGISTRY.parent.resolve()
+    url = str(place.relative_to(home) if place.is_relative_to(home) else place)
     entry = dict(zip(FIELDS, (record["id"], url, hashlib.sha256(content).hexdigest(), record["id"], licence)))
     write_atomically(folder / FILE, content)
     write_atomically(folder / "README.md", "\n".join(_card(record, entry)).encode())
@@ -230,14 +230,12 @@ def _record(path: Path, content: bytes) -> str:
     """The record inside an exported file, as JSON; "" where there is none. Raises InputError for a file of a run."""
     try:
         header = parse_json(content[8:8 + int.from_bytes(content[:8], "little")])
-        told = header.get("__metadata__", {})
-        if "progress" in told:
-            raise InputError(f"{path} is a file of a run: name the folder of the run, once it is finished")
-        return str(told.get("record", ""))
-    except InputError:
-        raise
-    except (ValueError, AttributeError, OverflowError) as error:
+        told = dict(header.get("__metadata__", {}))
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} is not a whole .safetensors file; copy or export it again") from error
+    if "progress" in told:
+        raise InputError(f"{path} is a file of a run: name the folder of the run, once it is finished")
+    return str(told.get("record", ""))
 
 
 def _entry(name: str, registry: Path) -> dict:

@@ -172,7 +172,7 @@ def test_what_is_wrong_is_one_line(made, shared, tmp_path):
         weights.export(run, tmp_path / "no", data.build("toy", **{**_arrays(), "variant": "another"}))
 
 
-def test_a_name_that_is_nearly_one_says_what_to_name(made, tmp_path, monkeypatch):
+def test_a_name_that_is_nearly_one_says_what_to_name(made, tmp_path):
     root, toy, run = made
     weights_of = run.folder / "model.safetensors"
     assert weights.load(weights_of, root).record["id"] == run.record["id"]         # a file of a run is that run
