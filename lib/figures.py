@@ -189,7 +189,7 @@ def accuracy_curves(axes: Axes, summary: pd.DataFrame, x: str, by: str, label: s
 
     summary: columns x, by, method, mean, low, high (fractions). label, scale: of the axis ("log" or "linear").
     """
-    for style, (name, rows) in zip(cycle(("o-", "s--", "^:", "D-.")), summary.groupby(by, sort=False)):
+    for style, (name, rows) in zip(cycle(("o-", "s--", "^:", "D-.", "v-")), summary.groupby(by, sort=False)):
         rows = rows.sort_values(x)
         ends = 100 * (rows["mean"] - rows["low"]), 100 * (rows["high"] - rows["mean"])
         axes.errorbar(rows[x], 100 * rows["mean"], ends, fmt=style, color=COLOURS[rows["method"].iloc[0]], ms=5,

@@ -69,7 +69,7 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
     parts = {split: [item for item in found.items if item.split == split] for split in ("train", "test", "unlabeled")}
     if not parts["test"]:
         parts["train"], parts["test"] = _held_out(parts["train"])
-        notes.append(f"there is no test: {TEST_SHARE:.0%} of every class are held out as one")
+        notes.append(f"there is no test: {100 * TEST_SHARE:.0f} % of every class are held out as one")
     if out.exists():
         notes.append(f"{out} was there and is replaced: to probe what was trained on it, the old one is needed")
     skipped = []

@@ -38,7 +38,7 @@ class Run:
         """How fast it went, how near the device's limit, and what memory it took, as far as its record knows."""
         cost, parts = self.record.get("cost", {}), [f"{self.record['views_per_second']:,.0f} views/s"]
         if cost:
-            parts.append(f"{cost['share_of_matrix_rate']:.0%} of the device's matrix rate")
+            parts.append(f"{100 * cost['share_of_matrix_rate']:.0f} % of the device's matrix rate")
         if cost.get("peak_bytes"):
             parts.append(f"{cost['peak_bytes'] / 1e6:,.0f} MB at most")
         return ", ".join(parts)

@@ -32,7 +32,7 @@ def test_a_folder_becomes_a_data_set_and_comes_back(folder, tmp_path):
     counts, report = images.make(folder, 24, tmp_path / "mine.npz")
     assert counts == {"train": 16, "test": 4, "unlabeled": 3}
     assert str(report) == ("2 classes (train + test): blue (6 + 2), red (10 + 2)\n"
-                           "there is no test: 20% of every class are held out as one")
+                           "there is no test: 20 % of every class are held out as one")
     mine = data.load("mine", tmp_path)
     assert mine.classes == ("blue", "red") and mine.size == (24, 24) and mine.variant.startswith("shorter side to 24")
     for split in (mine.train, mine.val, mine.test):
