@@ -22,7 +22,7 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
     folder = next((tmp_path / "runs").iterdir())
     said = capsys.readouterr().out
     assert folder.name.startswith("simclr-digits-e1-s3-") and str(folder) in said
-    assert re.search(r"[\d,]+ views/s, \d+% of the device's matrix rate, [\d,]+ MB at most", said)
+    assert re.search(r"[\d,]+ views/s, \d+ % of the device's matrix rate, [\d,]+ MB at most", said)
     assert main(["probe", str(folder), *where]) == 0
     shown = capsys.readouterr().out
     assert "n = 60" in shown
