@@ -197,7 +197,7 @@ def accuracy_curves(axes: Axes, summary: pd.DataFrame, x: str, by: str, label: s
     axes.set(xscale=scale, xlabel=label, ylabel="test accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if scale == "log":
-        axes.set_xticks(sorted(summary[x].unique()), sorted(summary[x].unique()), rotation=45)
+        axes.set_xticks(sorted(summary[x].unique()), sorted(summary[x].unique()))
     axes.minorticks_off()
     if summary.empty:
         axes.annotate("no published record yet", (0.5, 0.5), xycoords="axes fraction", ha="center")
