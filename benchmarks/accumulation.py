@@ -20,7 +20,7 @@ from lib.optimisers import build_optimiser
 
 PEERS = ()
 CHUNKS, SIZE = (1, 2, 4, 8, 16), 32
-BATCH, ENCODER = {"cpu": 256, "cuda": 4096}, {"cpu": "slim", "cuda": "resnet50"}
+BATCH, ENCODER = {"cpu": 256, "cuda": 1024}, {"cpu": "slim", "cuda": "resnet50"}
 
 
 def case(encoder: str, batch: int, accumulate: int, device: torch.device) -> Callable[[], object]:
@@ -29,7 +29,7 @@ def case(encoder: str, batch: int, accumulate: int, device: torch.device) -> Cal
     config = replace(config, precision=choose_precision("auto", device))
     model = training.build_model(config, of_smooth(SIZE, 16)).to(device, memory_format=memory_format(device)).train()
     x = torch.randn(2, batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(device)
-    parts = build_optimiser(config, model), torch.amp.GradScaler(device.type, enabled=False)
+    parts = build_optimiser(config, model), torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
     share = shares.Share(batch, accumulate, device)
     if accumulate == 1:
         return partial(training.train_step, config, model, *parts, x, None)

@@ -65,6 +65,8 @@ def ratios(seconds: list[float], to: list[float]) -> dict[str, float]:
 
 def in_own_process(*arguments: str) -> int:
     """The number that ``python -m benchmarks ARGUMENTS`` prints last."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()                        # what PyTorch keeps for this process the other one may need
     done = subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}, for memory perhaps"]

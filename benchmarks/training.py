@@ -48,7 +48,7 @@ def steps(config: Config, size: int, batch: int, device: torch.device) -> dict[s
     for precision in ("float32", "bfloat16"):
         made[f"ours {precision}"] = step(precision)
         if device.type == "cuda":
-            made[f"compiled {precision}"] = step(precision, torch.compile)
+            made[f"compiled {precision}"] = step(precision, partial(torch.compile, dynamic=False))
         square = torch.randn([SIDE.get(device.type, SIDE_ELSEWHERE)] * 2, device=device).to(getattr(torch, precision))
         made[f"product {precision}"] = partial(torch.mm, square, square)
     model = training.build_model(config, dataset).to(device).train()

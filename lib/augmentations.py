@@ -100,7 +100,7 @@ class Parameters:
         """
         n, recipe = len(self), self.recipe
         if recipe.crop_scale is None:
-            return torch.tensor([0, 0, height, width]).expand(n, 4)
+            return torch.tensor([0, 0, height, width]).repeat(n, 1)
         area, ratio = self.crop.double().unbind(-1)                             # (n, 10) each
         h = (area * height * width / ratio).sqrt().round().long()
         w = (area * height * width * ratio).sqrt().round().long()

@@ -41,9 +41,6 @@ class Split:
     def __add__(self, other: "Split") -> "Split":
         return Split(*(None if a is None else torch.cat([a, b]) for a, b in zip(self._parts, other._parts)))
 
-    def to(self, device) -> "Split":
-        return self._map(lambda x: x.to(device))
-
     @property
     def _parts(self) -> tuple:
         return self.images, self.labels, self.places

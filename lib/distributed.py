@@ -51,6 +51,7 @@ def joined(device: str | None = None) -> Iterator[str | None]:
 
     Gives the device to compute on; only rank 0 prints. Raises InputError where a device can't serve ranks, and where
     another rank is gone or silent: the whole job ends, and goes on from the last checkpoint when it is started again.
+    (On GPUs it may be NCCL's watchdog that ends a process after TIMEOUT, with its own words.)
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

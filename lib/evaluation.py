@@ -12,13 +12,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lib import probes, records, statistics
+from lib import distributed, probes, records, statistics
 from lib.augmentations import RECIPES, Recipe, apply, draw, luma
 from lib.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from lib.data import Dataset, Split, first, stratified, subsets
 from lib.encoders import Model
 from lib.hardware import memory_format
-from lib.shares import Share
+from lib.shares import Share, room_for
 
 BATCH_PIXELS = 2 ** 19                  # of a batch, 512 images of 32 x 32: larger ones were not faster, nor smaller
 PER_CLASS = (10, 20, 50, 100, 200)      # labels per class in the sweep, as in UvA's tutorial; "all" is evaluate's own
@@ -42,6 +42,7 @@ def features(model: Model, images: Tensor, recipe: Recipe) -> tuple[Tensor, Tens
     recipe: the view that evaluation sees, usually ``RECIPES["none"]`` with the run's size and normalisation.
     Ranks (lib.distributed) compute a part each, and all get all.
     """
+    distributed.barrier()                   # patient: what ranks do between two calls takes them unequally long
     model.eval()
     device = next((p.device for p in model.parameters()), images.device)
     h, z, size, share = [], [], recipe.size or images.shape[2], Share(len(images))
@@ -55,10 +56,10 @@ def features(model: Model, images: Tensor, recipe: Recipe) -> tuple[Tensor, Tens
 def knn_on_val(model: Model, dataset: Dataset, recipe: Recipe) -> float:
     """kNN accuracy of h, train against val: cheap enough to follow a run by, and test stays untouched."""
     device = next(model.parameters()).device
-    train, val = (split.to(device) for split in (dataset.train, dataset.val))
-    predicted = probes.knn(features(model, train.images, recipe)[0], train.labels,
+    train, val = dataset.train, dataset.val
+    predicted = probes.knn(features(model, train.images, recipe)[0], train.labels.to(device),
                            features(model, val.images, recipe)[0], len(dataset.classes))
-    return float((predicted == val.labels).float().mean())
+    return float((predicted == val.labels.to(device)).float().mean())
 
 
 def classified(model: Model, split: Split, recipe: Recipe) -> int:
@@ -215,12 +216,12 @@ def _both(data: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def _augmented(model: Model, pool: Split, recipe: Recipe, protocol: probes.Protocol):
     """h of new views of the pool's images in every step, as SupContrast's linear stage sees them."""
     device = next(model.parameters()).device
-    images, views = pool.images.to(device), replace(RECIPES[protocol.augment], size=recipe.size, mean=recipe.mean,
-                                                    std=recipe.std)
+    images = pool.images.to(device) if pool.images.nbytes <= room_for(pool.images, device) else pool.images
+    views = replace(RECIPES[protocol.augment], size=recipe.size, mean=recipe.mean, std=recipe.std)
 
     @torch.no_grad()
     def batch(rows: Tensor, step: int) -> Tensor:
-        x = apply(images[rows], draw(views, len(rows), 0, step))
+        x = apply(images[rows.to(images.device)].to(device), draw(views, len(rows), 0, step))
         return model.encoder(x.contiguous(memory_format=memory_format(device))).float()
 
     return batch

@@ -20,7 +20,10 @@ MMAP_MAX, TRIM_THRESHOLD = -4, -1       # glibc's malloc.h: M_MMAP_MAX, M_TRIM_T
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device of that name ("cuda", "mps", "cpu"), or the best there is. Raises InputError where it is missing."""
+    """The device of that name ("cuda", "mps", "cpu"), or the best there is. Raises InputError where it is missing.
+
+    On a GPU float32 is float32 from then on: PyTorch's default rounds the factors of convolutions to ten bits (TF32).
+    """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -28,6 +31,8 @@ def choose_device(name: str | None = None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"the device '{name}' can't be used here ({str(error).splitlines()[0]})") from error
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     return device
 
 
@@ -59,8 +64,10 @@ def memory_kept(device: torch.device) -> Iterator[None]:
 
     A step on a CPU takes and frees the same gigabytes as the one before. glibc would return every large piece to the
     system, which hands out zeroed pages anew, a fault for each: a fifth of a step and more. GPUs have an allocator of
-    PyTorch's own, and other C libraries are left alone.
+    PyTorch's own, whose peak is counted from here on, and other C libraries are left alone.
     """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):
         yield

@@ -37,7 +37,10 @@ def batch_sizes(config: Config, images: int) -> list[int]:
 
 
 def build_optimiser(config: Config, model: Model) -> torch.optim.Optimizer | None:
-    """AdamW or SGD over all parameters, in one kernel where the device has it; None where there are no parameters."""
+    """AdamW or SGD over all parameters, in one kernel where the device has it; None where there are no parameters.
+
+    SGD in float16 is not fused: where the scaler skips the first step, PyTorch's kernel leaves the momentum unwritten.
+    """
     parameters = list(model.parameters())
     if not parameters:
         return None
@@ -45,4 +48,4 @@ def build_optimiser(config: Config, model: Model) -> torch.optim.Optimizer | Non
     if config.optimiser == "adamw":
         return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=fused)
     return torch.optim.SGD(parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay,
-                           fused=fused)
+                           fused=fused and config.precision != "float16")

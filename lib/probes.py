@@ -81,8 +81,9 @@ def _minimise(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, penalty: Tenso
 
     def objective() -> Tensor:
         solver.zero_grad()
-        logits = torch.addmm(bias[:, None], weight, x.T)     # (C, N): softmax over columns is many times faster on CPUs
-        loss = F.cross_entropy(logits[None], y[None]) + (penalty * weight.square()).sum() / 2
+        logits = torch.addmm(bias[:, None], weight, x.T)    # (C, N): softmax over columns is many times faster on CPUs,
+        pair = (logits[None], y[None]) if x.device.type == "cpu" else (logits.T, y)     # on GPUs not deterministic
+        loss = F.cross_entropy(*pair) + (penalty * weight.square()).sum() / 2
         loss.backward()
         return loss.detach()
 

@@ -139,7 +139,8 @@ def cost(config: Config, size: int, model: Model, curves: list[dict]) -> dict:
     FLOPs: floating-point operations.
     """
     device = next(model.parameters()).device
+    peak = peak_memory(device)                                  # before the matrices below
     flops, best = model.flops(size), matrix_rate(device, config.precision)
     return {"flops_per_view": flops, "matrix_flops_per_second": best,
             "share_of_matrix_rate": flops * rate(curves) / best / distributed.world(),
-            "peak_bytes": peak_memory(device)}
+            "peak_bytes": peak}

@@ -77,6 +77,7 @@ class _Mode(TorchFunctionMode):
         if name in ("numpy", "tolist"):
             return function(_inner(x.detach()) if isinstance(x, OnGpu) else x)
         if name == "pin_memory":
+            assert not any(n > 1 and not step for n, step in zip(x.shape, x.stride())), "its copy has the same strides"
             return x
         target, rest = ("cpu", ()) if name == "cpu" else (kwargs.pop("device", args[0] if args else None), args[1:])
         target = target.device if isinstance(target, Tensor) else target
@@ -92,7 +93,8 @@ class _Mode(TorchFunctionMode):
 def gpu(memory: int = 2 ** 34):
     """Within, "cuda" is the pretended GPU, with so many bytes free."""
     told = {"is_available": True, "current_device": 0, "device_count": 1, "mem_get_info": (memory, memory),
-            "max_memory_allocated": 1, "empty_cache": None, "get_device_capability": (7, 5), "synchronize": None,
+            "max_memory_allocated": 1, "empty_cache": None, "reset_peak_memory_stats": None, "synchronize": None,
+            "get_device_capability": (7, 5),
             "get_device_name": "pretended", "get_device_properties": SimpleNamespace(total_memory=memory)}
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     with ExitStack() as stack:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from lib import augmentations, evaluation, hardware, probes, runs, training
 from lib.config import preset
@@ -11,7 +12,8 @@ from tests.pretended import gpu
 
 CASES = {"simclr": {}, "in chunks": {"accumulate": 3}, "supcon": {"method": "supcon"},
          "in the logarithm": {"method": "supcon", "positives": "in"}, "cold": {"temperature": 0.01},
-         "ce": {"method": "ce", "head": "linear", "test_every": 1}, "blurred": {"recipe": "uva-supervised"}}
+         "ce": {"method": "ce", "head": "linear", "test_every": 1}, "blurred": {"recipe": "uva-supervised"},
+         "resized": {"size": 16}}
 
 
 @pytest.fixture(autouse=True)
@@ -96,4 +98,5 @@ def test_every_probe_finds_what_it_finds_on_the_cpu(toy, tmp_path, method, wante
             model = run.model.to(device)
             found.append([of(model, toy, recipe, method, wanted) for of in (evaluation.evaluate, evaluation.tables)])
             run.model.cpu()
-    assert str(found[0]) == str(found[1])
+    for one, other in zip(*map(tree_leaves, found), strict=True):
+        assert one == (pytest.approx(other, rel=1e-3) if isinstance(other, float) else other)

@@ -25,6 +25,22 @@ def test_automatic_precision_is_what_the_gpu_multiplies_fast(capability, precisi
     assert choose_precision("float32", torch.device("cuda")) == "float32"
 
 
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_a_first_step_that_overflows_in_float16_leaves_no_trace(optimiser):
+    config, scaler = preset("simclr-digits", optimiser=optimiser, precision="float16"), torch.amp.GradScaler("cpu")
+    models = [torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, values in zip(models, ([1.0], [float("inf"), 1.0])):
+        steps = build_optimiser(config, model)
+        for value in values:
+            steps.zero_grad()
+            scaler.scale(value * sum(p.sum() for p in model.parameters())).backward()
+            scaler.step(steps)
+            scaler.update()
+    for one, other in zip(*(model.parameters() for model in models)):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("name", ["simclr-cifar10", "supcon-cifar10", "ce-cifar10", "simclr-stl10"])
 def test_a_step_never_waits_for_a_number(name, monkeypatch):
     """On the meta device tensors have no numbers: whoever asked for one, as a GPU had to wait for, would fail."""
