@@ -172,6 +172,7 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     for module in twin.modules() if device.type == "cpu" else ():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.forward = MethodType(_batch_norm, module)
+    barrier()                                               # patient: images may have come slowly to some
     return DistributedDataParallel(twin, gradient_as_bucket_view=True,
                                    device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None)
 
