@@ -118,16 +118,18 @@ def _probe(run: Run, part: Dataset, device: str | None, todo: list[str]) -> None
     """Compute what is missing, and write it into the record."""
     record, device, recipe = run.record, choose_device(device), recipe_for(run.config, part, "none")
     probes = tuple(name for name in todo if name not in evaluation.TABLES)
-    with memory_kept(device):
-        model = run.model.to(device)
-        record |= evaluation.tables(model, part, recipe, run.config.method, tuple(todo))
-        found = evaluation.evaluate(model, part, recipe, run.config.method, probes) if probes else {}
+    try:
+        with memory_kept(device):
+            model = run.model.to(device)
+            record |= evaluation.tables(model, part, recipe, run.config.method, tuple(todo))
+            found = evaluation.evaluate(model, part, recipe, run.config.method, probes) if probes else {}
+    finally:
+        run.model.cpu()
     for kind, results in found.items():
         record["evaluation"].setdefault(kind, {}).update(results)
     looks = [row["test_correct"] for row in run.curves if "test_correct" in row]
     if probes and looks:
         record["evaluation"]["z"]["classifier-best"] = {"n": len(part.test), "correct": max(looks)}
-    run.model.cpu()
     record["evaluated"] = {"code": records.code(), "versions": records.versions()}     # may be later than training
     if not distributed.rank():
         records.write(run.folder / "record.json", record)
@@ -139,6 +141,8 @@ def features(run: Run, images: Tensor, dataset: Dataset, device: str | None = No
     dataset: the one the run was trained on; it says how pixels are normalised.
     """
     recipe = recipe_for(run.config, dataset.take(run.config.images), "none")
-    h, z = evaluation.features(run.model.to(choose_device(device)), images, recipe)
-    run.model.cpu()
+    try:
+        h, z = evaluation.features(run.model.to(choose_device(device)), images, recipe)
+    finally:
+        run.model.cpu()
     return h.cpu(), z.cpu()

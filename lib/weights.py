@@ -55,8 +55,10 @@ class Weights:
         if not isinstance(images, Tensor) or images.dtype != uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise InputError(f"images must be a tensor (N, 3, H, W) uint8, got {type(images).__name__} "
                              f"{getattr(images, 'dtype', '')} {tuple(getattr(images, 'shape', ()))}")
-        found = evaluation.features(self.model.to(choose_device(device)), images, self.recipe)
-        self.model.cpu()
+        try:
+            found = evaluation.features(self.model.to(choose_device(device)), images, self.recipe)
+        finally:
+            self.model.cpu()
         return tuple(part.cpu() for part in found)
 
     def write(self, path: Path) -> str:

@@ -243,6 +243,8 @@ def test_every_chapters_configurations_can_be_built_from_every_profile(profile):
         for name in {"simclr", "supcon", "ce"} & vars(chapter).keys():
             config = preset(getattr(chapter, name), **chapter.delta)
             assert config.method == name and config.data == chapter.data
+            if "pretrain(" in path.read_text():
+                assert vars(chapter).keys() >= {"epochs", "precision", "runs"}, f"{path.stem} drops what a profile says"
             built += 1
     assert built > 8
 
