@@ -36,7 +36,8 @@ ENCODERS = {"cpu": ("resnet18", "slim"), "cuda": ("resnet18", "resnet50")}
 
 def steps(config: Config, size: int, batch: int, device: torch.device) -> dict[str, Callable[[], object]]:
     """One training step on the same views, in every way; and the product of square matrices in both precisions."""
-    torch.compiler.reset()                                  # each case compiles anew, for its own size
+    if device.type == "cuda":
+        torch.compiler.reset()                              # each case compiles anew, for its own size
     dataset = of_smooth(size, batch)
     x = torch.randn(2, batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
 

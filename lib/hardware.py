@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib import InputError
 
@@ -59,15 +59,22 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @contextmanager
+def lent(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """Within, the model is on the device; afterwards, whatever happened, on the CPU."""
+    try:
+        yield model.to(device)
+    finally:
+        model.cpu()
+
+
+@contextmanager
 def memory_kept(device: torch.device) -> Iterator[None]:
     """Within, the C library keeps what is freed for what is allocated next; at the end the system gets it back.
 
     A step on a CPU takes and frees the same gigabytes as the one before. glibc would return every large piece to the
     system, which hands out zeroed pages anew, a fault for each: a fifth of a step and more. GPUs have an allocator of
-    PyTorch's own, whose peak is counted from here on, and other C libraries are left alone.
+    PyTorch's own, and other C libraries are left alone.
     """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):
         yield

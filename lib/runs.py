@@ -13,7 +13,7 @@ from lib.augmentations import RECIPES, Recipe
 from lib.config import Config, recipe_content, unknown, unlike_first
 from lib.data import Dataset
 from lib.encoders import Model
-from lib.hardware import choose_device, memory_kept
+from lib.hardware import choose_device, lent, memory_kept
 
 NUMERICS = 1                # raise when a change makes earlier runs incomparable: it enters every run's identity
 RUNS = ROOT / "runs"
@@ -118,13 +118,9 @@ def _probe(run: Run, part: Dataset, device: str | None, todo: list[str]) -> None
     """Compute what is missing, and write it into the record."""
     record, device, recipe = run.record, choose_device(device), recipe_for(run.config, part, "none")
     probes = tuple(name for name in todo if name not in evaluation.TABLES)
-    try:
-        with memory_kept(device):
-            model = run.model.to(device)
-            record |= evaluation.tables(model, part, recipe, run.config.method, tuple(todo))
-            found = evaluation.evaluate(model, part, recipe, run.config.method, probes) if probes else {}
-    finally:
-        run.model.cpu()
+    with memory_kept(device), lent(run.model, device) as model:
+        record |= evaluation.tables(model, part, recipe, run.config.method, tuple(todo))
+        found = evaluation.evaluate(model, part, recipe, run.config.method, probes) if probes else {}
     for kind, results in found.items():
         record["evaluation"].setdefault(kind, {}).update(results)
     looks = [row["test_correct"] for row in run.curves if "test_correct" in row]
@@ -141,8 +137,6 @@ def features(run: Run, images: Tensor, dataset: Dataset, device: str | None = No
     dataset: the one the run was trained on; it says how pixels are normalised.
     """
     recipe = recipe_for(run.config, dataset.take(run.config.images), "none")
-    try:
-        h, z = evaluation.features(run.model.to(choose_device(device)), images, recipe)
-    finally:
-        run.model.cpu()
+    with lent(run.model, choose_device(device)) as model:
+        h, z = evaluation.features(model, images, recipe)
     return h.cpu(), z.cpu()

@@ -59,7 +59,9 @@ class Interruptions:
 
 
 def begin(progress: Progress, folder: Path, device: torch.device) -> None:
-    """Append this session's segment, and say in the one before how it ended."""
+    """Append this session's segment, and say in the one before how it ended. A GPU's peak memory counts from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     if progress.segments:
         before = progress.segments[-1]
         before["ended"] = WITHOUT_A_WORD

@@ -22,7 +22,7 @@ from lib.config import PRESETS, Config, difference, unknown
 from lib.data import Dataset
 from lib.encoders import Model
 from lib.files import parse_json, read_yaml, write_atomically
-from lib.hardware import choose_device
+from lib.hardware import choose_device, lent
 from lib.runs import Run, described, load_run, recipe_for
 
 REGISTRY = ROOT / "weights" / "registry.yml"
@@ -55,11 +55,8 @@ class Weights:
         if not isinstance(images, Tensor) or images.dtype != uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise InputError(f"images must be a tensor (N, 3, H, W) uint8, got {type(images).__name__} "
                              f"{getattr(images, 'dtype', '')} {tuple(getattr(images, 'shape', ()))}")
-        try:
-            found = evaluation.features(self.model.to(choose_device(device)), images, self.recipe)
-        finally:
-            self.model.cpu()
-        return tuple(part.cpu() for part in found)
+        with lent(self.model, choose_device(device)) as model:
+            return tuple(part.cpu() for part in evaluation.features(model, images, self.recipe))
 
     def write(self, path: Path) -> str:
         """Write the model for other programs, by the path's ending (``foreign.write``); returns what input it wants."""

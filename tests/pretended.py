@@ -94,8 +94,8 @@ def gpu(memory: int = 2 ** 34):
     """Within, "cuda" is the pretended GPU, with so many bytes free."""
     told = {"is_available": True, "current_device": 0, "device_count": 1, "mem_get_info": (memory, memory),
             "max_memory_allocated": 1, "empty_cache": None, "reset_peak_memory_stats": None, "synchronize": None,
-            "get_device_capability": (7, 5),
-            "get_device_name": "pretended", "get_device_properties": SimpleNamespace(total_memory=memory)}
+            "get_device_capability": (7, 5), "get_device_name": "pretended",
+            "get_device_properties": SimpleNamespace(total_memory=memory)}
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     with ExitStack() as stack:
         for name, value in told.items():

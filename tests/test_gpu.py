@@ -42,6 +42,21 @@ def test_it_refuses_what_a_gpu_refuses():
     assert torch.ones(1).device.type == "cpu" and not isinstance(torch.ones(1, device="cpu"), type(x))
 
 
+def test_float32_is_no_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with gpu():
+        hardware.choose_device("cuda")
+        assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_model_comes_back_when_what_it_was_lent_for_fails():
+    model = torch.nn.Linear(2, 2)
+    with gpu(), pytest.raises(ZeroDivisionError), hardware.lent(model, torch.device("cuda")) as there:
+        assert there.weight.device.type == "cuda"
+        raise ZeroDivisionError
+    assert model.weight.device.type == "cpu"
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_is_the_cpus(toy, tmp_path, case):
     with gpu():

@@ -1,4 +1,5 @@
 import ctypes
+import math
 import resource
 import sys
 from contextlib import nullcontext
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import augmentations, hardware
+from lib import augmentations, hardware, sessions
 from lib.augmentations import RECIPES, views
 from lib.config import preset
 from lib.encoders import Model
@@ -26,7 +27,8 @@ def test_automatic_precision_is_what_the_gpu_multiplies_fast(capability, precisi
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_a_first_step_that_overflows_in_float16_leaves_no_trace(optimiser):
+def test_a_first_step_that_overflows_in_float16_leaves_no_trace(optimiser, monkeypatch):
+    monkeypatch.setattr(torch, "empty_like", lambda x, **keys: torch.full_like(x, math.nan, **keys))
     config, scaler = preset("simclr-digits", optimiser=optimiser, precision="float16"), torch.amp.GradScaler("cpu")
     models = [torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)]
     models[1].load_state_dict(models[0].state_dict())
@@ -84,6 +86,14 @@ def test_the_matrix_rate_and_the_memory_are_this_machines(monkeypatch):
     before = peak_memory(cpu)
     held = torch.ones(2 * before // 4)                      # twice the peak so far, in float32
     assert peak_memory(cpu) >= 4 * len(held)
+
+
+def test_a_runs_peak_memory_is_without_the_matrices_of_the_rate(monkeypatch):
+    taken = [1]
+    monkeypatch.setattr(sessions, "peak_memory", lambda device: max(taken))
+    monkeypatch.setattr(sessions, "matrix_rate", lambda *_: taken.append(100) or 1e9)
+    curves = [{"seconds": 1.0, "views_per_second": 10.0}]
+    assert sessions.cost(preset("simclr-digits"), 32, Model("slim"), curves)["peak_bytes"] == 1 and taken == [1, 100]
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc only")
