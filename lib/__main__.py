@@ -97,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(_experiments, "experiments", "run the book's experiments that have no record yet")
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these experiments alone, of any scale")
-    sub.add_argument("--scale", help="slice (for a CPU) or full (default full where there is a GPU, else slice)")
+    sub.add_argument("--scale", help="slice (for a CPU), plan (what decides the questions, days on a CPU; several "
+                     "processes share it) or full (default full where there is a GPU, else slice)")
     sub.add_argument("--budget-minutes", type=float, metavar="M", help="begin no run that would not fit")
     sub.add_argument("--plan", action="store_true", help="only say what is done, what is missing and how long it takes")
     _where(sub, runs=True)
@@ -209,11 +210,34 @@ def _experiments(args) -> None:
     """Train, evaluate and publish what results/ has no record of, most valuable first; stopped, it goes on."""
     from lib import experiments, records, training
 
-    chosen, runs = experiments.choose(args.only, args.scale), args.runs or training.RUNS
+    runs = args.runs or training.RUNS
     ledger = experiments.Ledger(args.data_root, records.RESULTS, runs, args.device, download=not args.plan)
+    if args.scale == "plan":
+        return _plan(args, ledger)
+    chosen = experiments.choose(args.only, args.scale)
     if not args.plan:
         return experiments.run(chosen, ledger, args.budget_minutes, args.device)
     print(*experiments.told(experiments.plan(chosen, ledger, args.device), ledger), sep="\n")
+
+
+def _plan(args, ledger) -> None:
+    """The same for the entries of the plan: the queue, which several processes may share."""
+    from lib import plan
+    from lib.config import unknown
+    from lib.queue import Queue
+
+    entries = plan.read()
+    for name in args.only:
+        if name not in [entry.name for entry in entries]:
+            raise InputError(unknown("entry of the plan", name, [entry.name for entry in entries]))
+    queue = Queue([entry for entry in entries if not args.only or entry.name in args.only], ledger, args.device)
+    if not args.plan:
+        return queue.work(args.budget_minutes)
+    table = queue.table()
+    print(table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"))
+    print(f"{table.done.sum()} of {table.runs.sum()} runs are done; {table.hours.sum():.1f} hours are left for one "
+          f"process of {ledger.device['threads']} threads")
+    print(*queue.choices(), *(f"note: {why}" for why in ledger.missing.values()), sep="\n")
 
 
 def _records(args) -> None:

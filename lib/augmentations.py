@@ -54,6 +54,9 @@ RECIPES = {
     # SupContrast main_supcon.py: CIFAR, contrastive stage (no blur)
     "supcontrast": Recipe(crop_scale=(0.2, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8,
                           greyscale=0.2),
+    # ours: with dkobak/simclr-cifar10's greyscale probability, half of SupContrast's
+    "supcontrast-grey-0.1": Recipe(crop_scale=(0.2, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1),
+                                   jitter_probability=0.8, greyscale=0.1),
     # SupContrast main_ce.py and main_linear.py: crop and flip only
     "crop-flip": Recipe(crop_scale=(0.2, 1.0), flip=0.5),
     # UvA deep-learning tutorial 17: STL-10, always blurred

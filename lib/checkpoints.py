@@ -37,6 +37,8 @@ class Progress:
 
     run: str = ""                                               # its identity
     fingerprint: str = ""                                       # of the data it began on
+    started: str = ""                                           # when it first began, UTC
+    plan: dict = field(default_factory=dict)                    # the entry of the plan it belongs to, see lib.plan
     model_only: bool = False                                    # whether the file lacks what going on needs
     step: int = 0                                               # steps done
     curves: list[dict] = field(default_factory=list)            # a row for each finished epoch
@@ -209,6 +211,7 @@ def _progress(state: dict, tensors: dict[str, Tensor]) -> Progress:
     rows = [*progress.curves, *progress.segments]
     if (all(isinstance(row, dict) for row in rows) and math.isfinite(progress.seconds)
             and isinstance(progress.curves, list) and isinstance(progress.segments, list)
+            and isinstance(progress.started, str) and isinstance(progress.plan, dict)
             and all(type(number) is int and 0 <= number < 2**53 for number in (progress.step, progress.seen))
             and isinstance(progress.total, Tensor) and not progress.total.dim()):
         return progress

@@ -21,7 +21,7 @@ from lib.hardware import memory_format
 from lib.shares import Share, room_for
 
 BATCH_PIXELS = 2 ** 19                  # of a batch, 512 images of 32 x 32: larger ones were not faster, nor smaller
-PER_CLASS = (10, 20, 50, 100, 200)      # labels per class in the sweep, as in UvA's tutorial; "all" is evaluate's own
+PER_CLASS = (10, 20, 50, 100, 200, 400)      # labels per class in the sweep: UvA's, and 400; "all" is evaluate's own
 SUBSETS = 5                             # random ones of each size
 READ_OUT = 2_000                        # images of each split, at most, from which a transformation is read
 TRANSFORMATIONS = {                     # images (N, 3, H, W) uint8 -> their versions, which a probe must tell apart
@@ -31,7 +31,13 @@ TRANSFORMATIONS = {                     # images (N, 3, H, W) uint8 -> their ver
                         .round().clamp(0, 255).to(torch.uint8)],
 }
 CORRUPTED = 2_000                       # test images, at most, that are corrupted: a stratified part of them
-TABLES = {"labels": "label_sweep", "calibration": "calibration", "corruptions": "corruptions"}  # fields of a record
+TABLES = {                              # fields of a record
+    "labels": "label_sweep",
+    "calibration": "calibration",
+    "calibration-by-log-loss": "calibration_by_log_loss",
+    "corruptions": "corruptions",
+    "validation": "validation",
+}
 PROBES = ("linear", "knn", *probes.PROTOCOLS, *TRANSFORMATIONS, *TABLES)
 
 
@@ -132,18 +138,20 @@ def tables(model: Model, dataset: Dataset, recipe: Recipe, method: str, wanted: 
     """Those of TABLES that are wanted, by the record's field: each a list of rows.
 
     label_sweep: see there. calibration: how sure and how right the converged probe on h is (and, for "ce", the model's
-    own classifier), in bins of confidence (statistics.reliability). corruptions: how many of CORRUPTED test images each
-    gets right under each corruption, for severities 1 to 5; "none" are the same images as they are. The probe is fitted
-    on clean images alone.
+    own classifier), in bins of confidence (statistics.reliability). calibration_by_log_loss: the same of a probe whose
+    L2 strength did best on val by its log-likelihood, which asks for honest probabilities. corruptions: how many of
+    CORRUPTED test images each gets right under each corruption, for severities 1 to 5; "none" are the same images as
+    they are. The probe is fitted on clean images alone. validation: see there.
     """
     found = {"label_sweep": label_sweep(model, dataset, recipe)} if "labels" in wanted else {}
     readers = _readers(model, dataset, recipe, method) if {"calibration", "corruptions"} & {*wanted} else {}
     if "calibration" in wanted:
-        pair, found["calibration"] = features(model, dataset.test.images, recipe), []
-        for (kind, probe), read in readers.items():
-            confidence, predicted = read(*pair).softmax(1).cpu().max(1)
-            bins = statistics.reliability(confidence, predicted == dataset.test.labels)
-            found["calibration"].append({"features": kind, "probe": probe, "n": len(dataset.test)} | bins)
+        found["calibration"] = _calibration(model, dataset, recipe, readers)
+    if "calibration-by-log-loss" in wanted:
+        by_log_loss = _readers(model, dataset, recipe, method, probes.log_likelihood)
+        found["calibration_by_log_loss"] = _calibration(model, dataset, recipe, by_log_loss)
+    if "validation" in wanted:
+        found["validation"] = validation(model, dataset, recipe, method)
     if "corruptions" in wanted:
         part = dataset.test[stratified(dataset.test.labels, min(CORRUPTED, len(dataset.test)))]
         found["corruptions"] = []
@@ -157,11 +165,44 @@ def tables(model: Model, dataset: Dataset, recipe: Recipe, method: str, wanted: 
     return found
 
 
-def _readers(model: Model, dataset: Dataset, recipe: Recipe, method: str) -> dict:
+def validation(model: Model, dataset: Dataset, recipe: Recipe, method: str) -> list[dict]:
+    """What is chosen by: accuracies on val of readers fitted on train. Nothing here looks at test.
+
+    One row each, as far as the model has them: the converged probe on h and on z, at the L2 strength that did best on
+    val; kNN on h; a cross-entropy model's own classifier. Each has features, probe, n and correct.
+    """
+    classes, n = len(dataset.classes), len(dataset.val)
+    train, val = (features(model, split.images, recipe) for split in (dataset.train, dataset.val))
+    y, truth = (split.labels.to(val[0].device) for split in (dataset.train, dataset.val))
+    rows = []
+
+    def add(kind: str, probe: str, accuracy: float) -> None:
+        rows.append({"features": kind, "probe": probe, "n": n, "correct": round(accuracy * n)})
+
+    kinds = ("h",) if isinstance(model.head, torch.nn.Identity) or method == "ce" else ("h", "z")
+    for kind, on_train, on_val in zip(kinds, train, val):
+        add(kind, "linear", probes.linear_probe((on_train, y), (on_val, truth), classes)[1])
+    add("h", "knn", float((probes.knn(train[0], y, val[0], classes) == truth).float().mean()))
+    if method == "ce":
+        add("z", "classifier", float((val[1].argmax(1) == truth).float().mean()))
+    return rows
+
+
+def _calibration(model: Model, dataset: Dataset, recipe: Recipe, readers: dict) -> list[dict]:
+    """A row for each reader: its reliability on test."""
+    pair, rows = features(model, dataset.test.images, recipe), []
+    for (kind, probe), read in readers.items():
+        confidence, predicted = read(*pair).softmax(1).cpu().max(1)
+        bins = statistics.reliability(confidence, predicted == dataset.test.labels)
+        rows.append({"features": kind, "probe": probe, "n": len(dataset.test)} | bins)
+    return rows
+
+
+def _readers(model: Model, dataset: Dataset, recipe: Recipe, method: str, score=probes.accuracy) -> dict:
     """What turns h and z into logits: the converged probe on h, and z themselves where they are a classifier's."""
     seen = [features(model, split.images, recipe)[0] for split in (dataset.train, dataset.val)]
     train, val = ((x, split.labels.to(x.device)) for x, split in zip(seen, (dataset.train, dataset.val)))
-    probe, _ = probes.linear_probe(train, val, len(dataset.classes))
+    probe, _ = probes.linear_probe(train, val, len(dataset.classes), score)
     readers = {("h", "linear"): lambda h, z: probe.logits(h)}
     return readers | ({("z", "classifier"): lambda h, z: z} if method == "ce" else {})
 

@@ -81,6 +81,8 @@ def read(path: Path = EXPERIMENTS) -> list[Experiment]:
     entries = read_yaml(path)
     found = []
     for entry in entries if isinstance(entries, list) else [entries]:
+        if isinstance(entry, dict) and entry.get("scale") == "plan":
+            continue                                            # lib.plan reads these
         try:
             found.append(Experiment(**{field: tuple(value) if isinstance(value, list) else value
                                        for field, value in entry.items()}))
@@ -130,8 +132,16 @@ class Ledger:
         self.root, self.results, self.runs, self.download = data_root(root), Path(results), Path(runs), download
         self.device = records.device(choose_device(device))
         self.records, self.missing, self._data = {}, {}, {}     # by key, newest first; why data are missing; data
-        for record in records.load_all(self.results):
-            self.add(record)
+        self._read = {}                                         # files of results, when they were changed last
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the records that are new or changed in the folder of results: those of other processes."""
+        for path in sorted(self.results.glob("*.json")):
+            changed = path.stat().st_mtime_ns
+            if self._read.get(path) != changed:
+                self._read[path] = changed
+                self.add(records.read(path))
 
     def add(self, record: dict) -> None:
         self.records.setdefault(_key(Config(**record["config"]), record["numerics"]), []).insert(0, record)
@@ -153,6 +163,11 @@ class Ledger:
         dataset = self.data(config.data)
         return next((record for record in self.records.get(_key(config), ())
                      if dataset is None or record["data"]["fingerprint"] == dataset.fingerprint), None)
+
+    def asked(self, config: Config) -> list[str]:
+        """The probes that the published record of the same run has results of: asked again where it is replaced."""
+        record = self.record(config)
+        return [name for name in evaluation.PROBES if record and not training.missing(record, (name,))]
 
     def todo(self, task: Task) -> tuple[str, ...]:
         """The probes that are wanted of a run and have no published result."""
@@ -258,10 +273,10 @@ def _finish(task: Task, ledger: Ledger, device: str | None) -> dict:
 
     What an older published record of the same run has been asked is asked again, since it will be replaced.
     """
-    dataset, older = ledger.data(task.config.data), ledger.record(task.config)
+    dataset = ledger.data(task.config.data)
     if dataset is None:
         raise InputError(ledger.missing[task.config.data])
-    asked = [name for name in evaluation.PROBES if older and not training.missing(older, (name,))]
+    asked = ledger.asked(task.config)
     found = training.pretrain(task.config, dataset, ledger.runs, device)
     training.evaluate(found, dataset, device, tuple(dict.fromkeys((*task.wanted, *asked))))
     records.publish(found.folder, ledger.results)

@@ -16,10 +16,11 @@ from torch import Tensor
 from lib.statistics import Interval, Paired, differences, over_seeds, seeds_needed
 
 # Okabe and Ito's palette: told apart by colour-blind readers; a method keeps its colour throughout the book
-COLOURS = {"simclr": "#0072B2", "supcon": "#D55E00", "ce": "#009E73", "untrained": "#999999", "pixels": "#CC79A7"}
+COLOURS = {"simclr": "#0072B2", "supcon": "#D55E00", "ce": "#009E73", "untrained": "#999999", "pixels": "#CC79A7",
+           "kmeans": "#E69F00"}
 HALO = [withStroke(linewidth=3, foreground="white")]      # about a number that a line may cross
 NAMES = {"simclr": "SimCLR", "supcon": "SupCon", "ce": "cross-entropy", "untrained": "untrained encoder",
-         "pixels": "raw pixels"}
+         "pixels": "raw pixels", "kmeans": "k-means"}
 
 
 def use_style() -> None:

@@ -39,13 +39,23 @@ def choose_device(name: str | None = None) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> str:
     """The precision of that name; for "auto" bfloat16 on GPUs that multiply it, float16 on older ones, else float32.
 
-    A CPU computes in float32 unless asked otherwise: few multiply bfloat16 faster.
+    Of CPUs those with AMX multiply bfloat16 several times faster; others compute in float32 unless asked otherwise.
     """
     if name != "auto":
         return name
+    if device.type == "cpu":
+        return "bfloat16" if "amx_bf16" in cpu_flags() else "float32"
     if device.type != "cuda":
         return "float32"
     return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, by Linux's names ("avx512f", "amx_bf16"); empty on other systems."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

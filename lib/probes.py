@@ -95,22 +95,33 @@ def _minimise(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, penalty: Tenso
     return weight.detach(), bias.detach()
 
 
-def linear_probe(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int) -> tuple[Probe, float]:
-    """The probe whose L2 strength did best on val, refitted on train + val, and its accuracy on val before that.
+def accuracy(probe: Probe, x: Tensor, y: Tensor) -> float:
+    """The share of features x (N, D) whose class y (N,) a probe predicts."""
+    return float((probe.predict(x) == y).float().mean())
 
-    train, val: features (N, D) and labels (N,). Ties go to the stronger penalty. Strengths are tried from strong to
-    weak, until PATIENCE in a row did no better than the best.
+
+def log_likelihood(probe: Probe, x: Tensor, y: Tensor) -> float:
+    """The mean logarithm of the probability that a probe gives to the class y (N,) of features x (N, D), in nats."""
+    return -float(F.cross_entropy(probe.logits(x), y))
+
+
+def linear_probe(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int,
+                 score: Callable[[Probe, Tensor, Tensor], float] = accuracy) -> tuple[Probe, float]:
+    """The probe whose L2 strength did best on val, refitted on train + val, and its score on val before that.
+
+    train, val: features (N, D) and labels (N,). score: ``accuracy`` or ``log_likelihood``. Ties go to the stronger
+    penalty. Strengths are tried from strong to weak, until PATIENCE in a row did no better than the best.
     """
     fitted = []
 
-    def accuracies() -> Iterator[float]:
+    def scores() -> Iterator[float]:
         for probe in logistic_path(*train, classes):
             fitted.append(probe)
-            yield float((probe.predict(val[0]) == val[1]).float().mean())
+            yield score(probe, *val)
 
-    best, accuracy = _best(accuracies())
+    best, on_val = _best(scores())
     both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
-    return next(logistic_path(*both, classes, L2_PATH[best:], fitted[best])), accuracy
+    return next(logistic_path(*both, classes, L2_PATH[best:], fitted[best])), on_val
 
 
 def _best(scores: Iterable[float]) -> tuple[int, float]:

@@ -23,6 +23,7 @@ import torch
 
 from lib import ROOT, InputError
 from lib.config import Config, unlike_first
+from lib.encoders import BASELINES
 from lib.files import parse_json, write_atomically
 
 SCHEMA = 1
@@ -85,7 +86,7 @@ def publish(path: Path, results: Path = RESULTS) -> Path:
     """Copy the finished, evaluated record at path (a run's folder or its record.json) into results."""
     path = Path(path)
     record = read(path / "record.json" if path.is_dir() else path)
-    if not record["evaluation"]:
+    if not record["evaluation"] and "validation" not in record:
         raise InputError(f"{path} is not evaluated yet; run: python -m lib probe {path}")
     target = Path(results) / f"{record['id']}.json"
     write(target, record)
@@ -127,9 +128,9 @@ def table(records: list[dict]) -> pd.DataFrame:
     """One row per measured accuracy: which run, read from which features, by which probe, on how many images.
 
     The columns are COLUMNS. protocol is a hash of everything that decides the numbers but the seed: only equal ones may
-    be averaged. method is what the features owe their quality to: simclr, supcon, ce, or "untrained" and "pixels" for
-    the baselines. images: labelled ones, of which some validate; trained_on: those in the pool. view_size: the side of
-    a view in pixels, NaN where the configuration leaves it to data of unknown size. accuracy is a fraction.
+    be averaged. method is what the features owe their quality to: simclr, supcon, ce, or "untrained", "kmeans" and
+    "pixels" for the baselines. images: labelled ones, of which some validate; trained_on: those in the pool. view_size:
+    the side of a view in pixels, NaN where the configuration leaves it to data of unknown size. accuracy is a fraction.
     """
     rows = []
     for record in records:
@@ -175,7 +176,7 @@ def run_columns(record: dict) -> dict:
     decisive = {key: value for key, value in known.decisive.items() if key != "seed"}
     unlike = unlike_first(config["recipe"], record.get("recipe"))
     decisive = json.dumps([decisive, data["fingerprint"], record["numerics"], *unlike], sort_keys=True)
-    method = config["method"] if config["epochs"] else "pixels" if config["encoder"] == "pixels" else "untrained"
+    method = known.method if known.epochs else BASELINES.get(known.encoder, "untrained")
     return {key: getattr(known, key) for key in RUN_COLUMNS} | {
         "id": record["id"], "protocol": hashlib.sha256(decisive.encode()).hexdigest()[:10], "method": method,
         "data": data["name"], "variant": data["variant"],

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from lib import ROOT, InputError, checkpoints, distributed, evaluation, records
-from lib.augmentations import RECIPES, Recipe
+from lib.augmentations import RECIPES, Recipe, apply, draw
 from lib.config import Config, recipe_content, unknown, unlike_first
 from lib.data import Dataset
 from lib.encoders import Model
 from lib.hardware import choose_device, lent, memory_kept
+from lib.kmeans import KMeans
 
 NUMERICS = 1                # raise when a change makes earlier runs incomparable: it enters every run's identity
 RUNS = ROOT / "runs"
@@ -52,11 +53,20 @@ def identity(config: Config, dataset: Dataset) -> str:
 
 
 def build_model(config: Config, dataset: Dataset) -> Model:
-    """The model of a run, freshly initialised from its seed, on the CPU. The global random state is left as it was."""
+    """The model of a run, freshly initialised from its seed, on the CPU. The global random state is left as it was.
+
+    k-means, which no gradient trains, has learned from the run's pool.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         embedding = len(dataset.classes) if config.method == "ce" else config.embedding
-        return Model(config.encoder, config.stem, config.head, embedding)
+        model = Model(config.encoder, config.stem, config.head, embedding)
+    if isinstance(model.encoder, KMeans):
+        part = dataset.take(config.images)
+        images, recipe = part.pool(config.pool).images, recipe_for(config, part, "none")
+        batches = (apply(batch, draw(recipe, len(batch), 0, 0)) for batch in images.split(1024))
+        model.encoder.fit(batches, len(images), config.seed)
+    return model
 
 
 def recipe_for(config: Config, dataset: Dataset, name: str | None = None) -> Recipe:

@@ -44,17 +44,18 @@ def loss_of(config: Config, z: Tensor, labels: Tensor | None, **how) -> Tensor:
         return losses.sup_con(z, labels, config.temperature, config.positives, config.base_temperature, check=False,
                               **how)
     if config.method == "ce":
-        return F.cross_entropy(z.flatten(0, 1).float(), labels.repeat(len(z)))
+        return F.cross_entropy(z.flatten(0, 1).float(), labels.repeat(len(z)), label_smoothing=config.label_smoothing)
     raise InputError(f"no loss is known for the method '{config.method}'")
 
 
 def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: str | None = None,
-             progress: bool = True, wait: bool = True) -> Run:
+             progress: bool = True, wait: bool = True, plan: dict | None = None, keep: tuple[int, ...] = ()) -> Run:
     """Train, or return the finished run, or go on with a half-done one.
 
     runs: folder of all runs; each has its own below. device: "cuda", "mps" or "cpu"; default the best there is.
     progress: show a bar with loss, views/s and the time left. wait: for another process that is at this very run, to
-    return what it made, instead of an error.
+    return what it made, instead of an error. plan: a note for the record of what the run belongs to (lib.plan); a run
+    that goes on keeps the one it began with. keep: epochs after which the model is kept, as epoch-N.safetensors.
     A configuration whose precision is "auto" becomes one with the precision that suits the device. SIGTERM and SIGINT
     end a run after its step and a checkpoint; a second one at once. Within a group of processes (lib.distributed) all
     call this; they need a folder that all of them see, and may be fewer or more when the run goes on.
@@ -83,7 +84,7 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
             return load_run(folder)
         for path in () if distributed.rank() else folder.glob(".*.*.[0-9]*"):   # what killed ones had begun to write
             path.unlink(missing_ok=True)
-        session = _begin(config, dataset, folder, device)
+        session = _begin(config, dataset, folder, device, plan or {}, keep)
         _run(session, part, pool, progress)
         state, model = session.progress, session.parts[0]
         why = sessions.inexact(state.segments)
@@ -93,7 +94,8 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
             "data": {"name": dataset.name, "variant": dataset.variant, "fingerprint": dataset.fingerprint,
                      "classes": list(dataset.classes), "counts": part.counts, "pool": len(pool)},
             "numerics": NUMERICS, "code": code, "versions": records.versions(),
-            "device": records.device(device), "finished": records.now(),
+            "device": records.device(device), "started": state.started, "finished": records.now(),
+            **({"plan": state.plan} if state.plan else {}),
             "segments": state.segments, "bit_exact": why is None, **({"inexact_because": why} if why else {}),
             "seconds": sum(row["seconds"] for row in state.curves), "views_per_second": sessions.rate(state.curves),
             "cost": sessions.cost(config, config.size or part.size[0], model, state.curves) if state.curves else {},
@@ -115,6 +117,7 @@ class _Session:
     config: Config
     parts: tuple                # model, optimiser (None where there is nothing to train), float16's scaler
     progress: Progress = field(default_factory=Progress)
+    keep: tuple[int, ...] = ()  # epochs after which the model is kept
     interruptions: sessions.Interruptions = field(default_factory=sessions.Interruptions)
     started: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
@@ -155,11 +158,12 @@ class _Session:
         return mean
 
 
-def _begin(config: Config, dataset: Dataset, folder: Path, device: torch.device) -> _Session:
+def _begin(config: Config, dataset: Dataset, folder: Path, device: torch.device, plan: dict,
+           keep: tuple[int, ...]) -> _Session:
     """A session that stands where the last checkpoint left the run, or at its start."""
     model = build_model(config, dataset).to(device, memory_format=memory_format(device))
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-    session = _Session(folder, config, (model, build_optimiser(config, model), scaler))
+    session = _Session(folder, config, (model, build_optimiser(config, model), scaler), keep=keep)
     with distributed.first():                               # who deletes what is damaged
         found = checkpoints.resume(folder, config, *session.parts)
     most, least = distributed.agree(*([found.step, -found.step] if found else [-1, 1]))
@@ -167,7 +171,8 @@ def _begin(config: Config, dataset: Dataset, folder: Path, device: torch.device)
         raise InputError(f"ranks found different checkpoints in {folder}: it must be a folder that all of them see")
     if not found:
         checkpoints.refuse_changed_data(config, dataset.name, dataset.fingerprint, folder)
-    session.progress = state = found or Progress(folder.name, dataset.fingerprint)
+    new = Progress(folder.name, dataset.fingerprint, started=records.now(), plan=plan)
+    session.progress = state = found or new
     for name, value in state.tensors.items():
         setattr(state, name, value.to(device))
     sessions.begin(state, folder, device)
@@ -242,6 +247,8 @@ def _train(session: _Session, dataset: Dataset, pool: shares.Pool, labels_of: Te
         if config.test_every and (epoch + 1) % config.test_every == 0:
             row["test_correct"] = evaluation.classified(model, dataset.test, recipe_for(config, dataset, "none"))
         state.end_epoch(row)
+        if epoch + 1 in session.keep and not distributed.rank():
+            checkpoints.save(session.folder / f"epoch-{epoch + 1}.safetensors", config, state, model)
         bar.set_postfix(loss=f"{row['loss']:.3f}", views_s=f"{row['views_per_second']:.0f}")
         session.after_step()
     bar.close()

@@ -23,7 +23,7 @@ from lib.data import Dataset
 from lib.encoders import Model
 from lib.files import parse_json, read_yaml, write_atomically
 from lib.hardware import choose_device, lent
-from lib.runs import Run, described, load_run, recipe_for
+from lib.runs import Run, build_model, described, load_run, recipe_for
 
 REGISTRY = ROOT / "weights" / "registry.yml"
 FIELDS = ("name", "url", "sha256", "record", "licence")
@@ -168,20 +168,43 @@ def export(of: Run, folder: Path, dataset: Dataset, half: bool = True, licence: 
     told = _record(there[0], _read(there[0])) if there and there[0].name == FILE else ""
     if there and not (told and parse_json(told).get("id") == of.record["id"]):
         raise InputError(f"{there[0]} is there already, and is no earlier export of this run: name another folder")
-    record = of.record | {"input": _input(of, dataset), "weights": "float16" if half else "float32",
-                          "sha256": checkpoints.UNSEALED}
-    tensors = {name: (value.half() if half and value.dim() > 1 else value).contiguous()
-               for name, value in of.model.state_dict().items()}
-    for name, value in tensors.items():
-        if not value.isfinite().all():
-            raise InputError(f"{name} of {record['id']} is not finite in {record['weights']}; export it in float32")
-    content = checkpoints.sealed(serialise(tensors, {"record": json.dumps(record)}))     # the order of two is random
+    record, content = _packed(of.record, of.model, _input(of, dataset), half)
     place, home = folder.resolve(), REGISTRY.parent.resolve()
     url = str(place.relative_to(home) if place.is_relative_to(home) else place)
     entry = dict(zip(FIELDS, (record["id"], url, hashlib.sha256(content).hexdigest(), record["id"], licence)))
     write_atomically(folder / FILE, content)
     write_atomically(folder / "README.md", "\n".join(_card(record, entry)).encode())
     return entry
+
+
+def keep(of: Run, folder: Path, dataset: Dataset, epoch: int) -> Path:
+    """Write the model of a run as it was after an epoch, in half precision, for later experiments: one file, ``run``
+    reads it. Returns its path.
+
+    Of the record inside, curves and results are left out; they stand in the run's own. Before the last epoch the model
+    is the one that ``pretrain(..., keep=...)`` left in the run's folder. Raises as ``export``.
+    """
+    record, model = of.record | {"curves": [], "evaluation": {}}, of.model
+    for table in evaluation.TABLES.values():
+        record.pop(table, None)
+    if epoch < of.config.epochs:
+        record["id"] = f"{of.record['id']}-epoch{epoch}"
+        model = build_model(of.config, dataset)
+        checkpoints.restore(of.folder / f"epoch-{epoch}.safetensors", of.config, of.record["id"], model)
+    path = folder / f"{record['id']}.safetensors"
+    write_atomically(path, _packed(record, model, _input(of, dataset), half=True)[1])
+    return path
+
+
+def _packed(record: dict, model: Model, seen: dict, half: bool) -> tuple[dict, bytes]:
+    """A model and the record it is of as the content of one sealed file; the record as it stands in there."""
+    record = record | {"input": seen, "weights": "float16" if half else "float32", "sha256": checkpoints.UNSEALED}
+    tensors = {name: (value.half() if half and value.dim() > 1 else value).contiguous()
+               for name, value in model.state_dict().items()}
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise InputError(f"{name} of {record['id']} is not finite in {record['weights']}; export it in float32")
+    return record, checkpoints.sealed(serialise(tensors, {"record": json.dumps(record)}))   # the order of two is random
 
 
 def _card(record: dict, entry: dict) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """The files around the package agree with each other."""
 
-import ast
 import re
 import shlex
 import subprocess
@@ -145,19 +144,3 @@ def test_training_needs_neither_papermill_nor_jupyter():
             "assert not {'papermill', 'nbformat', 'jupyter_client', 'matplotlib', 'pooch', 'onnx', 'datasets'} "
             "& set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-def lines_of_code(source: str) -> int:
-    """Lines that are not blank, a comment or a docstring."""
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    documented = [node.body[0] for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)
-                  and ast.get_docstring(node, clean=False) is not None]
-    apart = {line for text in documented for line in range(text.lineno, text.end_lineno + 1)}
-    return sum(bool(line.strip()) and line.lstrip()[0] != "#" and place not in apart
-               for place, line in enumerate(source.splitlines(), start=1))
-
-
-def test_a_module_is_read_in_one_sitting_and_the_package_stays_small():
-    sources = {path.name: path.read_text() for path in (ROOT / "lib").glob("*.py")}
-    assert max(len(source.splitlines()) for source in sources.values()) <= 300
-    assert sum(map(lines_of_code, sources.values())) < 4600
