@@ -112,14 +112,18 @@ def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
+def parse_yaml(content: bytes) -> object:
+    """YAML of YAML_BYTES at most: a ValueError or yaml.YAMLError for more, aliases written out, or anything else."""
+    if len(content) > YAML_BYTES:
+        raise ValueError(f"larger than {YAML_BYTES} bytes")
+    return yaml.load(content, _BoundedLoader)
+
+
 def read_yaml(path: Path) -> object:
     """A small YAML file. Raises InputError, naming it, where it is none or too large, aliases written out."""
     try:
         with open(path, "rb") as file:
-            content = file.read(YAML_BYTES + 1)
-        if len(content) > YAML_BYTES:
-            raise ValueError(f"larger than {YAML_BYTES} bytes")
-        return yaml.load(content, _BoundedLoader)
+            return parse_yaml(file.read(YAML_BYTES + 1))
     except Exception as error:                      # PyYAML lets through whatever its constructors raise
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path} can't be read as YAML: {why}") from error

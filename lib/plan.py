@@ -6,8 +6,11 @@ that it stood there before. An entry is a set of arms. An arm trains a preset wi
 tries settings in stages ("tuning"), where what is tried next follows from the accuracies on validation so far.
 """
 
+import calendar
 import hashlib
 import json
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from lib import InputError
 from lib.config import Config, difference, preset, unknown
 from lib.evaluation import PROBES
 from lib.experiments import EXPERIMENTS
-from lib.files import read_yaml
+from lib.files import parse_yaml, read_yaml
 
 SCALE = "plan"
 TEXTS = ("about", "hypothesis", "contrast", "metric", "stopping")
@@ -126,6 +129,43 @@ def read(path: Path = EXPERIMENTS) -> list[Entry]:
             if arm.tuned is not None and arm.tuned not in tuning:
                 raise InputError(f"{path}: entry {entry.name}: " + unknown("arm of tuning", arm.tuned, tuning))
     return entries
+
+
+def history(path: Path = EXPERIMENTS) -> dict[tuple[str, str], int] | None:
+    """When each version of each entry was committed first, in seconds since 1970, by name and SHA-256.
+
+    None where the checkout has no history, or not all of it.
+    """
+    def git(*arguments: str) -> bytes:
+        return subprocess.run(["git", "-C", path.parent, *arguments], capture_output=True, check=True, timeout=60).stdout
+
+    versions = {}
+    try:
+        if git("rev-parse", "--is-shallow-repository").strip() != b"false":
+            return None
+        for line in git("log", "--reverse", "--format=%H %ct", "--", path.name).decode().splitlines():
+            commit, seconds = line.split()
+            content = parse_yaml(git("show", f"{commit}:./{path.name}"))
+            for raw in content if isinstance(content, list) else []:
+                if isinstance(raw, dict) and raw.get("scale") == SCALE:
+                    versions.setdefault((raw["name"], canonical_hash(raw)), int(seconds))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return versions
+
+
+def unplanned(record: dict, versions: dict[tuple[str, str], int]) -> str | None:
+    """Why a record's run was not planned as it says, in a sentence; None where it was, or says nothing of the plan."""
+    note = record.get("plan")
+    if not note:
+        return None
+    committed = versions.get((note["entry"], note["sha256"]))
+    if committed is None:
+        return f"{record['id']} names a version of the entry {note['entry']} that was never committed"
+    started = calendar.timegm(time.strptime(record["started"], "%Y-%m-%dT%H:%M:%SZ"))
+    if started < committed:
+        return f"{record['id']} began {committed - started} seconds before its version of the entry was committed"
+    return None
 
 
 def _entry(raw: dict) -> Entry:

@@ -57,8 +57,7 @@ def logistic_path(x: Tensor, y: Tensor, classes: int, path: tuple[float, ...] = 
     mean, scale = x.mean(0), x.std(0, unbiased=False)
     scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale))      # dead features stay 0
     x = (x - mean) / scale
-    variance, axes = torch.linalg.eigh((x.T @ x / len(x)).cpu().double())               # on the CPU: MPS has neither
-    variance, axes = (part.to(x.dtype).to(x.device) for part in (variance.clamp(min=0), axes))
+    variance, axes = _principal_axes(x)
     x = x @ axes
     weight, bias = x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)               # rows: along the axes
     if start:
@@ -68,6 +67,25 @@ def logistic_path(x: Tensor, y: Tensor, classes: int, path: tuple[float, ...] = 
         weight, bias = _minimise(x * unit, y, weight / unit, bias, l2 * unit.square())
         weight = weight * unit
         yield Probe(axes @ weight.T, bias, mean, scale, l2)
+
+
+def _principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance (A,) along each principal axis of x (N, D), which is centred, and the axes (D, A), orthonormal.
+
+    A = D; with fewer features than dimensions A <= N, the axes along which there is any variance: a penalised minimum
+    lies in their span. They come from the N x N matrix of products then, as all D of raw pixels would take hours.
+    """
+    n, dimensions = x.shape
+    wide = x.cpu().double()                                                             # on the CPU: MPS has neither
+    if n >= dimensions:
+        variance, axes = torch.linalg.eigh(wide.T @ wide / n)
+        variance = variance.clamp(min=0)
+    else:
+        variance, left = torch.linalg.eigh(wide @ wide.T / n)
+        there = variance > 1e-10 * variance[-1].clamp(min=1e-10)
+        variance = variance[there]
+        axes = wide.T @ left[:, there] / (n * variance).sqrt()
+    return variance.to(x.dtype).to(x.device), axes.to(x.dtype).to(x.device)
 
 
 def _minimise(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:

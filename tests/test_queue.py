@@ -1,0 +1,205 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lib import ROOT, InputError, evaluation, plan, records, training, weights
+from lib.config import PRECISIONS, preset
+from lib.data import load
+from lib.experiments import Ledger
+from lib.queue import Queue
+from tests.conftest import arrays
+from tests.test_plan import TEXTS, TUNING
+
+SMALL = {"data": "toy", "batch_size": 32, "images": None, "knn_every": 0}
+MAIN = TEXTS | {
+    "name": "main", "scale": "plan", "wanted": ["knn"],
+    "arms": {"simclr": {"preset": "simclr-digits", "delta": SMALL, "seeds": {1: 2, 3: 1}, "keep": {3: [1, 3]}},
+             "untrained": {"preset": "simclr-digits", "delta": SMALL, "seeds": {0: 1}}}}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A plan, a data root with toy in it, and folders for runs and results."""
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "toy.npz", **arrays())
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(records, "code", lambda: {"commit": "c", "changed": False, "source": "s"})
+    return tmp_path
+
+
+def queue(place, *listed):
+    path = place / "experiments.yml"
+    path.write_text(yaml.dump(list(listed), sort_keys=False))
+    ledger = Ledger(place / "data", place / "results", place / "runs", "cpu")
+    return Queue(plan.read(path), ledger, "cpu", place / "kept")
+
+
+def counts(queue):
+    return queue.table().drop(columns="hours").set_index("entry").loc["main"].to_dict()
+
+
+def test_what_is_missing_is_made_shortest_first_and_names_its_entry(place, capsys):
+    made = queue(place, MAIN)
+    assert counts(made) == {"runs": 4, "done": 0, "running": 0, "missing": 4, "waiting": 0}
+    made.work()
+    assert counts(made) == {"runs": 4, "done": 4, "running": 0, "missing": 0, "waiting": 0}
+    found = sorted(records.load_all(place / "results"), key=lambda record: record["finished"])
+    assert {record["plan"]["sha256"] for record in found} == {plan.canonical_hash(MAIN)}
+    assert all(record["started"] <= record["finished"] for record in found)
+    shown = [line for line in capsys.readouterr().out.splitlines() if "minutes" in line]
+    assert [line.split("-e")[1][:4] for line in shown] == ["0-s0", "1-s0", "1-s1", "3-s0"]
+    assert "4 runs are done, 0 left" in shown[-1]
+
+
+def test_encoders_are_kept_in_half_precision_as_they_were_after_their_epochs(place):
+    queue(place, MAIN).work()
+    dataset = load("toy", place / "data")
+    last, = (place / "runs").glob("*-e3-s0-*")
+    run = training.load_run(last)
+    kept = weights.run(place / "kept" / f"{last.name}.safetensors", place / "data")
+    early = weights.run(place / "kept" / f"{last.name}-epoch1.safetensors", place / "data")
+    assert early.record["id"] == f"{last.name}-epoch1" and not early.record["evaluation"]
+    with torch.no_grad():
+        x = torch.randn(4, 3, 12, 12)
+        assert torch.allclose(kept.model(x)[0], run.model(x)[0], rtol=1e-2, atol=1e-2)
+    # the cosine of three epochs is no cosine of one; the first epoch by hand
+    stopped = training.pretrain(run.config, dataset, place / "again", "cpu", progress=False, keep=(1, 2))
+    theirs = {name: value.half().float() if value.dim() > 1 else value for name, value in
+              training.checkpoints.read(stopped.folder / "epoch-1.safetensors")[2].items()}
+    for name, value in early.model.state_dict().items():
+        assert torch.equal(value, theirs[f"model.{name}"]), name
+
+
+def test_the_real_encoders_take_less_than_a_mebibyte(place, toy):
+    run = training.pretrain(preset("simclr-cifar10-resnet9", data="toy", epochs=0), toy, place / "runs", "cpu")
+    path = weights.keep(run, place / "kept", toy, 0)
+    assert path.stat().st_size < 2**20
+
+
+def test_trials_decide_what_is_tried_next_and_test_is_never_looked_at(place, monkeypatch):
+    trials = {name: arm | {"delta": arm["delta"] | SMALL | {"batch_size": 16}} for name, arm in TUNING["trials"].items()}
+    for arm in trials.values():
+        arm |= {"batch_size": [16], "learning_rate": [1e-3, 2e-3, 4e-3]}
+    test, features = load("toy", place / "data").test.images, evaluation.features
+
+    def without_test(model, images, recipe):
+        assert images.shape != test.shape or not torch.equal(images, test)
+        return features(model, images, recipe)
+
+    monkeypatch.setattr(evaluation, "features", without_test)
+    made = queue(place, TUNING | {"trials": trials})
+    made.work()
+    found = records.load_all(place / "results")
+    assert not any(record["evaluation"] for record in found) and all(record["validation"] for record in found)
+    assert records.table(found).empty
+    entry, = made.entries
+    known = plan.stages(entry, made.score)
+    assert "longer" in known and len(found) == sum(len(c) for stage in known.values() for c in stage.values())
+    assert isinstance(plan.choice(entry, "ce", made.score), dict)
+
+
+def test_settings_wait_for_tuning_and_must_be_what_it_chose(place, monkeypatch):
+    arm = {"preset": "simclr-digits", "delta": SMALL, "tuned": "simclr", "chosen": None, "seeds": {1: 1}}
+    waiting = queue(place, TUNING, MAIN | {"arms": {"a": arm}})
+    assert counts(waiting)["waiting"] == 1
+    monkeypatch.setattr(plan, "choice", lambda entry, arm, score: {"learning_rate": 0.2})
+    monkeypatch.setattr(Queue, "tuning", {"simclr": None})
+    assert waiting.choices() == ["main: enter and commit, in the arm a: chosen: {'learning_rate': 0.2}"]
+    wrong = queue(place, TUNING, MAIN | {"arms": {"a": arm | {"chosen": {"learning_rate": 0.4}}}})
+    with pytest.raises(InputError, match="the arm a has {'learning_rate': 0.4}, tuning chose {'learning_rate': 0.2}"):
+        wrong.work()
+
+
+def test_the_first_run_of_a_seed_fixes_its_precision(place, monkeypatch):
+    auto = MAIN | {"arms": {name: {"preset": f"{name}-digits", "delta": SMALL | {"precision": "auto"}, "seeds": {1: 2}}
+                            for name in ("simclr", "supcon")}}
+    made = queue(place, auto)
+    assert {state.config.precision for state in made.states()} == {"float32"}
+    dataset = load("toy", place / "data")
+    config = preset("supcon-digits", **SMALL, epochs=1, seed=1, precision=PRECISIONS[2])
+    (place / "runs" / training.identity(config, dataset)).mkdir(parents=True)           # begun on another machine
+    assert {(state.config.seed, state.config.precision) for state in made.states()} == {(0, "float32"), (1, "bfloat16")}
+
+
+def test_a_failing_run_takes_no_others_work(place, capsys):
+    arms = MAIN["arms"] | {"wrong": {"preset": "supcon-digits", "seeds": {1: 1},
+                                     "delta": SMALL | {"learning_rate": 1e30, "optimiser": "sgd"}}}
+    made = queue(place, MAIN | {"arms": arms})
+    with pytest.raises(InputError, match="main: supcon-.*finite"):
+        made.work()
+    assert counts(made) == {"runs": 5, "done": 4, "running": 0, "missing": 1, "waiting": 0}
+
+
+def test_the_budget_is_kept(place):
+    made = queue(place, MAIN)
+    made.work(budget=0)
+    assert counts(made)["done"] == 0
+
+
+def test_data_that_are_not_there_are_told(place):
+    made = queue(place, MAIN | {"arms": {"a": {"preset": "simclr-cifar10-slim", "seeds": {1: 1}}}})
+    made.work()
+    assert counts(made)["missing"] == 1 and "cifar10 is not in" in made.ledger.missing["cifar10"]
+
+
+# --- several processes ---------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from lib import plan, records
+from lib.experiments import Ledger
+from lib.queue import Queue
+place = Path(sys.argv[1])
+records.code = lambda: {"commit": "c", "changed": False, "source": "s"}
+Queue(plan.read(place / "experiments.yml"), Ledger(place / "data", place / "results", place / "runs", "cpu"), "cpu",
+      place / "kept").work()
+"""
+
+
+def started(place):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(place)], env=environment, stdout=subprocess.PIPE,
+                            stderr=subprocess.DEVNULL, text=True)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_two_processes_share_the_queue_and_one_may_die(place, how):
+    arm = {"preset": "simclr-digits", "delta": SMALL, "seeds": {200: 4}}
+    watching = queue(place, MAIN | {"arms": {"simclr": arm}})
+    first, second = started(place), started(place)
+    try:
+        wait_for(lambda: counts(watching)["running"] == 2)
+        victim = next(line for line in first.stdout if line.startswith("main"))
+        first.send_signal(how)
+        first.wait(30)
+        printed = second.communicate(timeout=240)[0]
+    finally:
+        first.kill()
+        second.kill()
+    watching.ledger.refresh()
+    assert counts(watching)["done"] == 4
+    assert victim.split()[-1] in printed                                # the survivor went on with it
+    made = [line for line in printed.splitlines() if "minutes" in line]
+    assert len(made) == 4
+    dataset = load("toy", place / "data")
+    resumed = training.load_run(place / "runs" / victim.split()[-1])
+    whole = training.pretrain(resumed.config, dataset, place / "whole", "cpu", progress=False)
+    if len(resumed.record["segments"]) > 1 and torch.get_num_threads() == 1:
+        assert resumed.record["bit_exact"]
+    for name, value in whole.model.state_dict().items():
+        assert torch.allclose(resumed.model.state_dict()[name], value, rtol=1e-3, atol=1e-4), name
