@@ -9,7 +9,8 @@ One way through the data, and no arrow back::
 ``statistics``, ``hardware``, ``records`` and ``distributed`` stand on the ground; ``downloads``, ``optimisers``,
 ``checkpoints``, ``shares``, ``probes``, ``evaluation``, ``runs``, ``sessions`` and ``training`` on them; ``claims`` and
 ``figures`` read records; ``foreign``, ``sources`` and ``images`` bring other people's weights and one's own pictures,
-which ``weights`` and ``estimator`` use; ``experiments``, ``book`` and the command line (``python -m lib``) are on top.
+which ``weights`` and ``estimator`` use; ``experiments``, ``plan`` and its ``queue``, ``book`` and the command line
+(``python -m lib``) are on top.
 """
 
 import importlib
@@ -24,6 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class InputError(ValueError):
     """Something given from outside is wrong. The message is one sentence: what, where, and what to do."""
+
+
+class Diverged(InputError):
+    """A run came to nothing by its own settings: loss or weights are not finite, or all embeddings are alike."""
 
 
 def needed(package: str, extra: str) -> ModuleType:

@@ -23,7 +23,7 @@ from torch.amp import GradScaler
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from lib import InputError
+from lib import Diverged, InputError
 from lib.config import Config, difference
 from lib.files import parse_json, write_atomically
 
@@ -65,7 +65,7 @@ def save(path: Path, config: Config, progress: Progress, model: Module, optimise
          scaler: GradScaler | None = None) -> None:
     """Write a checkpoint atomically; without an optimiser and float16's scaler it holds the model alone.
 
-    Raises InputError where the file can't be written, or a weight is not finite.
+    Raises InputError where the file can't be written, Diverged where a weight is not finite.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for place, state in optimiser.state_dict()["state"].items() if optimiser else ():
@@ -74,7 +74,7 @@ def save(path: Path, config: Config, progress: Progress, model: Module, optimise
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     wrong = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if wrong:
-        raise InputError(f"{wrong[0]} is not finite after step {progress.step}; lower learning_rate (the last "
+        raise Diverged(f"{wrong[0]} is not finite after step {progress.step}; lower learning_rate (the last "
                          f"checkpoint is kept)")
     scales = scaler.state_dict() if scaler else {}
     tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in scales.items()}

@@ -61,7 +61,7 @@ def published(*names: str, results: Path = records.RESULTS) -> list[dict]:
     for experiment in choose(names):
         wanted = [replace(config, precision=precision).decisive for config in experiment.configs
                   for precision in (PRECISIONS if config.precision == "auto" else [config.precision])]
-        found = [record for record, config in kept if config.decisive in wanted]
+        found = [record for record, config in kept if config.decisive in wanted and "failed" not in record]
         if found:
             return found
     return []

@@ -137,7 +137,8 @@ def history(path: Path = EXPERIMENTS) -> dict[tuple[str, str], int] | None:
     None where the checkout has no history, or not all of it.
     """
     def git(*arguments: str) -> bytes:
-        return subprocess.run(["git", "-C", path.parent, *arguments], capture_output=True, check=True, timeout=60).stdout
+        command = ["git", "-C", path.parent, *arguments]
+        return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
 
     versions = {}
     try:

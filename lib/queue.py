@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from lib import InputError, plan, records, training, weights
+from lib import Diverged, InputError, plan, records, training, weights
 from lib.config import PRECISIONS, Config
 from lib.experiments import Ledger
 from lib.hardware import choose_device, choose_precision
@@ -32,7 +32,7 @@ class State:
 
     run: Planned
     config: Config | None       # with the precision it is computed in; None where its settings are not known yet
-    status: str                 # done, running, missing, or waiting for what tuning chooses
+    status: str                 # done, failed, running, missing, or waiting for what tuning chooses
 
 
 class Queue:
@@ -48,9 +48,11 @@ class Queue:
         return {trials.name: entry for entry in plan.read() for trials in entry.trials}
 
     def score(self, config: Config) -> float | None:
-        """A trial's accuracy on validation, by the linear probe on h; None where it has no record yet."""
+        """A trial's accuracy on validation by the linear probe on h; 0 where it failed, None where there is no record."""
         for precision in PRECISIONS[1:]:
             record = self.ledger.record(replace(config, precision=precision))
+            if record and "failed" in record:
+                return 0.0
             for row in (record or {}).get("validation", ()):
                 if (row["features"], row["probe"]) == ("h", "linear"):
                     return row["correct"] / row["n"]
@@ -68,10 +70,9 @@ class Queue:
                 config = run.config
                 if config.precision == "auto":
                     config = replace(config, precision=precisions[config.seed])
-                if not self._todo(run, config):
-                    status = "done"
-                else:
-                    status = "running" if claims and self._claimed(config) else "missing"
+                status = self._status(run, config)
+                if status == "missing" and claims and self._claimed(config):
+                    status = "running"
                 yield State(run, config, status)
 
     def work(self, budget: float | None = None) -> None:
@@ -97,17 +98,17 @@ class Queue:
             raise InputError("\n".join(failed.values()))
 
     def table(self) -> pd.DataFrame:
-        """A row per entry: its runs, how many are done, running, missing and waiting for tuning, and the hours left.
+        """A row per entry: its runs, how many of them are in each status, and the hours that are left.
 
         Hours are by the speeds that records measured, for one process; NaN where none tells.
         """
-        rows = {entry.name: {"entry": entry.name, "runs": 0, "done": 0, "running": 0, "missing": 0, "waiting": 0,
-                             "hours": 0.0} for entry in self.entries}
+        rows = {entry.name: {"entry": entry.name, "runs": 0, "done": 0, "failed": 0, "running": 0, "missing": 0,
+                             "waiting": 0, "hours": 0.0} for entry in self.entries}
         for state in self.states():
             row = rows[state.run.entry.name]
             row["runs"] += 1
             row[state.status] += 1
-            if state.status != "done":
+            if state.status not in ("done", "failed"):
                 minutes = self._minutes(state)
                 row["hours"] += float("nan") if minutes is None else minutes / 60
         return pd.DataFrame(rows.values())
@@ -138,7 +139,7 @@ class Queue:
                     busy = True
                     continue
                 self.ledger.refresh()
-                if self._todo(state.run, state.config):
+                if self._status(state.run, state.config) == "missing":
                     try:
                         self._finish(state)
                     except InputError as error:
@@ -152,8 +153,13 @@ class Queue:
         run, started = state.run, time.monotonic()
         print(f"{run.entry.name}: {run.arm}: {self._identity(state.config)}", flush=True)
         dataset = self.ledger.data(state.config.data)
-        made = training.pretrain(state.config, dataset, self.ledger.runs, str(self.device), plan=run.entry.note,
-                                 keep=tuple(epoch for epoch in run.keep if epoch < state.config.epochs))
+        try:
+            made = training.pretrain(state.config, dataset, self.ledger.runs, str(self.device), plan=run.entry.note,
+                                     keep=tuple(epoch for epoch in run.keep if epoch < state.config.epochs))
+        except Diverged as error:
+            records.publish(self._folder(state.config) / "failed.json", self.ledger.results)
+            print(f"{run.entry.name}: failed: {error}", flush=True)
+            return
         asked = self.ledger.asked(state.config)
         training.evaluate(made, dataset, str(self.device), tuple(dict.fromkeys((*run.wanted, *asked))))
         for epoch in run.keep:
@@ -161,7 +167,8 @@ class Queue:
         records.publish(made.folder, self.ledger.results)
         self.ledger.refresh()
         table = self.table()
-        done, left = table.done.sum(), table.runs.sum() - table.done.sum()
+        done = table.done.sum() + table.failed.sum()
+        left = table.runs.sum() - done
         print(f"{run.entry.name}: {made.record['id']} in {(time.monotonic() - started) / 60:.1f} minutes; {done} runs "
               f"are done, {left} left, {table.hours.sum():.1f} hours for one process", flush=True)
 
@@ -188,10 +195,12 @@ class Queue:
                     found[config.seed] = precision
         return {run.config.seed: found.get(run.config.seed, suits) for run in runs if run.config}
 
-    def _todo(self, run: Planned, config: Config) -> tuple[str, ...]:
-        """The probes that are wanted of a run and have no published result."""
+    def _status(self, run: Planned, config: Config) -> str:
+        """Whether a run is "done", with every probe wanted of it, has "failed", or is "missing"."""
         record = self.ledger.record(config)
-        return tuple(training.missing(record, run.wanted)) if record else run.wanted
+        if record and "failed" in record:
+            return "failed"
+        return "missing" if record is None or training.missing(record, run.wanted) else "done"
 
     def _minutes(self, state: State) -> float | None:
         config = state.config or state.run.like

@@ -83,10 +83,10 @@ def read(path: Path) -> dict:
 
 
 def publish(path: Path, results: Path = RESULTS) -> Path:
-    """Copy the finished, evaluated record at path (a run's folder or its record.json) into results."""
+    """Copy the record at path (a run's folder or its record.json), evaluated or of a failure, into results."""
     path = Path(path)
     record = read(path / "record.json" if path.is_dir() else path)
-    if not record["evaluation"] and "validation" not in record:
+    if not record["evaluation"] and not {"validation", "failed"} & record.keys():
         raise InputError(f"{path} is not evaluated yet; run: python -m lib probe {path}")
     target = Path(results) / f"{record['id']}.json"
     write(target, record)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lib import InputError, distributed, records
+from lib import Diverged, InputError, distributed, records
 from lib.checkpoints import Progress
 from lib.config import Config
 from lib.encoders import Model
@@ -104,11 +104,11 @@ def inexact(segments: list[dict]) -> str | None:
 
 
 def refuse_collapse(config: Config, rows: list[dict]) -> None:
-    """Raise InputError where different images had the same embedding at the end of two epochs after the warm-up."""
+    """Raise Diverged where different images had the same embedding at the end of two epochs after the warm-up."""
     last = rows[-1]
     alike = [(row["negative"] or 0) > COLLAPSED for row in rows]
     if len(rows) == 2 and all(alike) and last["epoch"] - 1 > config.warmup:
-        raise InputError(f"embeddings have collapsed: different images have a mean cosine of {last['negative']:.5f} "
+        raise Diverged(f"embeddings have collapsed: different images have a mean cosine of {last['negative']:.5f} "
                          f"after epoch {last['epoch']}; lower learning_rate or temperature (the last checkpoint stays)")
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import InputError, checkpoints, distributed, evaluation, losses, records, sessions, shares
+from lib import Diverged, InputError, checkpoints, distributed, evaluation, losses, records, sessions, shares
 from lib.augmentations import views
 from lib.checkpoints import Progress
 from lib.config import Config, fitting_batch, recipe_content
@@ -60,8 +60,9 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
     end a run after its step and a checkpoint; a second one at once. Within a group of processes (lib.distributed) all
     call this; they need a folder that all of them see, and may be fewer or more when the run goes on.
     Raises InputError where data and configuration don't fit, no checkpoint is whole, the data changed since such a run
-    began, a file can't be written, memory runs out, the embeddings collapse, or loss or weights stop being finite. The
-    last good checkpoint stays, and the run's failure.json says how it ended.
+    began, a file can't be written, or memory runs out; Diverged where the embeddings collapse, or loss or weights stop
+    being finite, which is an outcome of its own: a record of it is left in failed.json. The last good checkpoint stays,
+    and the run's failure.json says how it ended.
     """
     if dataset.name != config.data:
         raise InputError(f"the configuration is for the data set '{config.data}', the one given is '{dataset.name}'")
@@ -85,28 +86,46 @@ def pretrain(config: Config, dataset: Dataset, runs: str | Path = RUNS, device: 
         for path in () if distributed.rank() else folder.glob(".*.*.[0-9]*"):   # what killed ones had begun to write
             path.unlink(missing_ok=True)
         session = _begin(config, dataset, folder, device, plan or {}, keep)
-        _run(session, part, pool, progress)
         state, model = session.progress, session.parts[0]
-        why = sessions.inexact(state.segments)
-        record = {
-            "schema": records.SCHEMA, "id": folder.name, "config": asdict(config), "delta": config.delta,
-            "recipe": recipe_content(config.recipe),
-            "data": {"name": dataset.name, "variant": dataset.variant, "fingerprint": dataset.fingerprint,
-                     "classes": list(dataset.classes), "counts": part.counts, "pool": len(pool)},
-            "numerics": NUMERICS, "code": code, "versions": records.versions(),
-            "device": records.device(device), "started": state.started, "finished": records.now(),
-            **({"plan": state.plan} if state.plan else {}),
-            "segments": state.segments, "bit_exact": why is None, **({"inexact_because": why} if why else {}),
-            "seconds": sum(row["seconds"] for row in state.curves), "views_per_second": sessions.rate(state.curves),
-            "cost": sessions.cost(config, config.size or part.size[0], model, state.curves) if state.curves else {},
-            "curves": state.curves, "evaluation": {},
-        }
+        data = {"name": dataset.name, "variant": dataset.variant, "fingerprint": dataset.fingerprint,
+                "classes": list(dataset.classes), "counts": part.counts, "pool": len(pool)}
+        try:
+            _run(session, part, pool, progress)
+        except Diverged as error:
+            record = _record(session, data, code, device) | {"failed": str(error)}
+            if not distributed.rank():
+                records.write(folder / "failed.json", record)
+            raise
+        record = _record(session, data, code, device)
+        if state.curves:
+            record["cost"] = sessions.cost(config, config.size or part.size[0], model, state.curves)
         if not distributed.rank():
             checkpoints.save(folder / "model.safetensors", config, state, model)
             records.write(folder / "record.json", record)
-            for path in [*folder.glob("checkpoint*.safetensors*"), folder / sessions.ENDED]:
+            for path in [*folder.glob("checkpoint*.safetensors*"), folder / sessions.ENDED, folder / "failed.json"]:
                 path.unlink(missing_ok=True)
     return Run(folder, config, record, model.cpu().eval())
+
+
+def _record(session: "_Session", data: dict, code: dict, device: torch.device) -> dict:
+    """What a run was and what came out so far; evaluation comes later."""
+    config, state = session.config, session.progress
+    record = {
+        "schema": records.SCHEMA, "id": session.folder.name, "config": asdict(config), "delta": config.delta,
+        "recipe": recipe_content(config.recipe), "data": data,
+        "numerics": NUMERICS, "code": code, "versions": records.versions(),
+        "device": records.device(device), "started": state.started, "finished": records.now(),
+    }
+    if state.plan:
+        record["plan"] = state.plan
+    why = sessions.inexact(state.segments)
+    record |= {"segments": state.segments, "bit_exact": why is None}
+    if why:
+        record["inexact_because"] = why
+    return record | {
+        "seconds": sum(row["seconds"] for row in state.curves), "views_per_second": sessions.rate(state.curves),
+        "cost": {}, "curves": state.curves, "evaluation": {},
+    }
 
 
 @dataclass
@@ -153,7 +172,7 @@ class _Session:
         state = self.progress
         mean = float(state.total) / state.seen if state.seen else 0.0
         if not math.isfinite(mean):
-            raise InputError(f"the loss of {self.folder.name} became {mean} in epoch {len(state.curves) + 1}; lower "
+            raise Diverged(f"the loss of {self.folder.name} became {mean} in epoch {len(state.curves) + 1}; lower "
                              f"learning_rate or raise temperature (the last checkpoint is kept)")
         return mean
 

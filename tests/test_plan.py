@@ -120,7 +120,8 @@ def test_the_hash_is_of_content_not_of_the_order_of_keys():
 
 @pytest.mark.parametrize("change, words", [
     ({"hypothesis": None}, "'hypothesis' is missing"), ({"wanted": ["lin"]}, "unknown probe 'lin'"),
-    ({"speed": 1}, "unexpected keyword argument 'speed'"), ({"arms": {"a": {"preset": "x", "seeds": {1: 1}}}}, "preset"),
+    ({"speed": 1}, "unexpected keyword argument 'speed'"),
+    ({"arms": {"a": {"preset": "x", "seeds": {1: 1}}}}, "unknown preset 'x'"),
     ({"arms": {"a": {"preset": "ce-digits", "tuned": "c", "seeds": {}}}}, "unknown arm of tuning 'c'"),
 ])
 def test_bad_entries_are_named(tmp_path, change, words):
