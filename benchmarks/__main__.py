@@ -3,11 +3,11 @@
 import argparse
 import sys
 
-from benchmarks import accumulation, faults, loss, measure, pictures, probe, training, views
+from benchmarks import accumulation, encoders, faults, loss, measure, pictures, probe, training, views
 from lib import InputError
 
 BENCHMARKS = {"loss": loss, "views": views, "training": training, "probe": probe, "pictures": pictures,
-              "faults": faults, "accumulation": accumulation}
+              "faults": faults, "accumulation": accumulation, "encoders": encoders}
 
 
 def main(arguments: list[str] | None = None) -> int:

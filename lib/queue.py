@@ -48,7 +48,7 @@ class Queue:
         return {trials.name: entry for entry in plan.read() for trials in entry.trials}
 
     def score(self, config: Config) -> float | None:
-        """A trial's accuracy on validation by the linear probe on h; 0 where it failed, None where there is no record."""
+        """A trial's accuracy on validation, by the linear probe on h; 0 where it failed, None without a record."""
         for precision in PRECISIONS[1:]:
             record = self.ledger.record(replace(config, precision=precision))
             if record and "failed" in record:

@@ -35,6 +35,15 @@ def test_a_small_benchmark_from_end_to_end(kept, capsys, monkeypatch):
         assert ("times_ours" in row) == (row["library"] not in ("ours", "product"))
 
 
+def test_the_encoders_from_end_to_end(kept, toy_root, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(toy_root))
+    assert command.main(["encoders", "--data", "toy", "--minutes", "0.001", "--repetitions", "2"]) == 0
+    rows = {row["encoder"]: row for row in records.benchmark("encoders-cpu")["rows"]}
+    assert rows["resnet9"]["parameters"] == 463_552 and rows["slim"]["times_slim"] == {"min": 1, "median": 1, "max": 1}
+    for row in rows.values():
+        assert row["learned"]["epochs"] >= 1 and 0 <= row["learned"]["linear"] <= 1 and row["learned"]["minutes"] > 0
+
+
 def test_all_cases_of_a_loss_give_the_same_gradient():
     """What is compared is the same function."""
     gradients = {name: case() for name, case in loss.cases(40, torch.device("cpu")).items()}

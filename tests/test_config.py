@@ -76,6 +76,9 @@ def test_presets_have_the_published_values():
     ({"positives": "in"}, "positives is a choice of supcon's alone"),
     ({"method": "supcon", "positives": "inside"}, "unknown positives 'inside'"),
     ({"encoder": "pixels"}, "'pixels' has nothing to train"),
+    ({"encoder": "kmeans400", "head": "none"}, "'kmeans400' has nothing to train"),
+    ({"label_smoothing": 0.1}, "label_smoothing softens the targets of ce alone, simclr has none"),
+    ({"method": "ce", "head": "linear", "label_smoothing": 1.0}, "label_smoothing must lie in"),
 ])
 def test_bad_values_are_named(delta, words):
     with pytest.raises(InputError, match=words):
@@ -114,6 +117,9 @@ def test_a_choice_of_positives_changes_no_run_that_does_not_make_it():
     supcon = preset("supcon-cifar10-slim")
     assert "positives" not in supcon.decisive and supcon.factor == 1
     assert preset("supcon-cifar10-slim", positives="in").decisive == supcon.decisive | {"positives": "in"}
+    ce = preset("ce-cifar10-slim")
+    assert "label_smoothing" not in ce.decisive
+    assert preset("ce-cifar10-slim", label_smoothing=0.1).decisive == ce.decisive | {"label_smoothing": 0.1}
     assert preset("supcon-cifar10").factor == pytest.approx(1 / 0.7)
 
 

@@ -1,12 +1,13 @@
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 
 from lib import InputError
 from lib.encoders import Model
 
 
-@pytest.mark.parametrize("encoder, width", [("resnet18", 512), ("resnet50", 2048), ("slim", 128)])
+@pytest.mark.parametrize("encoder, width", [("resnet18", 512), ("resnet50", 2048), ("slim", 128), ("resnet9", 128)])
 @pytest.mark.parametrize("stem, size", [("cifar", 32), ("imagenet", 96)])
 def test_shapes(encoder, width, stem, size):
     h, z = Model(encoder, stem, "mlp", 64).eval()(torch.randn(2, 3, size, size))
@@ -35,6 +36,38 @@ def test_parameter_counts_are_the_published_ones():
     assert count["slim"] == pytest.approx(0.31e6, rel=0.02)
 
 
+def test_the_narrow_resnet9_is_as_described():
+    """Channels, strides and order, written out; 0.46 M parameters, 19 M multiplications a view of 32 x 32 pixels."""
+    net = Model("resnet9", "cifar", "none").train()
+    assert sum(p.numel() for p in net.parameters()) == 463_552
+    convolutions = [(m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0], m.bias) for m in net.modules()
+                    if isinstance(m, torch.nn.Conv2d)]
+    assert convolutions == [(3, 32, 4, 2, None), (32, 64, 3, 1, None), (64, 64, 3, 1, None), (64, 64, 3, 1, None),
+                            (64, 128, 3, 1, None), (128, 128, 3, 1, None), (128, 128, 3, 1, None)]
+    assert 18.5e6 < net.flops(32) / 6 < 19.5e6              # forward and twice as much backward, two for each
+    weights = iter(m.weight for m in net.modules() if isinstance(m, torch.nn.Conv2d))
+
+    def layer(x, stride=1, pool=False):
+        x = F.conv2d(x, next(weights), stride=stride, padding=1)
+        x = F.max_pool2d(x, 2) if pool else x
+        return F.relu(F.batch_norm(x, None, None, training=True))
+
+    def residual(x):
+        return x + layer(layer(x))
+
+    x = torch.randn(4, 3, 32, 32)
+    by_hand = residual(layer(residual(layer(layer(x, stride=2), pool=True)), pool=True)).mean((2, 3))
+    torch.testing.assert_close(net(x)[0], by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_the_initial_weights_have_the_variance_of_their_fan_out():
+    for encoder in ("slim", "resnet9"):
+        for module in Model(encoder).encoder.modules():
+            if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 4000:
+                fan_out = module.out_channels * module.kernel_size[0] ** 2
+                assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
 def test_heads():
     for head, layers in (("none", 0), ("linear", 1), ("mlp", 2)):
         model = Model("slim", "cifar", head, 16)
@@ -50,7 +83,8 @@ def test_pixels_are_the_image_itself():
 
 @pytest.mark.parametrize("given, words", [({"encoder": "resnet19"}, "unknown encoder 'resnet19'"),
                                           ({"stem": "x"}, "unknown stem 'x'"), ({"head": "x"}, "unknown head 'x'"),
-                                          ({"encoder": "pixels"}, "'pixels' has no trainable")])
+                                          ({"encoder": "pixels"}, "'pixels' has no trainable"),
+                                          ({"encoder": "kmeans32"}, "'kmeans32' has no trainable")])
 def test_unknown_names(given, words):
     with pytest.raises(InputError, match=words):
         Model(**given)

@@ -35,6 +35,31 @@ def test_test_labels_choose_nothing(toy):
     assert one["h"]["linear"]["correct"] > two["h"]["linear"]["correct"]
 
 
+@pytest.mark.parametrize("method, readers", [
+    ("simclr", [("h", "linear"), ("z", "linear"), ("h", "knn")]),
+    ("ce", [("h", "linear"), ("h", "knn"), ("z", "classifier")])])
+def test_validation_reads_val_alone(toy, method, readers):
+    """Whatever test holds, and however it is labelled: the same rows; the accuracy is that of a fit on train."""
+    model = Model("slim", head="linear", embedding=4)
+    rows = evaluation.validation(model, toy, RECIPES["none"], method)
+    assert [(row["features"], row["probe"]) for row in rows] == readers and {row["n"] for row in rows} == {len(toy.val)}
+    other = replace(toy, test=Split(torch.zeros_like(toy.test.images), toy.test.labels.roll(1)))
+    assert evaluation.validation(model, other, RECIPES["none"], method) == rows
+    x, x_val = (evaluation.features(model, split.images, RECIPES["none"])[0] for split in (toy.train, toy.val))
+    best = max(probes.accuracy(probe, x_val, toy.val.labels) for probe in probes.logistic_path(x, toy.train.labels, 4))
+    assert rows[0]["correct"] == round(best * len(toy.val))
+
+
+def test_calibration_by_log_loss_stands_beside_the_other(toy):
+    model = Model("slim", head="linear", embedding=4)
+    wanted = ("calibration", "calibration-by-log-loss")
+    found = evaluation.tables(model, toy, RECIPES["none"], "ce", wanted)
+    for rows in (found["calibration"], found["calibration_by_log_loss"]):
+        assert [(row["features"], row["probe"]) for row in rows] == [("h", "linear"), ("z", "classifier")]
+    assert found["calibration"][1] == found["calibration_by_log_loss"][1]               # nothing is chosen for it
+    assert found["calibration"][0] != found["calibration_by_log_loss"][0]
+
+
 def test_published_probes_stand_beside_ours_with_their_last_epoch(toy, monkeypatch):
     monkeypatch.setattr(probes, "PROTOCOLS", {k: replace(v, epochs=10) for k, v in probes.PROTOCOLS.items()})
     rates, fit = [], probes.published_probe

@@ -21,9 +21,13 @@ from lib.training import train_step
 def test_automatic_precision_is_what_the_gpu_multiplies_fast(capability, precision, monkeypatch):
     """A T4 (7.5) has no bfloat16, an A100 (8.0) and an H100 (9.0) have."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx512f", "avx512_bf16"}))
     assert choose_precision("auto", torch.device("cuda")) == precision
     assert choose_precision("auto", torch.device("cpu")) == choose_precision("auto", torch.device("mps")) == "float32"
     assert choose_precision("float32", torch.device("cuda")) == "float32"
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx512f", "amx_bf16"}))
+    assert choose_precision("auto", torch.device("cpu")) == "bfloat16"
+    assert choose_precision("float32", torch.device("cpu")) == "float32"
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])

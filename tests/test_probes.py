@@ -30,6 +30,34 @@ def test_the_probe_is_scikit_learns_at_the_same_penalty():
         assert (probe.predict(x).numpy() == theirs.predict(standard)).mean() > 0.995
 
 
+def test_features_wider_than_there_are_images_have_the_same_minimum():
+    """Raw pixels: the axes come from the images' products with each other."""
+    random = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    x = torch.from_numpy(random.normal(size=(3, 200))[y] + 3 * random.normal(size=(60, 200)))
+    standard = ((x - x.mean(0)) / x.std(0, unbiased=False)).numpy()
+    for probe in probes.logistic_path(x, torch.from_numpy(y), 3, (1.0, 1e-2)):
+        theirs = LogisticRegression(C=1 / (probe.l2 * 60), tol=1e-8, max_iter=5000).fit(standard, y)
+        weight = probe.weight - probe.weight.mean(1, keepdim=True)
+        assert weight.shape == (200, 3)
+        assert np.abs(weight.numpy().T - (theirs.coef_ - theirs.coef_.mean(0))).max() < 2e-3
+    half = probes.linear_probe((x[:40], torch.from_numpy(y[:40])), (x[40:], torch.from_numpy(y[40:])), 3)[0]
+    refitted = next(probes.logistic_path(x, torch.from_numpy(y), 3, (half.l2,)))       # begun elsewhere
+    assert torch.allclose(half.logits(x), refitted.logits(x), atol=0.02)
+
+
+def test_the_penalty_can_be_chosen_by_the_log_likelihood_instead():
+    """Weak penalties are as often right and too sure of it: noise makes the two choices differ."""
+    train, val = blobs(120, noise=8, seed=2), blobs(400, noise=8, seed=3)
+    _, on_val = probes.linear_probe(train, val, 4, probes.log_likelihood)
+    path = list(probes.logistic_path(*train, 4))
+    likelihoods = [probe.logits(val[0]).log_softmax(1).gather(1, val[1][:, None]).mean().item() for probe in path]
+    assert on_val == pytest.approx(max(likelihoods))
+    chosen = probes.linear_probe(train, val, 4, probes.log_likelihood)[0]
+    assert chosen.l2 == path[likelihoods.index(max(likelihoods))].l2
+    assert min(likelihoods) < max(likelihoods) - 0.1
+
+
 def test_the_whole_path_is_converged_where_features_are_nearly_the_same():
     """Deep features are highly correlated: here 60 that share few directions. Newton's method finds the minimum."""
     random = np.random.default_rng(0)

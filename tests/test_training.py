@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lib import InputError, checkpoints, data, evaluation, hardware, losses, optimisers, records, training
 from lib.config import PRESETS, Config, preset
@@ -234,6 +235,15 @@ def test_supcontrasts_factor_scales_the_loss():
         plain, theirs = (config(method, temperature=0.5, base_temperature=base) for base in (None, 0.07))
         assert training.loss_of(theirs, z, labels) == pytest.approx(
             float(training.loss_of(plain, z, labels)) * 0.5 / 0.07)
+
+
+def test_label_smoothing_gives_a_share_of_each_target_to_all_classes():
+    z, labels = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 1])
+    target = 0.7 * F.one_hot(labels, 4) + 0.3 / 4
+    by_hand = -(target * z[0].log_softmax(1)).sum(1).mean()
+    smoothed = preset("ce-digits", label_smoothing=0.3)
+    assert training.loss_of(smoothed, z, labels) == pytest.approx(float(by_hand))
+    assert training.loss_of(preset("ce-digits"), z, labels) == pytest.approx(float(F.cross_entropy(z[0], labels)))
 
 
 @pytest.mark.parametrize("method", ["simclr", "supcon", "ce"])
