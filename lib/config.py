@@ -233,7 +233,7 @@ _SUPCONTRAST = Config(
     learning_rate=0.5, weight_decay=1e-4, momentum=0.9, optimiser="sgd",    # README; the script's own default is .05
     temperature=0.1,                                                        # README
     base_temperature=0.07,                                                  # losses.py: the loss times 1.43
-    warmup_epochs=10, warmup_from=0.01,                                     # forced where batch_size > 256
+    warmup_epochs=10, warmup_from=0.01,             # forced where batch_size > 256; a smaller one keeps them here
     final_rate=0.1 ** 3, first_epoch=1,                                     # eta_min = lr * 0.1^3, epochs from 1
     encoder="resnet50", stem="cifar", head="mlp", embedding=128,
     mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010), precision="auto")
