@@ -1,7 +1,7 @@
 """The claims the book is about, and the rule by which records decide them.
 
 A claim is decided only like for like: by records of its own data set, encoder, epochs, features and probe. The nearest
-records are named beside it where they bear on its direction, with what they show, and decide nothing.
+records are named beside it, with what they show, and decide nothing.
 
 A published number is mostly one run. It is held against the interval in which *one more run* of ours would lie
 (``statistics.one_more``), not against that of our mean over seeds, which shrinks with every seed until no single run
@@ -72,21 +72,31 @@ def measures(records: list[dict]) -> pd.DataFrame:
     """All that claims can be decided by: ``records.table`` and more rows, told apart by the column measure.
 
     measure: "accuracy"; "few labels", with per_class; "ece", the expected calibration error; "corruption error", one
-    minus the accuracy over all corruptions and severities. The value stands in the column accuracy, as a fraction; the
-    n images of a corruption error are the same under every corruption, and correct is so many images' worth of errors.
+    minus the accuracy over all corruptions and severities; "lost to corruption", how much that is beyond the error on
+    the same images as they are. The value stands in the column accuracy, as a fraction; the n images of a corruption
+    error are the same under every corruption, and correct is so many images' worth of errors.
     """
     errors = [run_columns(record) | {key: row[key] for key in ("features", "probe", "n")} |
               {"accuracy": calibration_error(row), "measure": "ece"}
               for record in records for row in record.get("calibration", ())]
-    corrupted = corruption_table(records).query("corruption != 'none'")
-    over = [column for column in corrupted if column not in ("corruption", "severity", "correct", "accuracy")]
-    corrupted = corrupted.groupby(over, dropna=False, as_index=False)["accuracy"].mean()
-    corrupted = corrupted.assign(accuracy=1 - corrupted["accuracy"], measure="corruption error")
-    corrupted["correct"] = (corrupted["accuracy"] * corrupted["n"]).astype(float).round()
     few = label_table(records).query("subset != 'all'").assign(measure="few labels")
-    parts = [accuracies(records).assign(measure="accuracy"), few, pd.DataFrame(errors), corrupted]
+    parts = [accuracies(records).assign(measure="accuracy"), few, pd.DataFrame(errors), *_corruption_errors(records)]
     whole = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     return whole.reindex(columns=[*COLUMNS, "measure", "per_class"])
+
+
+def _corruption_errors(records: list[dict]) -> list[pd.DataFrame]:
+    """The rows of "corruption error" and of "lost to corruption"."""
+    table = corruption_table(records)
+    over = [column for column in table if column not in ("corruption", "severity", "correct", "accuracy")]
+    is_clean = table["corruption"] == "none"
+    clean, corrupted = (part.groupby(over, dropna=False, as_index=False)["accuracy"].mean()
+                        for part in (table[is_clean], table[~is_clean]))
+    errors = corrupted.assign(accuracy=1 - corrupted["accuracy"], measure="corruption error")
+    both = corrupted.merge(clean, on=over, suffixes=("", "_clean"))
+    lost = both.assign(accuracy=both["accuracy_clean"] - both["accuracy"], measure="lost to corruption")
+    parts = [errors, lost.drop(columns="accuracy_clean")]
+    return [part.assign(correct=(part["accuracy"] * part["n"]).astype(float).round()) for part in parts]
 
 
 def matching(table: pd.DataFrame, wanted: dict) -> pd.DataFrame:
@@ -137,8 +147,14 @@ def nearest(claim: dict, table: pd.DataFrame) -> tuple[Interval, pd.DataFrame, d
 
 
 def headline(claims: list[dict], table: pd.DataFrame) -> str:
-    """The claims with a question, as a Markdown table: what is claimed, the verdict, and what the nearest runs show."""
-    rows = ["| question | claimed | verdict, like for like | the nearest runs show |", "|---|---|---|---|"]
+    """How many claims are decided, and those with a question as a Markdown table: what is claimed, the verdict, and
+    what the nearest runs show."""
+    verdicts = [decide(claim, table)["verdict"] for claim in claims]
+    waiting = ("not run", "differs in", ONE_SEED, "undecided", "no number")
+    decided = sum(not verdict.startswith(waiting) for verdict in verdicts)
+    number = f"**{decided}** of them" if decided else "**none** of them"
+    rows = [f"Of {len(claims)} published claims and questions the records decide {number} so far.", "",
+            "| question | claimed | verdict, like for like | the nearest runs show |", "|---|---|---|---|"]
     for claim in (claim for claim in claims if "question" in claim):
         row = decide(claim, table)
         verdict = row["verdict"] if row["ours"] == "-" else f"{row['verdict']}: {row['ours']}, n = {row['n']}"
@@ -168,18 +184,17 @@ def _differing(base: dict, table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _nearest(claim: dict, base: dict, table: pd.DataFrame) -> dict:
-    """What the nearest runs are, and what they show, with its direction where the claim has one."""
+    """What the nearest runs are, and what they show. Whether that is for the claim or against it is not said: they
+    differ from it in length, size or tuning, and those may decide the sign."""
     found = nearest(claim, table)
     if not found:
         return {}
     interval, group, minus = found
     ours, run = _ours(interval, group, True), group.iloc[0]
-    side = {"reproduced": "same direction", "not reproduced": "opposite direction", "undecided": "no clear direction"}
-    told = _verdict(claim | {"rule": "sign"}, interval, group["accuracy"])
-    side = "" if claim["rule"] == "none" and told != ONE_SEED else f", {side.get(told, told)}"
+    seeds = f"n = {ours['n']}" if ours["n"] > 1 else ONE_SEED
     what = ("{data}, trained on {trained_on:,} images in {view_size:g}-pixel views, {encoder}, {epochs} epochs, "
             "{probe} probe on {features}")
-    return {"nearest": what.format(**run) + _told({}, minus), "show": f"{ours['ours']}, n = {ours['n']}{side}"}
+    return {"nearest": what.format(**run) + _told({}, minus), "show": f"{ours['ours']}, {seeds}"}
 
 
 def _measured(base: dict, minus: dict | None, table: pd.DataFrame) -> tuple[Interval, pd.Series, pd.DataFrame] | None:

@@ -178,6 +178,7 @@ def run_columns(record: dict) -> dict:
     decisive = json.dumps([decisive, data["fingerprint"], record["numerics"], *unlike], sort_keys=True)
     method = known.method if known.epochs else BASELINES.get(known.encoder, "untrained")
     return {key: getattr(known, key) for key in RUN_COLUMNS} | {
+        "factor": round(known.factor, 4),
         "id": record["id"], "protocol": hashlib.sha256(decisive.encode()).hexdigest()[:10], "method": method,
         "data": data["name"], "variant": data["variant"],
         "images": config["images"] or data["counts"]["train"] + data["counts"]["val"], "trained_on": data.get("pool"),

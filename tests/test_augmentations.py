@@ -63,6 +63,22 @@ def test_views_agree_with_torchvision_on_the_same_parameters(recipe, height, wid
     assert ours.shape == (12, 3, size or height, size or height) and ours.dtype == torch.float32
 
 
+def test_views_of_eight_bits_as_the_sources_make_them_are_about_a_level_darker():
+    """SupContrast and UvA jitter PIL images, whose blends are cut off to whole levels; chapter 7 says so."""
+    recipe, differences = replace(RECIPES["supcontrast"], crop_scale=None, flip=0, greyscale=0), []
+    coarse = np.random.default_rng(0).integers(30, 226, (200, 3, 8, 8), dtype=np.uint8)
+    x = F.resize(torch.from_numpy(coarse), [32, 32], antialias=True)
+    parameters = draw(recipe, len(x), seed=1, step=0)
+    ours = 255 * apply(x, parameters)
+    for i in range(len(x)):
+        if parameters.jittered[i]:
+            image = F.to_pil_image(x[i])
+            for k in parameters.order[i]:
+                image = OPERATIONS[k](image, float(parameters.jitter[i, k]))
+            differences.append(float((ours[i] - F.pil_to_tensor(image)).mean()))
+    assert 0.5 < np.mean(differences) < 2
+
+
 STEPS = {
     "crop": Recipe(crop_scale=(0.08, 1.0)), "flip": Recipe(flip=0.5), "up": Recipe(size=100), "down": Recipe(size=23),
     "brightness": Recipe(jitter=(0.5, 0, 0, 0), jitter_probability=1),
