@@ -77,14 +77,17 @@ def descent(found: list[dict]) -> pd.DataFrame:
 
 def h_minus_z(table: pd.DataFrame) -> pd.DataFrame:
     """What the head costs, before training and after, and the difference of the two."""
-    linear, rows = where(table, probe="linear"), []
+    linear, rows, added = where(table, probe="linear"), [], []
     for data in DATA:
         gaps = {}
         for name, runs in (("trained", slices(linear, data)), ("untrained", untrained(linear, data))):
             gaps[name] = differences(where(runs, features="h"), where(runs, features="z"))
         learned = gaps["trained"].sub(gaps["untrained"]).dropna()
+        added.append(learned)
         rows.append({"data": data} | {name: over_seeds(gap).percent() for name, gap in gaps.items()}
                     | {"trained - untrained": over_seeds(learned).percent(), "seeds": len(learned)})
+    rows.append({"data": "both", "trained": "", "untrained": "", "trained - untrained": over_strata(added).percent(),
+                 "seeds": sum(map(len, added))})
     return pd.DataFrame(rows)
 
 
