@@ -92,8 +92,8 @@ class Entry:
 
     @property
     def note(self) -> dict:
-        """What a run's record says of the plan."""
-        return {"entry": self.name, "sha256": self.sha256}
+        """What a run's record says of the plan. (Not "sha256": a checkpoint's own seal has that name in its header.)"""
+        return {"entry": self.name, "version": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def unplanned(record: dict, versions: dict[tuple[str, str], int]) -> str | None:
     note = record.get("plan")
     if not note:
         return None
-    committed = versions.get((note["entry"], note["sha256"]))
+    committed = versions.get((note["entry"], note["version"]))
     if committed is None:
         return f"{record['id']} names a version of the entry {note['entry']} that was never committed"
     started = calendar.timegm(time.strptime(record["started"], "%Y-%m-%dT%H:%M:%SZ"))

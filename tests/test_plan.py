@@ -149,7 +149,7 @@ def test_a_run_must_follow_the_commit_of_its_version(tmp_path):
     assert versions == {("lengths", first): 1000, ("lengths", second): 2000}
 
     def why(sha256, started, entry="lengths"):
-        return plan.unplanned({"id": "r", "plan": {"entry": entry, "sha256": sha256}, "started": started}, versions)
+        return plan.unplanned({"id": "r", "plan": {"entry": entry, "version": sha256}, "started": started}, versions)
 
     assert why(first, "1970-01-01T00:16:40Z") is None and why(second, "1970-01-01T00:33:20Z") is None
     assert "began 1 seconds before" in why(second, "1970-01-01T00:33:19Z")

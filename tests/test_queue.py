@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from lib import ROOT, InputError, evaluation, plan, records, training, weights
-from lib.config import PRECISIONS, preset
+from lib.config import PRECISIONS, Config, preset
 from lib.data import load
 from lib.experiments import Ledger
 from lib.queue import Queue
@@ -54,11 +54,39 @@ def test_what_is_missing_is_made_shortest_first_and_names_its_entry(place, capsy
     made.work()
     assert counts(made) == COUNTS | {"runs": 4, "done": 4}
     found = sorted(records.load_all(place / "results"), key=lambda record: record["finished"])
-    assert {record["plan"]["sha256"] for record in found} == {plan.canonical_hash(MAIN)}
+    assert {record["plan"]["version"] for record in found} == {plan.canonical_hash(MAIN)}
     assert all(record["started"] <= record["finished"] for record in found)
     shown = [line for line in capsys.readouterr().out.splitlines() if "minutes" in line]
     assert [line.split("-e")[1][:4] for line in shown] == ["0-s0", "1-s0", "1-s1", "3-s0"]
     assert "4 runs are done, 0 left" in shown[-1]
+
+
+def test_a_run_that_was_cut_off_keeps_its_entry_and_the_time_it_began(place):
+    queue(place, MAIN).work()
+    record = next(r for r in records.load_all(place / "results") if r["config"]["epochs"] == 3)
+    config, dataset = Config(**record["config"]), load("toy", place / "data")
+    plan_of_the_first, folder = {"entry": "main", "version": "a" * 64}, place / "cut"
+
+    def stopped(plan, after):
+        """The loop ends by an exception after so many epochs; the next call goes on."""
+        def save(*arguments, **options):
+            if arguments[2].step == after:
+                raise KeyboardInterrupt
+            return rotate(*arguments, **options)
+        rotate = training.checkpoints.rotate
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "CHECKPOINT_SECONDS", 0)
+            patch.setattr(training.checkpoints, "rotate", save)
+            with pytest.raises(KeyboardInterrupt):
+                training.pretrain(config, dataset, folder, "cpu", progress=False, plan=plan)
+
+    stopped(plan_of_the_first, after=7)
+    saved, = folder.glob("*/checkpoint.safetensors")
+    before = training.checkpoints.read(saved)[1]
+    assert before.plan == plan_of_the_first and before.step == 6
+    resumed = training.pretrain(config, dataset, folder, "cpu", progress=False, plan={"entry": "other", "version": "b"})
+    assert resumed.record["plan"] == plan_of_the_first and resumed.record["started"] == before.started
+    assert [row["loss"] for row in resumed.curves] == [row["loss"] for row in record["curves"]]
 
 
 def test_encoders_are_kept_in_half_precision_as_they_were_after_their_epochs(place):
