@@ -1,4 +1,4 @@
-"""The baseline without a network: k-means on whitened patches (Coates, Lee and Ng, AISTATS 2011, sections 3 and 4.1).
+"""The baseline without a network: k-means on whitened patches (Coates, Lee and Ng, AISTATS 2011, sections 3.1, 3.2).
 
 Patches of 6 x 6 pixels, one at every place, are normalised for contrast and whitened. k-means finds centroids among
 them; a patch is then described by how much nearer than the average each centroid is, and an image by the means of its

@@ -204,11 +204,11 @@ def test_data_that_are_not_there_are_told(place):
 SCRIPT = """
 import sys
 from pathlib import Path
-from lib import plan, queue, records
+from lib import plan, queue, records, training
 from lib.experiments import Ledger
 from lib.queue import Queue
 place = Path(sys.argv[1])
-queue.POLL_SECONDS = 0.2
+queue.POLL_SECONDS = training.CHECKPOINT_SECONDS = 0.2
 records.code = lambda: {"commit": "c", "changed": False, "source": "s"}
 Queue(plan.read(place / "experiments.yml"), Ledger(place / "data", place / "results", place / "runs", "cpu"), "cpu",
       place / "kept").work()
@@ -228,14 +228,26 @@ def wait_for(condition, seconds=60):
         time.sleep(0.05)
 
 
+@pytest.fixture
+def one_thread():
+    """As the processes below have: with more, sums are added in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_two_processes_share_the_queue_and_one_may_die(place, how):
-    arm = {"preset": "simclr-digits", "delta": SMALL, "seeds": {60: 4}}
+    arm = {"preset": "simclr-digits", "delta": SMALL, "seeds": {30: 3}}
     watching = queue(place, MAIN | {"arms": {"simclr": arm}})
     first, second = started(place), started(place)
     try:
         wait_for(lambda: counts(watching)["running"] == 2)
         victim = next(line for line in first.stdout if line.startswith("main"))
+        folder = place / "runs" / victim.split()[-1]
+        wait_for(lambda: (folder / "checkpoint-before.safetensors").exists())           # it is in the midst of it
         first.send_signal(how)
         first.wait(30)
         printed = second.communicate(timeout=240)[0]
@@ -243,14 +255,10 @@ def test_two_processes_share_the_queue_and_one_may_die(place, how):
         first.kill()
         second.kill()
     watching.ledger.refresh()
-    assert counts(watching)["done"] == 4
-    assert victim.split()[-1] in printed                                # the survivor went on with it
-    made = [line for line in printed.splitlines() if "minutes" in line]
-    assert len(made) == 4
-    dataset = load("toy", place / "data")
-    resumed = training.load_run(place / "runs" / victim.split()[-1])
-    whole = training.pretrain(resumed.config, dataset, place / "whole", "cpu", progress=False)
-    if len(resumed.record["segments"]) > 1 and torch.get_num_threads() == 1:
-        assert resumed.record["bit_exact"]
+    assert counts(watching)["done"] == 3
+    assert len([line for line in printed.splitlines() if "minutes" in line]) == 3       # the survivor made them all
+    resumed = training.load_run(folder)
+    assert len(resumed.record["segments"]) == 2 and resumed.record["bit_exact"]
+    whole = training.pretrain(resumed.config, load("toy", place / "data"), place / "whole", "cpu", progress=False)
     for name, value in whole.model.state_dict().items():
-        assert torch.allclose(resumed.model.state_dict()[name], value, rtol=1e-3, atol=1e-4), name
+        assert torch.equal(resumed.model.state_dict()[name], value), name
