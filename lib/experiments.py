@@ -239,14 +239,19 @@ def told(table: pd.DataFrame, ledger: Ledger) -> list[str]:
             *(f"note: {why}; its runs are told by their configuration alone" for why in ledger.missing.values())]
 
 
+def refuse_uncommitted() -> None:
+    """Raise InputError where the package differs from its commit."""
+    if records.code()["changed"]:
+        raise InputError("lib/ differs from its commit, which a record could not name: commit the change first")
+
+
 def run(experiments: list[Experiment], ledger: Ledger, budget: float | None = None, device: str | None = None) -> None:
     """Train, evaluate and publish what is missing, most valuable first, as far as the minutes of the budget go.
 
     A run is begun where its estimate fits into what is left: the training, and what evaluating cost so far. Raises
     InputError where the package differs from its commit, which no record could name, and at the end where runs failed.
     """
-    if records.code()["changed"]:
-        raise InputError("lib/ differs from its commit, which a record could not name: commit the change first")
+    refuse_uncommitted()
     started, overheads, failed, late = time.monotonic(), [], [], 0
     for task in (task for task in tasks(experiments, device) if ledger.todo(task)):
         spent = (time.monotonic() - started) / 60

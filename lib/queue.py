@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from lib import Diverged, InputError, plan, records, training, weights
 from lib.config import PRECISIONS, Config
-from lib.experiments import Ledger
+from lib.experiments import Ledger, refuse_uncommitted
 from lib.hardware import choose_device, choose_precision
 from lib.plan import Entry, Planned
 
@@ -81,8 +81,7 @@ class Queue:
         Raises InputError where the package differs from its commit, which no record could name, and at the end where
         runs failed.
         """
-        if records.code()["changed"]:
-            raise InputError("lib/ differs from its commit, which a record could not name: commit the change first")
+        refuse_uncommitted()
         self._refuse_unlike_choices()
         started, failed = time.monotonic(), {}
         while True:
@@ -157,7 +156,7 @@ class Queue:
             made = training.pretrain(state.config, dataset, self.ledger.runs, str(self.device), plan=run.entry.note,
                                      keep=tuple(epoch for epoch in run.keep if epoch < state.config.epochs))
         except Diverged as error:
-            records.publish(self._folder(state.config) / "failed.json", self.ledger.results)
+            records.publish(self.ledger.runs / self._identity(state.config) / "failed.json", self.ledger.results)
             print(f"{run.entry.name}: failed: {error}", flush=True)
             return
         asked = self.ledger.asked(state.config)
@@ -191,7 +190,7 @@ class Queue:
                 continue
             for precision in PRECISIONS[1:]:
                 config = replace(run.config, precision=precision)
-                if self.ledger.record(config) or self._folder(config).exists():
+                if self.ledger.record(config) or self._begun(config):
                     found[config.seed] = precision
         return {run.config.seed: found.get(run.config.seed, suits) for run in runs if run.config}
 
@@ -211,8 +210,9 @@ class Queue:
         dataset = self.ledger.data(config.data)
         return training.identity(config, dataset) if dataset else None
 
-    def _folder(self, config: Config) -> Path:
-        return self.ledger.runs / (self._identity(config) or "none")
+    def _begun(self, config: Config) -> bool:
+        identity = self._identity(config)
+        return identity is not None and (self.ledger.runs / identity).exists()
 
     @contextmanager
     def _claim(self, config: Config, seconds: float = CLAIM_SECONDS) -> Iterator[bool]:
