@@ -212,7 +212,7 @@ def _experiments(args) -> None:
 
     runs = args.runs or training.RUNS
     ledger = experiments.Ledger(args.data_root, records.RESULTS, runs, args.device, download=not args.plan)
-    if args.scale == "plan":
+    if args.scale == experiments.PLAN:
         return _plan(args, ledger)
     chosen = experiments.choose(args.only, args.scale)
     if not args.plan:
@@ -237,7 +237,8 @@ def _plan(args, ledger) -> None:
     print(table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"))
     print(f"{table.done.sum()} of {table.runs.sum()} runs are done; {table.hours.sum():.1f} hours are left for one "
           f"process of {ledger.device['threads']} threads")
-    print(*queue.choices(), *(f"note: {why}" for why in ledger.missing.values()), sep="\n")
+    for line in (*queue.choices(), *(f"note: {why}" for why in ledger.missing.values())):
+        print(line)
 
 
 def _records(args) -> None:

@@ -152,7 +152,7 @@ def headline(claims: list[dict], table: pd.DataFrame) -> str:
     verdicts = [decide(claim, table)["verdict"] for claim in claims]
     waiting = ("not run", "differs in", ONE_SEED, "undecided", "no number")
     decided = sum(not verdict.startswith(waiting) for verdict in verdicts)
-    number = f"**{decided}** of them" if decided else "**none** of them"
+    number = f"**{decided or 'none'}** of them"
     rows = [f"Of {len(claims)} published claims and questions the records decide {number} so far.", "",
             "| question | claimed | verdict, like for like | the nearest runs show |", "|---|---|---|---|"]
     for claim in (claim for claim in claims if "question" in claim):

@@ -261,8 +261,8 @@ _DIGITS = replace(_SLIM, name="simclr-digits", data="digits", recipe="digits", i
 _SLIM96 = replace(_SLIM, name="simclr-imagenette96-slim", data="imagenette96", recipe="uva", images=4_000,
                   batch_size=128, size=64, stem="imagenet")
 
-# Ours: what two CPU cores can learn of all of CIFAR-10. SGD as in SupContrast; rates and batches were found by the
-# entry "tuning" of book/experiments.yml, which starts from these. base_temperature is the preset's own temperature:
+# Ours: what two CPU cores can learn of all of CIFAR-10. SGD as in SupContrast; where the entry "tuning" of
+# book/experiments.yml starts to look for rates and batches. base_temperature is the preset's own temperature:
 # the factor on the loss is 1, and cancels what another temperature does to the size of a step.
 _RESNET9 = Config(
     name="simclr-cifar10-resnet9", method="simclr", data="cifar10", recipe="supcontrast", pool="train",

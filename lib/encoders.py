@@ -109,7 +109,7 @@ STEMS = ("imagenet", "cifar")
 HEADS = ("none", "linear", "mlp")
 
 
-def _head(kind: str, width: int, embedding: int) -> nn.Module:
+def _head(kind: str, width: int | None, embedding: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
     if kind == "linear":

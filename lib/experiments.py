@@ -23,6 +23,7 @@ from lib.optimisers import batch_sizes
 
 EXPERIMENTS = ROOT / "book" / "experiments.yml"
 SCALES = ("slice", "full")
+PLAN = "plan"               # the scale of entries that lib.plan reads
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "stl10": "stl10_binary",
            "imagenette96": "imagenette2-320"}                      # where torchvision puts a download
 
@@ -81,8 +82,8 @@ def read(path: Path = EXPERIMENTS) -> list[Experiment]:
     entries = read_yaml(path)
     found = []
     for entry in entries if isinstance(entries, list) else [entries]:
-        if isinstance(entry, dict) and entry.get("scale") == "plan":
-            continue                                            # lib.plan reads these
+        if isinstance(entry, dict) and entry.get("scale") == PLAN:
+            continue
         try:
             found.append(Experiment(**{field: tuple(value) if isinstance(value, list) else value
                                        for field, value in entry.items()}))

@@ -18,10 +18,9 @@ from pathlib import Path
 from lib import InputError
 from lib.config import Config, difference, preset, unknown
 from lib.evaluation import PROBES
-from lib.experiments import EXPERIMENTS
+from lib.experiments import EXPERIMENTS, PLAN
 from lib.files import parse_yaml, read_yaml
 
-SCALE = "plan"
 TEXTS = ("about", "hypothesis", "contrast", "metric", "stopping")
 Score = Callable[[Config], float | None]        # a run's accuracy on validation; None where it is not there yet
 
@@ -117,7 +116,7 @@ def read(path: Path = EXPERIMENTS) -> list[Entry]:
     """The plan's entries, in order. Raises InputError, naming file and entry, where something is wrong."""
     content, entries = read_yaml(path), []
     for raw in content if isinstance(content, list) else []:
-        if not isinstance(raw, dict) or raw.get("scale") != SCALE:
+        if not isinstance(raw, dict) or raw.get("scale") != PLAN:
             continue
         try:
             entries.append(_entry(raw))
@@ -148,7 +147,7 @@ def history(path: Path = EXPERIMENTS) -> dict[tuple[str, str], int] | None:
             commit, seconds = line.split()
             content = parse_yaml(git("show", f"{commit}:./{path.name}"))
             for raw in content if isinstance(content, list) else []:
-                if isinstance(raw, dict) and raw.get("scale") == SCALE:
+                if isinstance(raw, dict) and raw.get("scale") == PLAN:
                     versions.setdefault((raw["name"], canonical_hash(raw)), int(seconds))
     except (OSError, subprocess.SubprocessError):
         return None
