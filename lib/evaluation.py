@@ -143,13 +143,18 @@ def tables(model: Model, dataset: Dataset, recipe: Recipe, method: str, wanted: 
     CORRUPTED test images each gets right under each corruption, for severities 1 to 5; "none" are the same images as
     they are. The probe is fitted on clean images alone. validation: see there.
     """
-    found = {"label_sweep": label_sweep(model, dataset, recipe)} if "labels" in wanted else {}
-    readers = _readers(model, dataset, recipe, method) if {"calibration", "corruptions"} & {*wanted} else {}
+    found = {}
+    if "labels" in wanted:
+        found["label_sweep"] = label_sweep(model, dataset, recipe)
+    if {"calibration", "calibration-by-log-loss", "corruptions"} & {*wanted}:
+        labelled = [_labelled(model, split, recipe) for split in (dataset.train, dataset.val)]
+    if {"calibration", "corruptions"} & {*wanted}:
+        readers = _readers(labelled, len(dataset.classes), method)
     if "calibration" in wanted:
-        found["calibration"] = _calibration(model, dataset, recipe, readers)
+        found["calibration"] = _calibration(model, dataset.test, recipe, readers)
     if "calibration-by-log-loss" in wanted:
-        by_log_loss = _readers(model, dataset, recipe, method, probes.log_likelihood)
-        found["calibration_by_log_loss"] = _calibration(model, dataset, recipe, by_log_loss)
+        by_log_loss = _readers(labelled, len(dataset.classes), method, probes.log_likelihood)
+        found["calibration_by_log_loss"] = _calibration(model, dataset.test, recipe, by_log_loss)
     if "validation" in wanted:
         found["validation"] = validation(model, dataset, recipe, method)
     if "corruptions" in wanted:
@@ -188,21 +193,28 @@ def validation(model: Model, dataset: Dataset, recipe: Recipe, method: str) -> l
     return rows
 
 
-def _calibration(model: Model, dataset: Dataset, recipe: Recipe, readers: dict) -> list[dict]:
-    """A row for each reader: its reliability on test."""
-    pair, rows = features(model, dataset.test.images, recipe), []
+def _calibration(model: Model, split: Split, recipe: Recipe, readers: dict) -> list[dict]:
+    """A row for each reader: its reliability on a split."""
+    pair, rows = features(model, split.images, recipe), []
     for (kind, probe), read in readers.items():
         confidence, predicted = read(*pair).softmax(1).cpu().max(1)
-        bins = statistics.reliability(confidence, predicted == dataset.test.labels)
-        rows.append({"features": kind, "probe": probe, "n": len(dataset.test)} | bins)
+        bins = statistics.reliability(confidence, predicted == split.labels)
+        rows.append({"features": kind, "probe": probe, "n": len(split)} | bins)
     return rows
 
 
-def _readers(model: Model, dataset: Dataset, recipe: Recipe, method: str, score=probes.accuracy) -> dict:
-    """What turns h and z into logits: the converged probe on h, and z themselves where they are a classifier's."""
-    seen = [features(model, split.images, recipe)[0] for split in (dataset.train, dataset.val)]
-    train, val = ((x, split.labels.to(x.device)) for x, split in zip(seen, (dataset.train, dataset.val)))
-    probe, _ = probes.linear_probe(train, val, len(dataset.classes), score)
+def _labelled(model: Model, split: Split, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """h and labels of a split, on the model's device."""
+    h = features(model, split.images, recipe)[0]
+    return h, split.labels.to(h.device)
+
+
+def _readers(labelled: list[tuple[Tensor, Tensor]], classes: int, method: str, score=probes.accuracy) -> dict:
+    """What turns h and z into logits: the converged probe on h, and z themselves where they are a classifier's.
+
+    labelled: h and labels of train and of val. score: by which the probe's L2 strength is chosen.
+    """
+    probe, _ = probes.linear_probe(*labelled, classes, score)
     readers = {("h", "linear"): lambda h, z: probe.logits(h)}
     return readers | ({("z", "classifier"): lambda h, z: z} if method == "ce" else {})
 

@@ -54,9 +54,14 @@ def choose_precision(name: str, device: torch.device) -> str:
 @cache
 def cpu_flags() -> frozenset[str]:
     """What the processor can do, by Linux's names ("avx512f", "amx_bf16"); empty on other systems."""
+    return frozenset(processor("flags").split())
+
+
+def processor(field: str) -> str:
+    """What Linux says of the first processor, as its "model name"; "" on other systems, or where it does not say."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

@@ -137,15 +137,23 @@ class Queue:
                 if not mine:
                     busy = True
                     continue
-                self.ledger.refresh()
-                if self._status(state.run, state.config) == "missing":
-                    try:
-                        self._finish(state)
-                    except InputError as error:
-                        failed[identity] = f"{state.run.entry.name}: {identity}: {error}"
-                        print(failed[identity], flush=True)
+                why = self._try(state)
+                if why:
+                    failed[identity] = why
+                    print(why, flush=True)
                 return True, busy
         return False, busy
+
+    def _try(self, state: State) -> str | None:
+        """Make a run, where no other process has meanwhile; why that went wrong, or None."""
+        self.ledger.refresh()
+        if self._status(state.run, state.config) != "missing":
+            return None
+        try:
+            self._finish(state)
+        except InputError as error:
+            return f"{state.run.entry.name}: {self._identity(state.config)}: {error}"
+        return None
 
     def _finish(self, state: State) -> None:
         """Train a run, or go on with it; evaluate it, keep its encoders, publish it."""

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import ROOT, InputError
+from lib import ROOT, InputError, hardware
 from lib.config import Config, unlike_first
 from lib.encoders import BASELINES
 from lib.files import parse_json, write_atomically
@@ -232,12 +232,8 @@ def versions() -> dict:
 
 def device(device: torch.device) -> dict:
     """What the run ran on: type, name, CPU threads, operating system."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = hardware.processor("model name") or platform.processor() or platform.machine()
     return {"type": device.type, "name": name, "threads": torch.get_num_threads(), "system": platform.system()}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-                platform.processor() or platform.machine())

@@ -42,6 +42,19 @@ def over_seeds(values, confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def over_strata(groups: list[pd.Series], confidence: float = 0.95) -> Interval:
+    """The mean of the groups' means, each with the same weight, with one spread within groups: data sets are strata.
+
+    The variances within groups are pooled; Student's t has as many degrees of freedom as values less groups.
+    """
+    freedom = sum(len(group) - 1 for group in groups)
+    variance = sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom
+    mean = sum(group.mean() for group in groups) / len(groups)
+    error = math.sqrt(variance * sum(1 / len(group) for group in groups)) / len(groups)
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    return Interval(mean, mean - half, mean + half)
+
+
 class Paired(NamedTuple):
     """Two classifiers on the same test images."""
 

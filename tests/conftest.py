@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,14 @@ def arrays(n=200, test=60, size=12, classes=4, seed=0, unlabeled=0):
     y_train, y_test = np.arange(n) % classes, np.arange(test) % classes
     made = {"x_train": images(y_train), "y_train": y_train, "x_test": images(y_test), "y_test": y_test}
     return made | ({"x_unlabeled": images(random.integers(0, classes, unlabeled))} if unlabeled else {})
+
+
+def wait_for(condition, seconds=60):
+    """Until condition() is true; AssertionError where it is not after so long."""
+    ending = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ending
+        time.sleep(0.05)
 
 
 @pytest.fixture

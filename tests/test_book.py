@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import nbformat
@@ -13,6 +12,7 @@ import yaml
 
 from lib import ROOT, InputError, book, files
 from lib.config import preset
+from tests.conftest import wait_for
 
 CELLS = {
     "01_good": ["number = 1", "print(number)"],
@@ -137,13 +137,6 @@ SLEEPS = "import os, time; open('{}', 'w').write(str(os.getpid())); time.sleep(6
 def batch(home, *arguments):
     return subprocess.Popen([sys.executable, "-c", BATCH, home, *arguments], cwd=ROOT, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition, seconds=60):
-    ending = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ending
-        time.sleep(0.05)
 
 
 def is_alive(pid):

@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from lib.config import PRECISIONS, Config, preset
 from lib.data import load
 from lib.experiments import Ledger
 from lib.queue import Queue
-from tests.conftest import arrays
+from tests.conftest import arrays, wait_for
 from tests.test_plan import TEXTS, TUNING
 
 SMALL = {"data": "toy", "batch_size": 32, "images": None, "knn_every": 0}
@@ -219,13 +218,6 @@ def started(place):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(place)], env=environment, stdout=subprocess.PIPE,
                             stderr=subprocess.DEVNULL, text=True)
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture

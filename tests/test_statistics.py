@@ -184,3 +184,16 @@ def test_the_calibration_error_by_a_loop_over_bins():
     assert statistics.calibration_error(bins) == pytest.approx(total, abs=1e-5) and total > 0.1
     sure = statistics.reliability([1.0, 1.0], [True, False])
     assert statistics.calibration_error(sure) == 0.5
+
+
+def test_data_sets_are_strata():
+    """The interval of the mean of two means, by regression on the data set with least squares."""
+    groups = [pd.Series([1.0, 2.0, 4.0]), pd.Series([-1.0, 0.0, 0.5])]
+    design = np.kron(np.eye(2), np.ones((3, 1)))
+    values = np.concatenate(groups)
+    coefficients, squares, *_ = np.linalg.lstsq(design, values, rcond=None)
+    weights = np.array([0.5, 0.5])
+    error = np.sqrt(squares[0] / 4 * weights @ np.linalg.inv(design.T @ design) @ weights)
+    half = stats.t.ppf(0.975, 4) * error
+    expected = (weights @ coefficients, weights @ coefficients - half, weights @ coefficients + half)
+    assert statistics.over_strata(groups) == pytest.approx(expected)

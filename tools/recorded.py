@@ -5,49 +5,42 @@
 Everything is computed from results/. Differences are in points, over paired seeds, with 95 % intervals.
 """
 
-import math
-
 import pandas as pd
-from scipy import stats
 
 from lib import losses, records
+from lib.claims import matching
 from lib.config import Config, preset
 from lib.records import corruption_table
-from lib.statistics import Interval, differences, over_seeds
+from lib.statistics import differences, over_seeds, over_strata
 
 ON_H = {"features": "h", "probe": "linear"}
 DATA = ("cifar10", "imagenette96")
 CHANGES = ("rotation", "grey", "noise")
 
 
-def where(table: pd.DataFrame, **wanted) -> pd.DataFrame:
-    """The rows that have these values."""
-    for column, value in wanted.items():
-        table = table[table[column] == value]
-    return table
-
-
 def slices(table: pd.DataFrame, data: str, head: str = "mlp") -> pd.DataFrame:
     """SimCLR's slices as their preset has them, but for the head."""
     usual = preset(f"simclr-{data}-slim")
     fields = ("encoder", "stem", "epochs", "temperature", "recipe", "batch_size", "optimiser", "precision")
-    return where(table, data=data, images=usual.images, method="simclr", head=head,
-                 **{name: getattr(usual, name) for name in fields})
+    return matching(table, {"data": data, "images": usual.images, "method": "simclr", "head": head}
+                    | {name: getattr(usual, name) for name in fields})
 
 
 def untrained(table: pd.DataFrame, data: str) -> pd.DataFrame:
     """The slim encoder before training, with the same head."""
     usual = preset(f"simclr-{data}-slim")
-    return where(table, data=data, images=usual.images, method="untrained", encoder=usual.encoder, head=usual.head)
+    return matching(table, {"data": data, "images": usual.images, "method": "untrained", "encoder": usual.encoder,
+                            "head": usual.head})
 
 
 def baselines(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of the linear probe on h, by data and how many images encoder and probe have seen."""
-    found = where(table, **ON_H)
+    found = matching(table, ON_H)
     wanted = pd.concat([
         found[found.method.isin(["pixels", "untrained", "kmeans"]) & found.data.isin(DATA)],
         *(slices(found, data) for data in DATA),
-        where(found, data="cifar10", method="simclr", encoder="slim", images=50_000)]).drop_duplicates("id")
+        matching(found, {"data": "cifar10", "method": "simclr", "encoder": "slim", "images": 50_000})])
+    wanted = wanted.drop_duplicates("id")
     rows = []
     for keys, group in wanted.groupby(["data", "images", "method", "encoder", "epochs"]):
         runs = group.drop_duplicates("seed")
@@ -77,11 +70,11 @@ def descent(found: list[dict]) -> pd.DataFrame:
 
 def h_minus_z(table: pd.DataFrame) -> pd.DataFrame:
     """What the head costs, before training and after, and the difference of the two."""
-    linear, rows, added = where(table, probe="linear"), [], []
+    linear, rows, added = matching(table, {"probe": "linear"}), [], []
     for data in DATA:
         gaps = {}
         for name, runs in (("trained", slices(linear, data)), ("untrained", untrained(linear, data))):
-            gaps[name] = differences(where(runs, features="h"), where(runs, features="z"))
+            gaps[name] = differences(matching(runs, {"features": "h"}), matching(runs, {"features": "z"}))
         learned = gaps["trained"].sub(gaps["untrained"]).dropna()
         added.append(learned)
         rows.append({"data": data} | {name: over_seeds(gap).percent() for name, gap in gaps.items()}
@@ -91,19 +84,9 @@ def h_minus_z(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def over_strata(groups: list[pd.Series], confidence: float = 0.95) -> Interval:
-    """The mean of the groups' means, with one spread within groups: data sets are strata, not seeds."""
-    freedom = sum(len(group) - 1 for group in groups)
-    variance = sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom
-    mean = sum(group.mean() for group in groups) / len(groups)
-    error = math.sqrt(variance * sum(1 / len(group) for group in groups)) / len(groups)
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
-    return Interval(mean, mean - half, mean + half)
-
-
 def heads(table: pd.DataFrame) -> pd.DataFrame:
     """The head's kind, over both data sets."""
-    found, rows = where(table, **ON_H), []
+    found, rows = matching(table, ON_H), []
     for other in ("linear", "none"):
         groups = {data: differences(slices(found, data), slices(found, data, other)) for data in DATA}
         rows.append({"heads": f"mlp - {other}"} | {data: over_seeds(group).percent() for data, group in groups.items()}
@@ -118,9 +101,9 @@ def changes(table: pd.DataFrame) -> pd.DataFrame:
         for change in CHANGES:
             row = {"data": data, "change": change}
             for name, runs in (("untrained", untrained(table, data)), ("trained", slices(table, data))):
-                read = where(runs, probe=change)
+                read = matching(runs, {"probe": change})
                 for features in ("h", "z"):
-                    values = where(read, features=features).drop_duplicates("seed").accuracy
+                    values = matching(read, {"features": features}).drop_duplicates("seed").accuracy
                     row[f"{name} {features}"] = over_seeds(values).percent()
             rows.append(row)
     return pd.DataFrame(rows)
@@ -129,14 +112,15 @@ def changes(table: pd.DataFrame) -> pd.DataFrame:
 def corruption_errors(found: list[dict]) -> pd.DataFrame:
     """SupCon minus cross-entropy at equal views and augmentation: errors under corruption, absolute and beyond those
     on clean images (the paper's relative error, before its division by AlexNet's)."""
-    table = where(corruption_table(found), features="h", probe="linear", encoder="slim", batch_size=256,
-                  recipe="supcontrast", positives="out", data="cifar10", precision="float32")
+    table = matching(corruption_table(found), ON_H | {
+        "data": "cifar10", "encoder": "slim", "recipe": "supcontrast", "positives": "out", "batch_size": 256,
+        "precision": "float32"})
     table = table.assign(error=1 - table.accuracy)
     rows = []
     for images, part in table.groupby("images"):
         errors = {}
         for method, epochs in (("supcon", 20), ("ce", 40)):
-            runs = where(part, method=method, epochs=epochs)
+            runs = matching(part, {"method": method, "epochs": epochs})
             clean = runs[runs.corruption == "none"].groupby("seed").error.mean()
             corrupted = runs[runs.corruption != "none"].groupby("seed").error.mean()
             errors[method] = pd.DataFrame({"corrupted": corrupted, "beyond clean": corrupted - clean})
