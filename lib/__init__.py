@@ -7,10 +7,10 @@ One way through the data, and no arrow back::
 
 ``files``, ``config``, ``data``, ``augmentations``, ``corruptions``, ``encoders``, ``losses``, ``geometry``,
 ``statistics``, ``hardware``, ``records`` and ``distributed`` stand on the ground; ``downloads``, ``optimisers``,
-``checkpoints``, ``shares``, ``probes``, ``evaluation``, ``runs``, ``sessions`` and ``training`` on them; ``claims`` and
-``figures`` read records; ``foreign``, ``sources`` and ``images`` bring other people's weights and one's own pictures,
-which ``weights`` and ``estimator`` use; ``experiments``, ``plan`` and its ``queue``, ``book`` and the command line
-(``python -m lib``) are on top.
+``checkpoints``, ``shares``, ``probes``, ``evaluation``, ``runs``, ``sessions`` and ``training`` on them;
+``comparisons``, ``claims`` and ``figures`` read records; ``foreign``, ``sources`` and ``images`` bring other people's
+weights and one's own pictures, which ``weights`` and ``estimator`` use; ``experiments``, ``plan`` and its ``queue``,
+``book`` and the command line (``python -m lib``) are on top.
 """
 
 import importlib

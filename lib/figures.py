@@ -23,6 +23,13 @@ NAMES = {"simclr": "SimCLR", "supcon": "SupCon", "ce": "cross-entropy", "untrain
          "pixels": "raw pixels", "kmeans": "k-means"}
 
 
+def name(method: str, encoder: str) -> str:
+    """A method's name; that of k-means with its number of features, four a centroid."""
+    if method != "kmeans":
+        return NAMES[method]
+    return f"k-means, {4 * int(encoder.removeprefix('kmeans')):,} features"
+
+
 def use_style() -> None:
     """Set the book's style for every figure that follows."""
     sns.set_theme(style="ticks", context="notebook", font_scale=0.95,
