@@ -1,1 +1,2 @@
-"""Our code beside its peers, in one run: ``python -m benchmarks NAME``. One module per comparison."""
+"""Our code beside its peers, in one run: ``python -m benchmarks NAME``. One module per
+comparison."""

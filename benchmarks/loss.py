@@ -1,9 +1,10 @@
 """Time and memory of the losses, forward and backward, beside the peers.
 
-Each case takes embeddings of random directions, float32, D = 128, two views, temperature 0.1, 10 classes for SupCon,
-and computes the loss and its gradient. "dense" is the loss as it is most shortly written, by us, with all M x M
-similarities in memory. "product" is one M x M x D matrix product into memory given: a loss and its gradient need at
-least two. A peer is left out of the sizes where it takes minutes or more memory than most machines have.
+Each case takes embeddings of random directions, float32, D = 128, two views, temperature 0.1, 10
+classes for SupCon, and computes the loss and its gradient. "dense" is the loss as it is most
+shortly written, by us, with all M x M similarities in memory. "product" is one M x M x D matrix
+product into memory given: a loss and its gradient need at least two. A peer is left out of the
+sizes where it takes minutes or more memory than most machines have.
 """
 
 import argparse
@@ -21,13 +22,21 @@ from lib import InputError, losses
 D, TEMPERATURE, CLASSES = 128, 0.1, 10
 SIZES = {"cpu": (512, 2048, 8192, 65536), "cuda": (512, 2048, 8192, 32768, 131072)}
 PEERS = ("lightly", "pytorch-metric-learning")
-LARGEST = {"dense": 8192, "lightly": 8192, "pytorch-metric-learning": 8192, "product": 8192,
-           "nt_xent pytorch-metric-learning": 512,      # M; it compares every positive pair with every negative one
-           "sup_con_in ours": 8192, "contrast ours": 8192}      # these two for the time only
+LARGEST = {
+    "dense": 8192,
+    "lightly": 8192,
+    "pytorch-metric-learning": 8192,
+    "product": 8192,
+    # M; it compares every positive pair with every negative one
+    "nt_xent pytorch-metric-learning": 512,
+    "sup_con_in ours": 8192,
+    "contrast ours": 8192,
+}  # these two for the time only
 
 
 def dense_nt_xent(z: Tensor) -> Tensor:
-    """The loss as most code bases write it: all similarities, then a cross-entropy over each row."""
+    """The loss as most code bases write it: all similarities, then a cross-entropy over each
+    row."""
     n = z.shape[1]
     rows = F.normalize(z.flatten(0, 1), dim=1)
     similarity = (rows @ rows.T / TEMPERATURE).fill_diagonal_(-math.inf)
@@ -76,14 +85,21 @@ def cases(m: int, device: torch.device) -> dict[str, Callable[[], object]]:
     }
     made = {name: partial(both_ways, z, function) for name, function in functions.items()}
     made["contrast ours"] = lambda: losses.contrast(z.detach(), labels)
-    return {name: case for name, case in made.items()
-            if m <= min(LARGEST.get(name, math.inf), LARGEST.get(name.split()[1], math.inf))}
+    return {
+        name: case
+        for name, case in made.items()
+        if m <= min(LARGEST.get(name, math.inf), LARGEST.get(name.split()[1], math.inf))
+    }
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m benchmarks loss``."""
-    parser.add_argument("--sizes", type=int, nargs="+", metavar="M", help="embeddings in a batch; even")
-    parser.add_argument("--memory-of", nargs=3, metavar=("LOSS", "LIBRARY", "M"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", metavar="M", help="embeddings in a batch; even"
+    )
+    parser.add_argument(
+        "--memory-of", nargs=3, metavar=("LOSS", "LIBRARY", "M"), help=argparse.SUPPRESS
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -98,28 +114,52 @@ def run(args: argparse.Namespace) -> None:
     rows = []
     for m in sizes:
         rows += rows_of(m, device, args.repetitions)
-    settings = {"dimensions": D, "temperature": TEMPERATURE, "classes": CLASSES, "repetitions": args.repetitions}
+    settings = {
+        "dimensions": D,
+        "temperature": TEMPERATURE,
+        "classes": CLASSES,
+        "repetitions": args.repetitions,
+    }
     print(measure.keep("loss", device, rows, PEERS, settings))
 
 
 def rows_of(m: int, device: torch.device, repetitions: int) -> list[dict]:
     """Times, memory and ratios at one size; printed as they come."""
-    made = cases(m, device) | ({"all product": product(m, device)} if m <= LARGEST["product"] else {})
+    made = cases(m, device) | (
+        {"all product": product(m, device)} if m <= LARGEST["product"] else {}
+    )
     seconds = measure.interleaved(made, repetitions)
     rows = []
     for name, taken in seconds.items():
         loss, library = name.split()
-        memory = measure.in_own_process("loss", "--memory-of", loss, library, str(m)) if loss != "all" else 0
-        row = {"loss": loss, "library": library, "m": m, "seconds": measure.spread(taken), "extra_bytes": memory}
+        memory = (
+            measure.in_own_process("loss", "--memory-of", loss, library, str(m))
+            if loss != "all"
+            else 0
+        )
+        row = {
+            "loss": loss,
+            "library": library,
+            "m": m,
+            "seconds": measure.spread(taken),
+            "extra_bytes": memory,
+        }
         if library == "ours" and "all product" in seconds:
             row["times_the_product"] = measure.ratios(taken, seconds["all product"])
         if library != "ours" and f"{loss} ours" in seconds:
             row["times_ours"] = measure.ratios(taken, seconds[f"{loss} ours"])
         rows.append(row)
         ratio = row.get("times_ours") or row.get("times_the_product") or {}
-        print(f"{m:7} {name:32} {1e3 * row['seconds']['median']:10.2f} ms {memory / 1e6:9.1f} MB  "
-              + "".join(f"{'of ours' if 'times_ours' in row else 'of the product'} {ratio['median']:.2f} "
-                        f"[{ratio['min']:.2f}, {ratio['max']:.2f}]" if ratio else ""), flush=True)
+        print(
+            f"{m:7} {name:32} {1e3 * row['seconds']['median']:10.2f} ms {memory / 1e6:9.1f} MB  "
+            + "".join(
+                f"{'of ours' if 'times_ours' in row else 'of the product'} {ratio['median']:.2f} "
+                f"[{ratio['min']:.2f}, {ratio['max']:.2f}]"
+                if ratio
+                else ""
+            ),
+            flush=True,
+        )
     return rows
 
 

@@ -1,4 +1,5 @@
-"""What every benchmark needs: interleaved times, peak memory in a process of its own, ratios, and a record."""
+"""What every benchmark needs: interleaved times, peak memory in a process of its own, ratios, and a
+record."""
 
 import logging
 import random
@@ -18,13 +19,16 @@ from tqdm import tqdm
 from lib import ROOT, InputError, records
 
 
-def interleaved(cases: dict[str, Callable[[], object]], repetitions: int,
-                within: dict[str, Callable[[], AbstractContextManager]] | None = None) -> dict[str, list[float]]:
+def interleaved(
+    cases: dict[str, Callable[[], object]],
+    repetitions: int,
+    within: dict[str, Callable[[], AbstractContextManager]] | None = None,
+) -> dict[str, list[float]]:
     """Seconds of every call, after one that does not count.
 
-    A round calls each case once, in an order drawn anew, so that a slow minute of the machine and what a case leaves
-    behind in caches fall on all alike. within: contexts for some cases, which are called twice in theirs, the first
-    time without counting, as in the midst of a run.
+    A round calls each case once, in an order drawn anew, so that a slow minute of the machine and
+    what a case leaves behind in caches fall on all alike. within: contexts for some cases, which
+    are called twice in theirs, the first time without counting, as in the midst of a run.
     """
     within = within or {}
     seconds, names, draw = {name: [] for name in cases}, list(cases), random.Random(0)
@@ -66,18 +70,24 @@ def ratios(seconds: list[float], to: list[float]) -> dict[str, float]:
 def in_own_process(*arguments: str) -> int:
     """The number that ``python -m benchmarks ARGUMENTS`` prints last."""
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()                        # what PyTorch keeps for this process the other one may need
-    done = subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True)
+        torch.cuda.empty_cache()  # what PyTorch keeps for this process the other one may need
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
     if done.returncode:
-        reason = done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}, for memory perhaps"]
+        reason = done.stderr.strip().splitlines() or [
+            f"killed by signal {-done.returncode}, for memory perhaps"
+        ]
         raise InputError(f"python -m benchmarks {' '.join(arguments)} failed: {reason[-1]}")
     return int(done.stdout.split()[-1])
 
 
 def extra_memory(case: Callable[[], object], device: torch.device) -> int:
-    """Bytes by which one call raises the memory of this process: resident, or on the GPU what PyTorch allocated.
+    """Bytes by which one call raises the memory of this process: resident, or on the GPU what
+    PyTorch allocated.
 
-    The resident peak is that of the whole life of the process; where an earlier one was higher, it counts.
+    The resident peak is that of the whole life of the process; where an earlier one was higher, it
+    counts.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -89,12 +99,21 @@ def extra_memory(case: Callable[[], object], device: torch.device) -> int:
     return _resident("VmHWM") - before
 
 
-def keep(name: str, device: torch.device, rows: list[dict], peers: list[str], settings: dict) -> Path:
+def keep(
+    name: str, device: torch.device, rows: list[dict], peers: list[str], settings: dict
+) -> Path:
     """Write a benchmark's record: rows, settings, code, versions, machine."""
     versions = records.versions() | {peer: installed(peer) for peer in peers}
-    record = {"schema": records.SCHEMA, "benchmark": name, "settings": settings, "rows": rows,
-              "code": records.code("benchmarks"), "versions": versions, "device": records.device(device),
-              "finished": records.now()}
+    record = {
+        "schema": records.SCHEMA,
+        "benchmark": name,
+        "settings": settings,
+        "rows": rows,
+        "code": records.code("benchmarks"),
+        "versions": versions,
+        "device": records.device(device),
+        "finished": records.now(),
+    }
     path = records.BENCHMARKS / f"{name}-{device.type}.json"
     records.write(path, record)
     return path
@@ -105,11 +124,14 @@ def installed(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError as error:
-        raise InputError(f"the peer {package} is not installed; run: pip install -e '.[test]'") from error
+        raise InputError(
+            f"the peer {package} is not installed; run: pip install -e '.[test]'"
+        ) from error
 
 
 def _resident(field: str) -> int:
-    """Bytes of this process in memory: now (VmRSS) or at the peak (VmHWM), of which getrusage says the parent's too."""
+    """Bytes of this process in memory: now (VmRSS) or at the peak (VmHWM), of which getrusage says
+    the parent's too."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError as error:

@@ -1,9 +1,10 @@
 """Pictures from files: a folder made a data set, beside torchvision's ImageFolder in a DataLoader.
 
-The folder holds the images of a data set enlarged to several sizes, as JPEG (RGB, grey, CMYK) and PNG (RGB, RGBA,
-palette), and one in a hundred is broken. Both ways decode, bring the shorter side to 96 pixels and cut out the centre;
-"ImageFolder" has two workers, passes over what it can't open, and keeps what it made in memory. The memory is what an
-import adds to its process; that of workers is not counted, so that there is none of the peer's.
+The folder holds the images of a data set enlarged to several sizes, as JPEG (RGB, grey, CMYK) and
+PNG (RGB, RGBA, palette), and one in a hundred is broken. Both ways decode, bring the shorter side
+to 96 pixels and cut out the centre; "ImageFolder" has two workers, passes over what it can't open,
+and keeps what it made in memory. The memory is what an import adds to its process; that of workers
+is not counted, so that there is none of the peer's.
 """
 
 import argparse
@@ -24,22 +25,35 @@ from lib import data, images
 PEERS = ("torchvision", "pillow")
 SIZE, WORKERS, BATCH = 96, 2, 256
 SIDES = (32, 64, 96, 160, 320, 500)
-FORMS = (("jpg", "RGB"), ("jpg", "RGB"), ("jpg", "RGB"), ("jpg", "L"), ("jpg", "CMYK"), ("png", "RGB"), ("png", "RGBA"),
-         ("png", "P"))
+FORMS = (
+    ("jpg", "RGB"),
+    ("jpg", "RGB"),
+    ("jpg", "RGB"),
+    ("jpg", "L"),
+    ("jpg", "CMYK"),
+    ("png", "RGB"),
+    ("png", "RGBA"),
+    ("png", "P"),
+)
 
 
 def write(root: Path, dataset: data.Dataset, n: int) -> None:
-    """n files of mixed sizes, modes and formats, a folder for each class; the file's number decides."""
+    """n files of mixed sizes, modes and formats, a folder for each class; the file's number
+    decides."""
     pixels, labels = dataset.train.images.permute(0, 2, 3, 1).numpy(), dataset.train.labels.tolist()
     for number in range(n):
-        place, side, (ending, mode) = number % len(labels), SIDES[number % len(SIDES)], FORMS[number // 6 % len(FORMS)]
+        place, side, (ending, mode) = (
+            number % len(labels),
+            SIDES[number % len(SIDES)],
+            FORMS[number // 6 % len(FORMS)],
+        )
         image = Image.fromarray(pixels[place]).resize((side, side + number % 7)).convert(mode)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG" if ending == "jpg" else "PNG")
         whole = buffer.getvalue()
         path = root / dataset.classes[labels[place]] / f"{number:06}.{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(whole[:len(whole) // 2] if number % 100 == 50 else whole)
+        path.write_bytes(whole[: len(whole) // 2] if number % 100 == 50 else whole)
 
 
 def by_us(root: Path, out: Path) -> Callable[[], int]:
@@ -69,18 +83,26 @@ class OrNone(T.Compose):
 
 def of_torchvision(root: Path) -> ImageFolder:
     """The folder as torchvision's data set."""
-    return ImageFolder(root, OrNone([T.Resize(SIZE, T.InterpolationMode.LANCZOS), T.CenterCrop(SIZE)]), loader=opened)
+    return ImageFolder(
+        root,
+        OrNone([T.Resize(SIZE, T.InterpolationMode.LANCZOS), T.CenterCrop(SIZE)]),
+        loader=opened,
+    )
 
 
 def by_image_folder(root: Path) -> Callable[[], int]:
     """An epoch of a DataLoader; returns how many images were whole."""
-    loader = torch.utils.data.DataLoader(of_torchvision(root), BATCH, num_workers=WORKERS, collate_fn=whole)
+    loader = torch.utils.data.DataLoader(
+        of_torchvision(root), BATCH, num_workers=WORKERS, collate_fn=whole
+    )
     return lambda: len(np.stack([image for batch in loader for image in batch]))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m benchmarks pictures``."""
-    parser.add_argument("--data", default="digits", help="whose images are written as files (default digits)")
+    parser.add_argument(
+        "--data", default="digits", help="whose images are written as files (default digits)"
+    )
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--memory-of", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
 
@@ -101,14 +123,30 @@ def run(args: argparse.Namespace) -> None:
                 found = {name: case() for name, case in cases.items()}
                 seconds = measure.interleaved(cases, args.repetitions)
             for library, taken in seconds.items():
-                row = {"case": f"{files:,} files", "library": library, "whole": found[library],
-                       "images_per_second": measure.spread([files / second for second in taken]),
-                       "times_ours": measure.ratios(taken, seconds["ours"])}
+                row = {
+                    "case": f"{files:,} files",
+                    "library": library,
+                    "whole": found[library],
+                    "images_per_second": measure.spread([files / second for second in taken]),
+                    "times_ours": measure.ratios(taken, seconds["ours"]),
+                }
                 if library == "ours":
-                    row["extra_bytes"] = measure.in_own_process("pictures", "--memory-of", str(root))
+                    row["extra_bytes"] = measure.in_own_process(
+                        "pictures", "--memory-of", str(root)
+                    )
                 rows.append(row)
-                print(f"{row['case']:14} {library:12} {row['images_per_second']['median']:6,.0f} images/s  of ours "
-                      f"{row['times_ours']['median']:.2f}  {row.get('extra_bytes', 0) / 1e6:,.0f} MB  "
-                      f"{found[library]:,} whole", flush=True)
-    settings = {"data": args.data, "size": SIZE, "workers": WORKERS, "repetitions": args.repetitions}
+                print(
+                    f"{row['case']:14} {library:12} {row['images_per_second']['median']:6,.0f} "
+                    "images/s  of ours "
+                    f"{row['times_ours']['median']:.2f}  {row.get('extra_bytes', 0) / 1e6:,.0f} "
+                    "MB  "
+                    f"{found[library]:,} whole",
+                    flush=True,
+                )
+    settings = {
+        "data": args.data,
+        "size": SIZE,
+        "workers": WORKERS,
+        "repetitions": args.repetitions,
+    }
     print(measure.keep("pictures", device, rows, PEERS, settings))

@@ -1,4 +1,5 @@
-"""Two groups of runs beside each other: the difference over paired seeds, its notation, and a verdict in words."""
+"""Two groups of runs beside each other: the difference over paired seeds, its notation, and a
+verdict in words."""
 
 from typing import NamedTuple
 
@@ -8,7 +9,8 @@ from lib.statistics import Interval, differences, over_seeds
 
 
 class Comparison(NamedTuple):
-    """Accuracy of the first minus that of the second, as fractions, with its 95 % interval over paired seeds."""
+    """Accuracy of the first minus that of the second, as fractions, with its 95 % interval over
+    paired seeds."""
 
     value: float
     low: float
@@ -42,7 +44,8 @@ def paired(first: pd.DataFrame, second: pd.DataFrame) -> Comparison | None:
 
 
 def verdict(comparisons: dict[str, Comparison]) -> str:
-    """``better than a and b, and worse than c``: what lies clearly on which side, by name; "" for no comparison."""
+    """``better than a and b, and worse than c``: what lies clearly on which side, by name; "" for
+    no comparison."""
     better = [name for name, found in comparisons.items() if found.low > 0]
     worse = [name for name, found in comparisons.items() if found.high < 0]
     unclear = [name for name, found in comparisons.items() if not found.is_clear]

@@ -1,7 +1,7 @@
 """Encoders f and projection heads g: ``h = f(x)``, ``z = g(h)``.
 
-h is the representation, kept for use downstream; z is the embedding, on which the contrastive loss acts.
-For cross-entropy the head is the linear classifier, and z are its logits.
+h is the representation, kept for use downstream; z is the embedding, on which the contrastive loss
+acts. For cross-entropy the head is the linear classifier, and z are its logits.
 """
 
 import copy
@@ -16,11 +16,12 @@ from lib.kmeans import KMeans
 
 
 def _resnet(block, layers, stem: str) -> tuple[nn.Module, int]:
-    """torchvision's ResNet without its classifier; "cifar" swaps the 7x7/2 stem and max-pool for 3x3/1 and none."""
+    """torchvision's ResNet without its classifier; "cifar" swaps the 7x7/2 stem and max-pool for
+    3x3/1 and none."""
     net = ResNet(block, layers)
     width = net.fc.in_features
     net.fc = nn.Identity()
-    if stem == "cifar":     # SupContrast and SimCLR (appendix B.9) on 32x32 images
+    if stem == "cifar":  # SupContrast and SimCLR (appendix B.9) on 32x32 images
         net.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         net.maxpool = nn.Identity()
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -28,20 +29,29 @@ def _resnet(block, layers, stem: str) -> tuple[nn.Module, int]:
 
 
 def _slim(stem: str) -> tuple[nn.Module, int]:
-    """0.31 M parameters for CPUs: a 3x3/2 stem and three of ResNet's basic blocks, 32-64-128 channels wide.
+    """0.31 M parameters for CPUs: a 3x3/2 stem and three of ResNet's basic blocks, 32-64-128
+    channels wide.
 
     The "imagenet" stem adds the max-pool, for images of 96 pixels and more.
     """
 
     def down(inputs: int, outputs: int) -> BasicBlock:
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=2, bias=False), nn.BatchNorm2d(outputs))
+        shortcut = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride=2, bias=False), nn.BatchNorm2d(outputs)
+        )
         return BasicBlock(inputs, outputs, stride=2, downsample=shortcut)
 
     net = nn.Sequential(
-        nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True),
+        nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity(),
-        BasicBlock(32, 32), down(32, 64), down(64, 128),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        BasicBlock(32, 32),
+        down(32, 64),
+        down(64, 128),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
     _initialise_convolutions(net)
     return net, 128
 
@@ -49,15 +59,16 @@ def _slim(stem: str) -> tuple[nn.Module, int]:
 def _resnet9(stem: str) -> tuple[nn.Module, int]:
     """0.46 M parameters for CPUs: David Page's ResNet-9 (DAWNBench, CIFAR-10), a quarter as wide.
 
-    Its stem halves the image at once, and it pools after a convolution where others stride. 19 M multiply-adds on
-    32 x 32 pixels. The "imagenet" stem adds a max-pool, for images of 64 pixels and more.
+    Its stem halves the image at once, and it pools after a convolution where others stride. 19 M
+    multiply-adds on 32 x 32 pixels. The "imagenet" stem adds a max-pool, for images of 64 pixels
+    and more.
     """
     net = nn.Sequential(
-        *_conv_norm(3, 32, kernel=4, stride=2),                             # (B, 32, S / 2, S / 2)
+        *_conv_norm(3, 32, kernel=4, stride=2),  # (B, 32, S / 2, S / 2)
         nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity(),
-        *_conv_norm(32, 64, pool=True),                                     # (B, 64, S / 4, S / 4)
+        *_conv_norm(32, 64, pool=True),  # (B, 64, S / 4, S / 4)
         _Residual(64),
-        *_conv_norm(64, 128, pool=True),                                    # (B, 128, S / 8, S / 8)
+        *_conv_norm(64, 128, pool=True),  # (B, 128, S / 8, S / 8)
         _Residual(128),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -66,7 +77,9 @@ def _resnet9(stem: str) -> tuple[nn.Module, int]:
     return net, 128
 
 
-def _conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, pool: bool = False) -> list[nn.Module]:
+def _conv_norm(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, pool: bool = False
+) -> list[nn.Module]:
     """A convolution, a max-pool of 2 x 2 where wanted, BatchNorm and ReLU."""
     layers = [nn.Conv2d(inputs, outputs, kernel, stride, padding=1, bias=False)]
     if pool:
@@ -98,8 +111,11 @@ ENCODERS = {
     "resnet50": lambda stem: _resnet(Bottleneck, [3, 4, 6, 3], stem),
     "slim": _slim,
     "resnet9": _resnet9,
-    "pixels": lambda stem: (nn.Flatten(), None),    # no encoder at all: the baseline every encoder must beat
-    "kmeans32": lambda stem: (KMeans(32), None),    # no network: as wide as slim and resnet9
+    "pixels": lambda stem: (
+        nn.Flatten(),
+        None,
+    ),  # no encoder at all: the baseline every encoder must beat
+    "kmeans32": lambda stem: (KMeans(32), None),  # no network: as wide as slim and resnet9
     "kmeans100": lambda stem: (KMeans(100), None),
     "kmeans400": lambda stem: (KMeans(400), None),
 }
@@ -114,8 +130,11 @@ def _head(kind: str, width: int | None, embedding: int) -> nn.Module:
         return nn.Identity()
     if kind == "linear":
         return nn.Linear(width, embedding)
-    # as in SupContrast and the UvA tutorial: as wide inside as h, no BatchNorm, which SimCLR's has after every layer
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, embedding))
+    # as in SupContrast and the UvA tutorial: as wide inside as h, no BatchNorm, which SimCLR's has
+    # after every layer
+    return nn.Sequential(
+        nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, embedding)
+    )
 
 
 class Model(nn.Module):
@@ -126,13 +145,25 @@ class Model(nn.Module):
     Raises InputError for an unknown name.
     """
 
-    def __init__(self, encoder: str = "resnet18", stem: str = "cifar", head: str = "mlp", embedding: int = 128):
+    def __init__(
+        self,
+        encoder: str = "resnet18",
+        stem: str = "cifar",
+        head: str = "mlp",
+        embedding: int = 128,
+    ):
         super().__init__()
-        for value, known, what in ((encoder, ENCODERS, "encoder"), (stem, STEMS, "stem"), (head, HEADS, "head")):
+        for value, known, what in (
+            (encoder, ENCODERS, "encoder"),
+            (stem, STEMS, "stem"),
+            (head, HEADS, "head"),
+        ):
             if value not in known:
                 raise InputError(f"unknown {what} '{value}'; known: {', '.join(known)}")
         if encoder in BASELINES and head != "none":
-            raise InputError(f"the encoder '{encoder}' has no trainable features: its head must be 'none'")
+            raise InputError(
+                f"the encoder '{encoder}' has no trainable features: its head must be 'none'"
+            )
         self.encoder, width = ENCODERS[encoder](stem)
         self.head = _head(head, width, embedding)
 
@@ -142,10 +173,11 @@ class Model(nn.Module):
         return h, self.head(h)
 
     def flops(self, size: int) -> int:
-        """Floating-point operations that training spends on one view of size x size pixels, forward and backward.
+        """Floating-point operations that training spends on one view of size x size pixels, forward
+        and backward.
 
-        Counted by PyTorch from the shapes of convolutions and matrix products, a multiplication and an addition as two;
-        the loss, BatchNorm and the like are left out.
+        Counted by PyTorch from the shapes of convolutions and matrix products, a multiplication and
+        an addition as two; the loss, BatchNorm and the like are left out.
         """
         twin = copy.deepcopy(self).to("meta").train()
         with FlopCounterMode(display=False) as counter:
@@ -153,9 +185,12 @@ class Model(nn.Module):
         return counter.get_total_flops() // 2
 
     def memory(self, size: int) -> int:
-        """Bytes that training needs for a view, in float32: half as much again as what forward keeps for backward."""
+        """Bytes that training needs for a view, in float32: half as much again as what forward
+        keeps for backward."""
         twin, kept = copy.deepcopy(self).to("meta").train(), {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.setdefault(x.untyped_storage()._cdata, x), id):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: kept.setdefault(x.untyped_storage()._cdata, x), id
+        ):
             twin(torch.empty(2, 3, size, size, device="meta"))
         for parameter in twin.parameters():
             kept.pop(parameter.untyped_storage()._cdata, None)

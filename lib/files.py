@@ -1,4 +1,5 @@
-"""Files that outlive what happens to a process: written whole, by one writer at a time, and read with suspicion."""
+"""Files that outlive what happens to a process: written whole, by one writer at a time, and read
+with suspicion."""
 
 import contextlib
 import errno
@@ -15,9 +16,9 @@ from filelock import FileLock, Timeout
 
 from lib import InputError
 
-YAML_BYTES = 2**16          # a profile or a list of claims is smaller
+YAML_BYTES = 2**16  # a profile or a list of claims is smaller
 YAML_VALUES = 10**5
-UNLOCKABLE = {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}        # what file systems without locks answer
+UNLOCKABLE = {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}  # what file systems without locks answer
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -35,11 +36,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(beside, path)
     except OSError as error:
         why = error.strerror or error
-        raise InputError(f"can't write {path} ({why}): free space or name another folder") from error
+        raise InputError(
+            f"can't write {path} ({why}): free space or name another folder"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-    with contextlib.suppress(OSError):          # the new name reaches the disk too, where folders can be flushed
+    with contextlib.suppress(
+        OSError
+    ):  # the new name reaches the disk too, where folders can be flushed
         folder = os.open(path.parent, os.O_RDONLY)
         with contextlib.suppress(OSError):
             os.fsync(folder)
@@ -50,8 +55,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def only_writer(path: Path, what: str, wait: bool = True) -> Iterator[None]:
     """Within, no other process holds the lock file at path; the system takes it from one that dies.
 
-    what: for the line on stderr that says that this process waits, or where wait is False the InputError, which is
-    raised too where the file can't be written.
+    what: for the line on stderr that says that this process waits, or where wait is False the
+    InputError, which is raised too where the file can't be written.
     """
     lock = FileLock(path)
     try:
@@ -60,14 +65,24 @@ def only_writer(path: Path, what: str, wait: bool = True) -> Iterator[None]:
             lock.acquire(blocking=False)
         except Timeout:
             if not wait:
-                raise InputError(f"another process is writing {what}; try again when it is done") from None
-            print(f"another process is writing {what}; waiting until it is done (Ctrl-C leaves)", file=sys.stderr)
+                raise InputError(
+                    f"another process is writing {what}; try again when it is done"
+                ) from None
+            print(
+                f"another process is writing {what}; waiting until it is done (Ctrl-C leaves)",
+                file=sys.stderr,
+            )
             lock.acquire()
     except OSError as error:
         if error.errno not in UNLOCKABLE:
-            raise InputError(f"can't write {path} ({error.strerror}): free space or name another folder") from error
-        warnings.warn(f"{path.parent} can't be locked ({error.strerror}): see that no other process writes {what}",
-                      stacklevel=3)
+            raise InputError(
+                f"can't write {path} ({error.strerror}): free space or name another folder"
+            ) from error
+        warnings.warn(
+            f"{path.parent} can't be locked ({error.strerror}): see that no other process writes "
+            f"{what}",
+            stacklevel=3,
+        )
     try:
         yield
     finally:
@@ -75,7 +90,9 @@ def only_writer(path: Path, what: str, wait: bool = True) -> Iterator[None]:
 
 
 def parse_json(text: bytes | str) -> object:
-    """JSON as we write it: a ValueError for anything else, NaN, infinity and endless nesting included."""
+    """JSON as we write it: a ValueError for anything else, NaN, infinity and endless nesting
+    included."""
+
     def finite(text: str) -> float:
         if math.isfinite(float(text)):
             return float(text)
@@ -88,7 +105,8 @@ def parse_json(text: bytes | str) -> object:
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """YAML not too deep, whose aliases stand for YAML_VALUES values at most: they can stand for a tree of any size."""
+    """YAML not too deep, whose aliases stand for YAML_VALUES values at most: they can stand for a
+    tree of any size."""
 
     def compose_node(self, parent, index):
         if len(self.states) > 99:
@@ -103,27 +121,33 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a node has with its aliases written out; endless where it is inside of itself."""
+    """How many values a node has with its aliases written out; endless where it is inside of
+    itself."""
     if id(node) not in known:
         known[id(node)] = math.inf
         parts = [] if isinstance(node, yaml.ScalarNode) else node.value
-        known[id(node)] = 1 + sum(_written_out(part, known) for entry in parts
-                                  for part in (entry if isinstance(entry, tuple) else (entry,)))
+        known[id(node)] = 1 + sum(
+            _written_out(part, known)
+            for entry in parts
+            for part in (entry if isinstance(entry, tuple) else (entry,))
+        )
     return known[id(node)]
 
 
 def parse_yaml(content: bytes) -> object:
-    """YAML of YAML_BYTES at most: a ValueError or yaml.YAMLError for more, aliases written out, or anything else."""
+    """YAML of YAML_BYTES at most: a ValueError or yaml.YAMLError for more, aliases written out, or
+    anything else."""
     if len(content) > YAML_BYTES:
         raise ValueError(f"larger than {YAML_BYTES} bytes")
     return yaml.load(content, _BoundedLoader)
 
 
 def read_yaml(path: Path) -> object:
-    """A small YAML file. Raises InputError, naming it, where it is none or too large, aliases written out."""
+    """A small YAML file. Raises InputError, naming it, where it is none or too large, aliases
+    written out."""
     try:
         with open(path, "rb") as file:
             return parse_yaml(file.read(YAML_BYTES + 1))
-    except Exception as error:                      # PyYAML lets through whatever its constructors raise
+    except Exception as error:  # PyYAML lets through whatever its constructors raise
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path} can't be read as YAML: {why}") from error

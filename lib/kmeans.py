@@ -1,8 +1,10 @@
-"""The baseline without a network: k-means on whitened patches (Coates, Lee and Ng, AISTATS 2011, sections 3.1, 3.2).
+"""The baseline without a network: k-means on whitened patches (Coates, Lee and Ng, AISTATS 2011,
+sections 3.1, 3.2).
 
-Patches of 6 x 6 pixels, one at every place, are normalised for contrast and whitened. k-means finds centroids among
-them; a patch is then described by how much nearer than the average each centroid is, and an image by the means of its
-patches' descriptions over its four quadrants. No label, no gradient, and nothing to tune but the number of centroids.
+Patches of 6 x 6 pixels, one at every place, are normalised for contrast and whitened. k-means finds
+centroids among them; a patch is then described by how much nearer than the average each centroid
+is, and an image by the means of its patches' descriptions over its four quadrants. No label, no
+gradient, and nothing to tune but the number of centroids.
 """
 
 from collections.abc import Iterable
@@ -12,17 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PATCH = 6                           # pixels, the side of a patch
+PATCH = 6  # pixels, the side of a patch
 DIMENSIONS = 3 * PATCH * PATCH
-PATCHES = 400_000                   # drawn to learn from
-ITERATIONS = 50                     # of k-means, at most
-CONTRAST = 0.0025                   # added to a patch's variance: the authors' 10, of 255^2, for pixels of variance 1
-WHITENING = 0.1                     # added to the variance along each axis, as the authors'
-CHUNK = 2**13                       # patches at a time: their distances stay in cache
+PATCHES = 400_000  # drawn to learn from
+ITERATIONS = 50  # of k-means, at most
+CONTRAST = (
+    0.0025  # added to a patch's variance: the authors' 10, of 255^2, for pixels of variance 1
+)
+WHITENING = 0.1  # added to the variance along each axis, as the authors'
+CHUNK = 2**13  # patches at a time: their distances stay in cache
 
 
 class KMeans(nn.Module):
-    """An encoder h = f(x) of 4 ``centroids`` dimensions, which ``fit`` learns. Its parameters take no gradient."""
+    """An encoder h = f(x) of 4 ``centroids`` dimensions, which ``fit`` learns. Its parameters take
+    no gradient."""
 
     def __init__(self, centroids: int):
         super().__init__()
@@ -41,9 +46,11 @@ class KMeans(nn.Module):
         patches = _normalise_contrast(_random_patches(batches, images, seed))
         self.mean.copy_(patches.mean(0))
         variance, axes = torch.linalg.eigh(torch.cov(patches.T).double())
-        whitening = (axes / (variance + WHITENING).sqrt()) @ axes.T                 # ZCA: rotated back
+        whitening = (axes / (variance + WHITENING).sqrt()) @ axes.T  # ZCA: rotated back
         self.whitening.copy_(whitening)
-        search = Lloyd(len(self.centroids), init="random", n_init=1, max_iter=ITERATIONS, random_state=seed)
+        search = Lloyd(
+            len(self.centroids), init="random", n_init=1, max_iter=ITERATIONS, random_state=seed
+        )
         search.fit(self._whiten(patches).numpy())
         self.centroids.copy_(torch.from_numpy(search.cluster_centers_))
 
@@ -54,9 +61,11 @@ class KMeans(nn.Module):
         return torch.cat([self._describe(images) for images in x.split(max(1, CHUNK // places))])
 
     def _describe(self, x: Tensor) -> Tensor:
-        patches = F.unfold(x, PATCH).mT                                             # (B, L, 108), L places
+        patches = F.unfold(x, PATCH).mT  # (B, L, 108), L places
         distances = torch.cdist(self._whiten(_normalise_contrast(patches)), self.centroids)
-        nearness = (distances.mean(2, keepdim=True) - distances).relu_()            # (B, L, K), the paper's triangle
+        nearness = (
+            distances.mean(2, keepdim=True) - distances
+        ).relu_()  # (B, L, K), the paper's triangle
         over_places = nearness.mT.unflatten(2, (x.shape[2] - PATCH + 1, x.shape[3] - PATCH + 1))
         return F.adaptive_avg_pool2d(over_places, 2).flatten(1)
 
@@ -75,15 +84,18 @@ def _normalise_contrast(patches: Tensor) -> Tensor:
 
 
 def _random_patches(batches: Iterable[Tensor], images: int, seed: int) -> Tensor:
-    """PATCHES patches (PATCHES, 108) at random places of random images, their pixels in unfold's order."""
+    """PATCHES patches (PATCHES, 108) at random places of random images, their pixels in unfold's
+    order."""
     generator = np.random.Generator(np.random.Philox(key=seed))
     counts = torch.from_numpy(generator.multinomial(PATCHES, np.full(images, 1 / images)))
     places = torch.from_numpy(generator.random((PATCHES, 2)))
     patches, image, patch = [], 0, 0
     for x in batches:
-        here = counts[image:image + len(x)]
-        top, left = (places[patch:patch + int(here.sum())] * (x.shape[2] - PATCH + 1)).long().unbind(1)
-        every = x.unfold(2, PATCH, 1).unfold(3, PATCH, 1)                           # (B, 3, L, L, 6, 6), a view
+        here = counts[image : image + len(x)]
+        top, left = (
+            (places[patch : patch + int(here.sum())] * (x.shape[2] - PATCH + 1)).long().unbind(1)
+        )
+        every = x.unfold(2, PATCH, 1).unfold(3, PATCH, 1)  # (B, 3, L, L, 6, 6), a view
         patches.append(every[torch.arange(len(x)).repeat_interleave(here), :, top, left].flatten(1))
         image += len(x)
         patch += len(top)

@@ -1,8 +1,9 @@
-"""The queue: takes the plan's next missing run, trains it, evaluates it, publishes its record, and goes on.
+"""The queue: takes the plan's next missing run, trains it, evaluates it, publishes its record, and
+goes on.
 
-Several processes share one queue: a run is claimed by a lock on a file in the folder of runs, which the system takes
-from a process that dies. What was cut off goes on from its last checkpoint. Records are read anew for every choice, so
-a process sees what the others have finished.
+Several processes share one queue: a run is claimed by a lock on a file in the folder of runs, which
+the system takes from a process that dies. What was cut off goes on from its last checkpoint.
+Records are read anew for every choice, so a process sees what the others have finished.
 """
 
 import time
@@ -21,8 +22,8 @@ from lib.experiments import Ledger, refuse_uncommitted
 from lib.hardware import choose_device, choose_precision
 from lib.plan import Entry, Planned
 
-CLAIM_SECONDS = 1       # to wait for a lock: whoever only looks whether it is held lets it go at once
-POLL_SECONDS = 30       # between looks at runs that other processes are at
+CLAIM_SECONDS = 1  # to wait for a lock: whoever only looks whether it is held lets it go at once
+POLL_SECONDS = 30  # between looks at runs that other processes are at
 KEPT = records.RESULTS / "encoders"
 
 
@@ -31,14 +32,19 @@ class State:
     """Where a run of the plan stands."""
 
     run: Planned
-    config: Config | None       # with the precision it is computed in; None where its settings are not known yet
-    status: str                 # done, failed, running, missing, or waiting for what tuning chooses
+    config: (
+        Config | None
+    )  # with the precision it is computed in; None where its settings are not known yet
+    status: str  # done, failed, running, missing, or waiting for what tuning chooses
 
 
 class Queue:
-    """The plan's entries, and what there is of them: records in the ledger's folder, runs begun in its other one."""
+    """The plan's entries, and what there is of them: records in the ledger's folder, runs begun in
+    its other one."""
 
-    def __init__(self, entries: list[Entry], ledger: Ledger, device: str | None = None, kept: Path = KEPT):
+    def __init__(
+        self, entries: list[Entry], ledger: Ledger, device: str | None = None, kept: Path = KEPT
+    ):
         self.entries, self.ledger, self.kept = entries, ledger, kept
         self.device = choose_device(device)
 
@@ -48,7 +54,8 @@ class Queue:
         return {trials.name: entry for entry in plan.read() for trials in entry.trials}
 
     def score(self, config: Config) -> float | None:
-        """A trial's accuracy on validation, by the linear probe on h; 0 where it failed, None without a record."""
+        """A trial's accuracy on validation, by the linear probe on h; 0 where it failed, None
+        without a record."""
         for precision in PRECISIONS[1:]:
             record = self.ledger.record(replace(config, precision=precision))
             if record and "failed" in record:
@@ -59,7 +66,8 @@ class Queue:
         return None
 
     def states(self, claims: bool = True) -> Iterator[State]:
-        """Every run of every entry, in the order of work. claims: look whether other processes are at them."""
+        """Every run of every entry, in the order of work. claims: look whether other processes are
+        at them."""
         for entry in self.entries:
             runs = plan.runs(entry, self.score)
             precisions = self._precisions(runs)
@@ -76,10 +84,11 @@ class Queue:
                 yield State(run, config, status)
 
     def work(self, budget: float | None = None) -> None:
-        """Make what is missing, until nothing is left or minutes of the budget are; a run is begun where it fits in.
+        """Make what is missing, until nothing is left or minutes of the budget are; a run is begun
+        where it fits in.
 
-        Raises InputError where the package differs from its commit, which no record could name, and at the end where
-        runs failed.
+        Raises InputError where the package differs from its commit, which no record could name, and
+        at the end where runs failed.
         """
         refuse_uncommitted()
         self._refuse_unlike_choices()
@@ -97,12 +106,24 @@ class Queue:
             raise InputError("\n".join(failed.values()))
 
     def table(self) -> pd.DataFrame:
-        """A row per entry: its runs, how many of them are in each status, and the hours that are left.
+        """A row per entry: its runs, how many of them are in each status, and the hours that are
+        left.
 
         Hours are by the speeds that records measured, for one process; NaN where none tells.
         """
-        rows = {entry.name: {"entry": entry.name, "runs": 0, "done": 0, "failed": 0, "running": 0, "missing": 0,
-                             "waiting": 0, "hours": 0.0} for entry in self.entries}
+        rows = {
+            entry.name: {
+                "entry": entry.name,
+                "runs": 0,
+                "done": 0,
+                "failed": 0,
+                "running": 0,
+                "missing": 0,
+                "waiting": 0,
+                "hours": 0.0,
+            }
+            for entry in self.entries
+        }
         for state in self.states():
             row = rows[state.run.entry.name]
             row["runs"] += 1
@@ -120,11 +141,15 @@ class Queue:
                 if arm.tuned is not None and arm.chosen is None:
                     chosen = plan.choice(self.tuning[arm.tuned], arm.tuned, self.score)
                     if chosen is not None:
-                        lines.append(f"{entry.name}: enter and commit, in the arm {arm.name}: chosen: {chosen}")
+                        lines.append(
+                            f"{entry.name}: enter and commit, in the arm {arm.name}: chosen: "
+                            f"{chosen}"
+                        )
         return lines
 
     def _take_one(self, minutes_left: float | None, failed: dict[str, str]) -> tuple[bool, bool]:
-        """Make the first run that is missing and free; whether there was one, and whether others are being made."""
+        """Make the first run that is missing and free; whether there was one, and whether others
+        are being made."""
         busy = False
         for state in self.states(claims=False):
             identity = self._identity(state.config) if state.status == "missing" else None
@@ -161,14 +186,24 @@ class Queue:
         print(f"{run.entry.name}: {run.arm}: {self._identity(state.config)}", flush=True)
         dataset = self.ledger.data(state.config.data)
         try:
-            made = training.pretrain(state.config, dataset, self.ledger.runs, str(self.device), plan=run.entry.note,
-                                     keep=tuple(epoch for epoch in run.keep if epoch < state.config.epochs))
+            made = training.pretrain(
+                state.config,
+                dataset,
+                self.ledger.runs,
+                str(self.device),
+                plan=run.entry.note,
+                keep=tuple(epoch for epoch in run.keep if epoch < state.config.epochs),
+            )
         except Diverged as error:
-            records.publish(self.ledger.runs / self._identity(state.config) / "failed.json", self.ledger.results)
+            records.publish(
+                self.ledger.runs / self._identity(state.config) / "failed.json", self.ledger.results
+            )
             print(f"{run.entry.name}: failed: {error}", flush=True)
             return
         asked = self.ledger.asked(state.config)
-        training.evaluate(made, dataset, str(self.device), tuple(dict.fromkeys((*run.wanted, *asked))))
+        training.evaluate(
+            made, dataset, str(self.device), tuple(dict.fromkeys((*run.wanted, *asked)))
+        )
         for epoch in run.keep:
             weights.keep(made, self.kept, dataset, epoch)
         records.publish(made.folder, self.ledger.results)
@@ -176,8 +211,12 @@ class Queue:
         table = self.table()
         done = table.done.sum() + table.failed.sum()
         left = table.runs.sum() - done
-        print(f"{run.entry.name}: {made.record['id']} in {(time.monotonic() - started) / 60:.1f} minutes; {done} runs "
-              f"are done, {left} left, {table.hours.sum():.1f} hours for one process", flush=True)
+        print(
+            f"{run.entry.name}: {made.record['id']} in {(time.monotonic() - started) / 60:.1f} "
+            f"minutes; {done} runs "
+            f"are done, {left} left, {table.hours.sum():.1f} hours for one process",
+            flush=True,
+        )
 
     def _refuse_unlike_choices(self) -> None:
         """InputError where an arm has other settings than those that tuning chose."""
@@ -187,10 +226,14 @@ class Queue:
                     continue
                 chosen = plan.choice(self.tuning[arm.tuned], arm.tuned, self.score)
                 if chosen != arm.chosen:
-                    raise InputError(f"entry {entry.name}: the arm {arm.name} has {arm.chosen}, tuning chose {chosen}")
+                    raise InputError(
+                        f"entry {entry.name}: the arm {arm.name} has {arm.chosen}, tuning chose "
+                        f"{chosen}"
+                    )
 
     def _precisions(self, runs: list[Planned]) -> dict[int, str]:
-        """Each seed's precision, where it is left open: that of the seed's first run begun, else what suits here."""
+        """Each seed's precision, where it is left open: that of the seed's first run begun, else
+        what suits here."""
         suits = choose_precision("auto", self.device)
         found = {}
         for run in runs:
@@ -211,7 +254,9 @@ class Queue:
 
     def _minutes(self, state: State) -> float | None:
         config = state.config or state.run.like
-        return self.ledger.minutes(replace(config, precision=choose_precision(config.precision, self.device)))
+        return self.ledger.minutes(
+            replace(config, precision=choose_precision(config.precision, self.device))
+        )
 
     def _identity(self, config: Config) -> str | None:
         """None where the data set is not there."""

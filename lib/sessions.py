@@ -1,4 +1,5 @@
-"""A run's sessions: signals that wait for a step, a segment for each, how it ended, and what made the run inexact."""
+"""A run's sessions: signals that wait for a step, a segment for each, how it ended, and what made
+the run inexact."""
 
 import contextlib
 import json
@@ -16,17 +17,20 @@ from lib.encoders import Model
 from lib.files import parse_json, write_atomically
 from lib.hardware import free_memory, matrix_rate, peak_memory
 
-ENDED = "failure.json"              # in a run's folder: how the last session that did not finish ended
+ENDED = "failure.json"  # in a run's folder: how the last session that did not finish ended
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WITHOUT_A_WORD = "killed, or the machine stopped"
-COLLAPSED = 0.999   # mean cosine of different images, after two epochs in a row: no run of ours came near it
+COLLAPSED = (
+    0.999  # mean cosine of different images, after two epochs in a row: no run of ours came near it
+)
 
 
 class Interruptions:
-    """Within, SIGTERM and SIGINT are noted in ``caught`` and wait for ``deliver``; the second one does not wait,
-    except for one of several ranks, whom torchrun and the terminal both tell.
+    """Within, SIGTERM and SIGINT are noted in ``caught`` and wait for ``deliver``; the second one
+    does not wait, except for one of several ranks, whom torchrun and the terminal both tell.
 
-    Signals that are ignored stay so; outside of the main thread, where Python has no handlers, nothing changes.
+    Signals that are ignored stay so; outside of the main thread, where Python has no handlers,
+    nothing changes.
     """
 
     def __enter__(self) -> "Interruptions":
@@ -45,11 +49,12 @@ class Interruptions:
             self.caught = number
 
     def deliver(self, number: int | None = None) -> None:
-        """Let the signal do what it would have done: end the process, or raise KeyboardInterrupt."""
+        """Let the signal do what it would have done: end the process, or raise
+        KeyboardInterrupt."""
         number, self.caught = number or self.caught, None
         signal.signal(number, self.before[number])
         signal.raise_signal(number)
-        signal.signal(number, self._note)           # whoever handled it wants the run to go on
+        signal.signal(number, self._note)  # whoever handled it wants the run to go on
 
     def __exit__(self, kind, error, trace) -> None:
         for number, old in self.before.items():
@@ -59,7 +64,8 @@ class Interruptions:
 
 
 def begin(progress: Progress, folder: Path, device: torch.device) -> None:
-    """Append this session's segment, and say in the one before how it ended. A GPU's peak memory counts from here."""
+    """Append this session's segment, and say in the one before how it ended. A GPU's peak memory
+    counts from here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     if progress.segments:
@@ -69,10 +75,17 @@ def begin(progress: Progress, folder: Path, device: torch.device) -> None:
             told = parse_json((folder / ENDED).read_bytes())
             if told["step"] == before["steps"][1]:
                 before["ended"] = str(told["ended"])
-    progress.segments.append({
-        "device": records.device(device), "versions": records.versions(), "commit": records.code()["commit"],
-        "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
-        "steps": [progress.step, progress.step], "seconds": 0.0, **distributed.about(device)})
+    progress.segments.append(
+        {
+            "device": records.device(device),
+            "versions": records.versions(),
+            "commit": records.code()["commit"],
+            "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
+            "steps": [progress.step, progress.step],
+            "seconds": 0.0,
+            **distributed.about(device),
+        }
+    )
 
 
 def end(progress: Progress, folder: Path, how: str) -> None:
@@ -86,53 +99,87 @@ def end(progress: Progress, folder: Path, how: str) -> None:
 
 
 def inexact(segments: list[dict]) -> str | None:
-    """Why the run is not what it would have been in one session of one process, to the bit; None where it is."""
+    """Why the run is not what it would have been in one session of one process, to the bit; None
+    where it is."""
     worlds = [segment.get("ranks", {}).get("world", 1) for segment in segments]
     if any("ranks" in segment for segment in segments):
-        return (f"its segments ran on {', '.join(map(str, worlds))} ranks, whose sums are added in another order: "
-                f"exact up to rounding")
+        return (
+            f"its segments ran on {', '.join(map(str, worlds))} ranks, whose sums are added in "
+            "another order: "
+            f"exact up to rounding"
+        )
     if len(segments) > 1 and not all(segment["deterministic"] for segment in segments):
-        return "it was resumed outside of deterministic mode (torch.use_deterministic_algorithms), exact up to rounding"
+        return (
+            "it was resumed outside of deterministic mode (torch.use_deterministic_algorithms), "
+            "exact up to rounding"
+        )
     for number, (one, other) in enumerate(zip(segments, segments[1:]), start=1):
         for what in ("device", "versions"):
             for key in one[what] | other[what]:
                 mine, theirs = one[what].get(key), other[what].get(key)
                 if mine != theirs:
-                    return (f"segments {number} and {number + 1} differ in {key} ({mine}, then {theirs}): exact up to "
-                            f"rounding")
+                    return (
+                        f"segments {number} and {number + 1} differ in {key} ({mine}, then "
+                        f"{theirs}): exact up to "
+                        f"rounding"
+                    )
     return None
 
 
 def refuse_collapse(config: Config, rows: list[dict]) -> None:
-    """Raise Diverged where different images had the same embedding at the end of two epochs after the warm-up."""
+    """Raise Diverged where different images had the same embedding at the end of two epochs after
+    the warm-up."""
     last = rows[-1]
     alike = [(row["negative"] or 0) > COLLAPSED for row in rows]
     if len(rows) == 2 and all(alike) and last["epoch"] - 1 > config.warmup:
-        raise Diverged(f"embeddings have collapsed: different images have a mean cosine of {last['negative']:.5f} "
-                         f"after epoch {last['epoch']}; lower learning_rate or temperature (the last checkpoint stays)")
+        raise Diverged(
+            "embeddings have collapsed: different images have a mean cosine of "
+            f"{last['negative']:.5f} "
+            f"after epoch {last['epoch']}; lower learning_rate or temperature (the last "
+            "checkpoint stays)"
+        )
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether it is an allocator's, on a GPU or in the machine's own memory."""
     said = str(error) if isinstance(error, RuntimeError) else ""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in said
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in said
+    )
 
 
 def which_batch_would_fit(error: BaseException, config: Config, model: Model, size: int) -> str:
-    """One sentence for a step that found no memory: a power of two below the batch, by Model.memory; an estimate."""
-    traceback.clear_frames(error.__traceback__)                 # they hold the step's tensors
+    """One sentence for a step that found no memory: a power of two below the batch, by
+    Model.memory; an estimate."""
+    traceback.clear_frames(error.__traceback__)  # they hold the step's tensors
     device = next(model.parameters()).device
-    needed, free, half = model.memory(size) * config.views, free_memory(device), config.batch_size // 2
-    fit = half if free is None else min(half, free // needed * config.accumulate * distributed.world())
+    needed, free, half = (
+        model.memory(size) * config.views,
+        free_memory(device),
+        config.batch_size // 2,
+    )
+    fit = (
+        half
+        if free is None
+        else min(half, free // needed * config.accumulate * distributed.world())
+    )
     batch = 2 ** max(1, fit.bit_length() - 1)
-    return (f"out of memory on {device} with batches of {config.batch_size} images; batch_size={batch} would fit, as "
-            f"estimated, or accumulate={2 * config.accumulate}; both are other runs (the last checkpoint is kept)")
+    return (
+        f"out of memory on {device} with batches of {config.batch_size} images; "
+        f"batch_size={batch} would fit, as "
+        f"estimated, or accumulate={2 * config.accumulate}; both are other runs (the last "
+        "checkpoint is kept)"
+    )
 
 
 def rate(curves: list[dict]) -> float | None:
     """Views a second over all epochs; None for a run without any."""
     seconds = sum(row["seconds"] for row in curves)
-    return sum(row["views_per_second"] * row["seconds"] for row in curves) / seconds if seconds else None
+    return (
+        sum(row["views_per_second"] * row["seconds"] for row in curves) / seconds
+        if seconds
+        else None
+    )
 
 
 def cost(config: Config, size: int, model: Model, curves: list[dict]) -> dict:
@@ -141,8 +188,11 @@ def cost(config: Config, size: int, model: Model, curves: list[dict]) -> dict:
     FLOPs: floating-point operations.
     """
     device = next(model.parameters()).device
-    peak = peak_memory(device)                                  # before the matrices below
+    peak = peak_memory(device)  # before the matrices below
     flops, best = model.flops(size), matrix_rate(device, config.precision)
-    return {"flops_per_view": flops, "matrix_flops_per_second": best,
-            "share_of_matrix_rate": flops * rate(curves) / best / distributed.world(),
-            "peak_bytes": peak}
+    return {
+        "flops_per_view": flops,
+        "matrix_flops_per_second": best,
+        "share_of_matrix_rate": flops * rate(curves) / best / distributed.world(),
+        "peak_bytes": peak,
+    }

@@ -1,10 +1,12 @@
-"""Log-sum-exp over all pairs of rows, tile by tile: the denominator of both losses, exact, in O(M D) memory.
+"""Log-sum-exp over all pairs of rows, tile by tile: the denominator of both losses, exact, in O(M
+D) memory.
 
-The similarities ``z_i . z_j`` are a symmetric matrix, so only the tiles on and above its diagonal are computed, and
-each serves its rows and its columns. The forward pass keeps one sum a row; the backward pass computes every tile again
-and adds ``(g_i p_ij + g_j p_ji) z_j``, where ``p_ij`` is the softmax of row i. That is two M x M x D products in all,
-where the dense form needs three and stores M x M numbers several times. Where all tiles together are small they wait
-for the backward pass.
+The similarities ``z_i . z_j`` are a symmetric matrix, so only the tiles on and above its diagonal
+are computed, and each serves its rows and its columns. The forward pass keeps one sum a row; the
+backward pass computes every tile again and adds ``(g_i p_ij + g_j p_ji) z_j``, where ``p_ij`` is
+the softmax of row i. That is two M x M x D products in all, where the dense form needs three and
+stores M x M numbers several times. Where all tiles together are small they wait for the backward
+pass.
 """
 
 import math
@@ -13,32 +15,39 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-TILE = {"cpu": 512}         # rows; a tile of 1 MB stays in a core's cache
-TILE_ELSEWHERE = 4096       # on accelerators few large products are faster than many small ones
-KEEP = 2 ** 25              # bytes: up to 32 MB of tiles wait for the backward pass, M = 3,584 on the CPU
-SAFE = 50                   # |z_i . z_j| / t up to which exp, its sums and their inverses are normal float32 numbers
+TILE = {"cpu": 512}  # rows; a tile of 1 MB stays in a core's cache
+TILE_ELSEWHERE = 4096  # on accelerators few large products are faster than many small ones
+KEEP = 2**25  # bytes: up to 32 MB of tiles wait for the backward pass, M = 3,584 on the CPU
+SAFE = 50  # |z_i . z_j| / t up to which exp, its sums and their inverses are normal float32 numbers
 
 
-def log_sum_exp_others(z: Tensor, temperature: float, labels: Tensor | None = None,
-                       bound: float | None = None) -> Tensor:
-    """``log sum_{j != i} exp(z_i . z_j / t)`` for every row i; with labels, over the j of i's own label only.
+def log_sum_exp_others(
+    z: Tensor, temperature: float, labels: Tensor | None = None, bound: float | None = None
+) -> Tensor:
+    """``log sum_{j != i} exp(z_i . z_j / t)`` for every row i; with labels, over the j of i's own
+    label only.
 
-    z: (M, D) float32 or float64, normalised or not. labels: (M,) integers. bound: a known upper bound of
-    ``|z_i . z_j|``, 1 for normalised rows; it spares a look at the data. Returns (M,); -inf where there is no such j.
-    Differentiable in z, twice too, the second time in O(M^2) memory. Sums are of z's own precision: lift halves before.
+    z: (M, D) float32 or float64, normalised or not. labels: (M,) integers. bound: a known upper
+    bound of ``|z_i . z_j|``, 1 for normalised rows; it spares a look at the data. Returns (M,);
+    -inf where there is no such j. Differentiable in z, twice too, the second time in O(M^2) memory.
+    Sums are of z's own precision: lift halves before.
     """
     if bound is None:
         bound = float(z.detach().square().sum(1).max())
     safe = bound / temperature <= SAFE
-    return _forward(z, temperature, labels, safe, safe and z.requires_grad and torch.is_grad_enabled())[0]
+    return _forward(
+        z, temperature, labels, safe, safe and z.requires_grad and torch.is_grad_enabled()
+    )[0]
 
 
 @torch.no_grad()
 def negatives_ahead(z: Tensor, labels: Tensor) -> Tensor:
-    """How many rows of other labels are at least as similar to row i as the most similar row of its own label.
+    """How many rows of other labels are at least as similar to row i as the most similar row of its
+    own label.
 
-    z: (M, D) float; labels: (M,) integers. Returns (M,) int64, every other label's row for a row without another of its
-    own. A tie, to 1e-6, counts as ahead: else a collapsed encoder would look perfect.
+    z: (M, D) float; labels: (M,) integers. Returns (M,) int64, every other label's row for a row
+    without another of its own. A tie, to 1e-6, counts as ahead: else a collapsed encoder would look
+    perfect.
     """
     best, count = z.new_full((len(z),), -math.inf), torch.zeros_like(labels, dtype=torch.int64)
     for rows, columns, tile in _tiles(z):
@@ -55,7 +64,9 @@ def negatives_ahead(z: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("contrastive::log_sum_exp_others", mutates_args=())
-def _forward(z: Tensor, temperature: float, labels: Tensor | None, safe: bool, keep: bool) -> tuple[Tensor, Tensor]:
+def _forward(
+    z: Tensor, temperature: float, labels: Tensor | None, safe: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
     total, one = z.new_zeros(len(z)), z.new_ones(len(z))
     kept = _room(z, keep)
     highest = torch.full_like(total, -torch.finfo(z.dtype).max)
@@ -67,18 +78,27 @@ def _forward(z: Tensor, temperature: float, labels: Tensor | None, safe: bool, k
             if rows != columns:
                 total[columns].addmv_(tile.T, one[rows])
         else:
-            for of, part in ((rows, tile), (columns, tile.T))[:1 + (rows != columns)]:
+            for of, part in ((rows, tile), (columns, tile.T))[: 1 + (rows != columns)]:
                 top = torch.maximum(highest[of], part.amax(1))
-                total[of] = total[of] * (highest[of] - top).exp() + (part - top[:, None]).exp().sum(1)
+                total[of] = total[of] * (highest[of] - top).exp() + (part - top[:, None]).exp().sum(
+                    1
+                )
                 highest[of] = top
     return total.log_() if safe else total.log_().add_(highest), kept
 
 
 @torch.library.custom_op("contrastive::log_sum_exp_others_backward", mutates_args=())
-def _backward(g: Tensor, z: Tensor, lse: Tensor, kept: Tensor, temperature: float, labels: Tensor | None,
-              safe: bool) -> Tensor:
+def _backward(
+    g: Tensor,
+    z: Tensor,
+    lse: Tensor,
+    kept: Tensor,
+    temperature: float,
+    labels: Tensor | None,
+    safe: bool,
+) -> Tensor:
     grad = torch.zeros_like(z)
-    g, lse = g.masked_fill(lse.isinf(), 0), lse.masked_fill(lse.isinf(), 0)     # rows without any j
+    g, lse = g.masked_fill(lse.isinf(), 0), lse.masked_fill(lse.isinf(), 0)  # rows without any j
     weight = g * (-lse).exp() if safe else None
     for (rows, columns, tile), (_, _, share) in zip(_tiles(z, kept), _tiles(z)):
         if not len(kept):
@@ -113,18 +133,20 @@ def _room(z: Tensor, keep: bool) -> Tensor:
 
 
 def _tiles(z: Tensor, kept: Tensor | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows and columns of every tile, and its memory: its own in ``kept``, or the same for all of them."""
+    """Rows and columns of every tile, and its memory: its own in ``kept``, or the same for all of
+    them."""
     pairs, start = _pairs(z), 0
     one = kept is None or not len(kept)
     room = z.new_empty(math.prod(_shape(*pairs[0]))) if one else kept
     for rows, columns in pairs:
         shape = _shape(rows, columns)
-        yield rows, columns, room[start:start + math.prod(shape)].view(shape)
+        yield rows, columns, room[start : start + math.prod(shape)].view(shape)
         start += 0 if one else math.prod(shape)
 
 
-def _similarities(z: Tensor, temperature: float, labels: Tensor | None, rows: slice, columns: slice,
-                  tile: Tensor) -> None:
+def _similarities(
+    z: Tensor, temperature: float, labels: Tensor | None, rows: slice, columns: slice, tile: Tensor
+) -> None:
     """Fill a tile with ``z_i . z_j / t``; what must not count is -inf."""
     torch.addmm(tile, z[rows], z[columns].T, beta=0, alpha=1 / temperature, out=tile)
     if rows == columns:
@@ -154,15 +176,16 @@ def _differentiate(ctx, g: Tensor | None, _):
     if g is None:
         return None, None, None, None, None
     z, labels, lse, kept = ctx.saved_tensors
-    if torch.is_grad_enabled():                 # create_graph: the gradient itself will be differentiated
-        grad, = torch.autograd.grad(_dense(z, ctx.temperature, labels), z, g, create_graph=True)
+    if torch.is_grad_enabled():  # create_graph: the gradient itself will be differentiated
+        (grad,) = torch.autograd.grad(_dense(z, ctx.temperature, labels), z, g, create_graph=True)
     else:
         grad = _backward(g, z, lse, kept, ctx.temperature, labels, ctx.safe)
     return grad, None, None, None, None
 
 
 def _dense(z: Tensor, temperature: float, labels: Tensor | None) -> Tensor:
-    """The same by the M x M matrix, out of operations that can be differentiated any number of times."""
+    """The same by the M x M matrix, out of operations that can be differentiated any number of
+    times."""
     out = torch.eye(len(z), dtype=torch.bool, device=z.device)
     if labels is not None:
         out = out | (labels[:, None] != labels)

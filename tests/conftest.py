@@ -7,7 +7,8 @@ from lib import book, data
 
 
 def arrays(n=200, test=60, size=12, classes=4, seed=0, unlabeled=0):
-    """Small images whose class shows in their colour and brightness, with noise: learnable, not trivial."""
+    """Small images whose class shows in their colour and brightness, with noise: learnable, not
+    trivial."""
     random = np.random.default_rng(seed)
 
     def images(labels):
@@ -16,8 +17,15 @@ def arrays(n=200, test=60, size=12, classes=4, seed=0, unlabeled=0):
         return np.clip(base[:, None, None] + noise, 0, 255).astype(np.uint8)
 
     y_train, y_test = np.arange(n) % classes, np.arange(test) % classes
-    made = {"x_train": images(y_train), "y_train": y_train, "x_test": images(y_test), "y_test": y_test}
-    return made | ({"x_unlabeled": images(random.integers(0, classes, unlabeled))} if unlabeled else {})
+    made = {
+        "x_train": images(y_train),
+        "y_train": y_train,
+        "x_test": images(y_test),
+        "y_test": y_test,
+    }
+    return made | (
+        {"x_unlabeled": images(random.integers(0, classes, unlabeled))} if unlabeled else {}
+    )
 
 
 def wait_for(condition, seconds=60):
@@ -42,6 +50,7 @@ def toy_root(tmp_path):
 
 @pytest.fixture(scope="session")
 def site():
-    """The folder of the built quick book: its chapters are run where they have not been, once for all tests."""
+    """The folder of the built quick book: its chapters are run where they have not been, once for
+    all tests."""
     book.run("quick")
     return book.build("quick").parent

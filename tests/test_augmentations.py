@@ -25,7 +25,9 @@ def form(request, monkeypatch):
 
 
 def images(n=12, height=32, width=32, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, height, width), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(seed).integers(0, 256, (n, 3, height, width), dtype=np.uint8)
+    )
 
 
 def by_torchvision(image, parameters, i):
@@ -34,7 +36,9 @@ def by_torchvision(image, parameters, i):
     x = image.float() / 255
     size = recipe.size or height
     if recipe.crop_scale:
-        x = F.resized_crop(x, *parameters.boxes(height, width)[i].tolist(), [size, size], antialias=True)
+        x = F.resized_crop(
+            x, *parameters.boxes(height, width)[i].tolist(), [size, size], antialias=True
+        )
     elif x.shape[-2:] != (size, size):
         x = F.resize(x, [size, size], antialias=True)
     if parameters.flip[i]:
@@ -50,7 +54,9 @@ def by_torchvision(image, parameters, i):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("height, width, size", [(32, 32, None), (96, 96, 96), (40, 56, 24), (20, 17, 48)])
+@pytest.mark.parametrize(
+    "height, width, size", [(32, 32, None), (96, 96, 96), (40, 56, 24), (20, 17, 48)]
+)
 def test_views_agree_with_torchvision_on_the_same_parameters(recipe, height, width, size, form):
     recipe, x = replace(RECIPES[recipe], size=size), images(12, height, width)
     parameters = draw(recipe, 12, seed=5, step=5)
@@ -59,12 +65,13 @@ def test_views_agree_with_torchvision_on_the_same_parameters(recipe, height, wid
     ours = apply(x, parameters)
     for i in range(12):
         error = (ours[i] - by_torchvision(x[i], parameters, i)).abs().max()
-        assert error < 2e-5                                         # up to eight steps one after the other
+        assert error < 2e-5  # up to eight steps one after the other
     assert ours.shape == (12, 3, size or height, size or height) and ours.dtype == torch.float32
 
 
 def test_views_of_eight_bits_as_the_sources_make_them_are_about_a_level_darker():
-    """SupContrast and UvA jitter PIL images, whose blends are cut off to whole levels; chapter 7 says so."""
+    """SupContrast and UvA jitter PIL images, whose blends are cut off to whole levels; chapter 7
+    says so."""
     recipe, differences = replace(RECIPES["supcontrast"], crop_scale=None, flip=0, greyscale=0), []
     coarse = np.random.default_rng(0).integers(30, 226, (200, 3, 8, 8), dtype=np.uint8)
     x = F.resize(torch.from_numpy(coarse), [32, 32], antialias=True)
@@ -80,12 +87,16 @@ def test_views_of_eight_bits_as_the_sources_make_them_are_about_a_level_darker()
 
 
 STEPS = {
-    "crop": Recipe(crop_scale=(0.08, 1.0)), "flip": Recipe(flip=0.5), "up": Recipe(size=100), "down": Recipe(size=23),
+    "crop": Recipe(crop_scale=(0.08, 1.0)),
+    "flip": Recipe(flip=0.5),
+    "up": Recipe(size=100),
+    "down": Recipe(size=23),
     "brightness": Recipe(jitter=(0.5, 0, 0, 0), jitter_probability=1),
     "contrast": Recipe(jitter=(0, 0.5, 0, 0), jitter_probability=1),
     "saturation": Recipe(jitter=(0, 0, 0.5, 0), jitter_probability=1),
     "hue": Recipe(jitter=(0, 0, 0, 0.5), jitter_probability=1),
-    "grey": Recipe(greyscale=0.5), "blur": Recipe(blur_sigma=(0.1, 2.0)),
+    "grey": Recipe(greyscale=0.5),
+    "blur": Recipe(blur_sigma=(0.1, 2.0)),
 }
 
 
@@ -112,7 +123,9 @@ def test_the_number_of_threads_changes_nothing():
 def test_images_may_lie_in_memory_in_any_way(form):
     x = images(6)
     other = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    assert not other.is_contiguous() and torch.equal(views(x, RECIPES["uva"], 0, 0), views(other, RECIPES["uva"], 0, 0))
+    assert not other.is_contiguous() and torch.equal(
+        views(x, RECIPES["uva"], 0, 0), views(other, RECIPES["uva"], 0, 0)
+    )
 
 
 def test_normalisation_comes_last(form):
@@ -124,12 +137,14 @@ def test_normalisation_comes_last(form):
 @pytest.mark.parametrize("shift", [0.5, -0.5, 0.2, 1 / 3])
 def test_grey_and_extreme_images_survive_the_hue(shift, form):
     x = torch.stack([torch.full((3, 8, 8), v, dtype=torch.uint8) for v in (0, 128, 255)])
-    x = torch.cat([x, torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)])
+    x = torch.cat(
+        [x, torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)]
+    )
     parameters = draw(STEPS["hue"], 4, 0, 0)
     parameters.jitter[:, 3] = shift
     ours = apply(x, parameters)
     assert torch.equal(ours[:3], x[:3].float() / 255)
-    if shift == 1 / 3:                                                          # red, a third on: green
+    if shift == 1 / 3:  # red, a third on: green
         assert torch.allclose(ours[3, :, 0, 0], torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
 
 
@@ -137,7 +152,11 @@ def test_rows_depend_on_seed_step_place_and_view_alone():
     a, b = draw(RECIPES["uva"], 64, 1, 2), draw(RECIPES["uva"], 16, 1, 2)
     for field in ("crop", "place", "flip", "jitter", "order", "jittered", "grey", "sigma"):
         assert torch.equal(getattr(a, field)[:16], getattr(b, field))
-    for other in (draw(RECIPES["uva"], 64, 2, 2), draw(RECIPES["uva"], 64, 1, 3), draw(RECIPES["uva"], 64, 1, 2, 1)):
+    for other in (
+        draw(RECIPES["uva"], 64, 2, 2),
+        draw(RECIPES["uva"], 64, 1, 3),
+        draw(RECIPES["uva"], 64, 1, 2, 1),
+    ):
         assert not (other.crop == a.crop).any()
 
 
@@ -167,23 +186,34 @@ def test_input_images_are_left_as_they_were(form):
 
 @pytest.mark.parametrize("height, width", [(32, 32), (64, 40)])
 def test_parameters_are_distributed_as_torchvisions(height, width):
-    """Kolmogorov-Smirnov on each drawn parameter; with 3,000 draws and p > 0.001 a wrong law does not pass."""
+    """Kolmogorov-Smirnov on each drawn parameter; with 3,000 draws and p > 0.001 a wrong law does
+    not pass."""
     n, recipe = 3000, RECIPES["uva"]
     ours = draw(recipe, n, seed=0, step=0)
     torch.manual_seed(0)
     crop = v2.RandomResizedCrop(96, scale=recipe.crop_scale, ratio=recipe.crop_ratio)
-    jitter, blur = v2.ColorJitter(*recipe.jitter), v2.GaussianBlur(recipe.blur_kernel, recipe.blur_sigma)
+    jitter, blur = (
+        v2.ColorJitter(*recipe.jitter),
+        v2.GaussianBlur(recipe.blur_kernel, recipe.blur_sigma),
+    )
     image = torch.zeros(3, height, width)
     crops = [crop.make_params([image]) for _ in range(n)]
     jitters = [jitter.make_params([image]) for _ in range(n)]
     boxes = ours.boxes(height, width).numpy()
-    pairs = {name: (boxes[:, k], [c[name] for c in crops]) for k, name in enumerate(("top", "left", "height", "width"))}
+    pairs = {
+        name: (boxes[:, k], [c[name] for c in crops])
+        for k, name in enumerate(("top", "left", "height", "width"))
+    }
     names = ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
-    pairs |= {name: (ours.jitter[:, k], [float(j[name]) for j in jitters]) for k, name in enumerate(names)}
+    pairs |= {
+        name: (ours.jitter[:, k], [float(j[name]) for j in jitters]) for k, name in enumerate(names)
+    }
     pairs["sigma"] = ours.sigma, [float(blur.make_params([image])["sigma"][0]) for _ in range(n)]
     for name, (mine, theirs) in pairs.items():
         assert stats.ks_2samp(np.asarray(mine), np.asarray(theirs)).pvalue > 0.001, name
-    area, ratio = ours.crop.flatten(0, 1).T.numpy()         # every attempt: the boxes alone hardly tell the ratio's law
+    area, ratio = ours.crop.flatten(
+        0, 1
+    ).T.numpy()  # every attempt: the boxes alone hardly tell the ratio's law
     low, high = np.log(recipe.crop_ratio)
     assert stats.kstest(area, stats.uniform(0.08, 0.92).cdf).pvalue > 0.001
     assert stats.kstest(np.log(ratio), stats.uniform(low, high - low).cdf).pvalue > 0.001
@@ -196,7 +226,9 @@ def test_parameters_are_distributed_as_torchvisions(height, width):
 def test_a_crop_that_never_fits_falls_back_to_the_centre_as_torchvisions_does():
     recipe = Recipe(crop_scale=(2.0, 2.0))
     theirs = v2.RandomResizedCrop(8, scale=(2.0, 2.0)).make_params([torch.zeros(3, 30, 80)])
-    assert draw(recipe, 1, 0, 0).boxes(30, 80)[0].tolist() == [theirs[k] for k in ("top", "left", "height", "width")]
+    assert draw(recipe, 1, 0, 0).boxes(30, 80)[0].tolist() == [
+        theirs[k] for k in ("top", "left", "height", "width")
+    ]
 
 
 def test_bad_input_is_named():

@@ -1,7 +1,8 @@
-"""The built site as a browser without a network shows it: every page, light and dark, on a laptop and on a phone.
+"""The built site as a browser without a network shows it: every page, light and dark, on a laptop
+and on a phone.
 
-Each page is loaded once, and put through all of it; the tests then look at what was found. Links and anchors are
-checked in test_site.py, which needs no browser.
+Each page is loaded once, and put through all of it; the tests then look at what was found. Links
+and anchors are checked in test_site.py, which needs no browser.
 """
 
 import re
@@ -12,13 +13,20 @@ from axe_playwright_python.base import AXE_SCRIPT
 from tools import chromium
 
 if not chromium.found():
-    pytest.skip("no Chromium found; what is said in the browser's name was not checked", allow_module_level=True)
+    pytest.skip(
+        "no Chromium found; what is said in the browser's name was not checked",
+        allow_module_level=True,
+    )
 
 LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-KNOWN_ERRORS = {"Identifier 'THEBE_JS_URL' has already been declared"}      # Jupyter Book writes the line twice
+KNOWN_ERRORS = {
+    "Identifier 'THEBE_JS_URL' has already been declared"
+}  # Jupyter Book writes the line twice
 # Rules that the theme itself breaks and that can't be mended from outside: none.
 KNOWN_VIOLATIONS: set[str] = set()
-WCAG = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}
+WCAG = {
+    "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+}
 BY_THEME = {"runOnly": ["color-contrast", "link-in-text-block"]}
 BY_WIDTH = {"runOnly": ["scrollable-region-focusable", "aria-hidden-focus", "target-size"]}
 
@@ -29,15 +37,18 @@ LOOK = r"""() => {
   const width = document.documentElement;
   found["scrolls sideways"] = width.scrollWidth > width.clientWidth ? [width.scrollWidth] : [];
   found["maths not typeset"] = list(".math", e => !e.querySelector("mjx-container"));
-  found["maths with an error"] = list("mjx-merror, [data-mjx-error], [data-mml-node=merror]", e => true);
+  found["maths with an error"] = list(
+    "mjx-merror, [data-mjx-error], [data-mml-node=merror]", e => true);
   found["broken image"] = list("img", e => e.complete && e.naturalWidth === 0);
-  found["code cut off"] = innerWidth < 1200 ? [] : list(".cell_input pre", e => e.scrollWidth > e.clientWidth
+  found["code cut off"] = innerWidth < 1200 ? [] : list(".cell_input pre", e =>
+    e.scrollWidth > e.clientWidth
     && Math.max(...e.textContent.split("\n").map(line => line.length)) <= 100);
   found["figure without a white card"] = list(".cell_output img", e => {
     const style = getComputedStyle(e);
     return style.filter !== "none" || style.backgroundColor !== "rgb(255, 255, 255)";
   });
-  found["interval that may break"] = list("td", e => /\d \[[-+.\d]+, [-+.\d]+\]/.test(e.textContent));
+  found["interval that may break"] = list("td", e =>
+    /\d \[[-+.\d]+, [-+.\d]+\]/.test(e.textContent));
   found["raw TeX"] = [];
   const walk = document.createTreeWalker(main, NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) {
@@ -49,10 +60,11 @@ LOOK = r"""() => {
   return found;
 }"""
 TYPESET = "async () => { if (window.MathJax) await MathJax.startup.promise; }"
-# The theme lets boxes that scroll be reached by keyboard 300 ms after a change; openings and colours fade in that time.
+# The theme lets boxes that scroll be reached by keyboard 300 ms after a change; openings and
+# colours fade in that time.
 SETTLED = "() => new Promise(done => setTimeout(done, 400))"
-# Solutions and hidden code are looked at too. Contrast takes most of the time, so it is judged on one of each kind: of
-# tokens in code, of formulas, and three rows of a table.
+# Solutions and hidden code are looked at too. Contrast takes most of the time, so it is judged on
+# one of each kind: of tokens in code, of formulas, and three rows of a table.
 PREPARED = """() => {
   document.querySelectorAll("main details").forEach(e => e.open = true);
   const seen = new Set();
@@ -69,17 +81,24 @@ AXE = "async options => (await axe.run(document, options)).violations"
 
 
 def axe(page, rules) -> list[str]:
-    """The serious and critical violations on a page, one text an element. rules: axe-core's runOnly."""
+    """The serious and critical violations on a page, one text an element. rules: axe-core's
+    runOnly."""
     asked = {"resultTypes": ["violations"], "preload": False, **rules}
-    return [f"{violation['id']}: {node['target']}: {node['html'][:150]}" for violation in page.evaluate(AXE, asked)
-            if violation["impact"] in ("serious", "critical") and violation["id"] not in KNOWN_VIOLATIONS
-            for node in violation["nodes"]]
+    return [
+        f"{violation['id']}: {node['target']}: {node['html'][:150]}"
+        for violation in page.evaluate(AXE, asked)
+        if violation["impact"] in ("serious", "critical")
+        and violation["id"] not in KNOWN_VIOLATIONS
+        for node in violation["nodes"]
+    ]
 
 
 FAULTS = """<html lang="en"><title>Faults</title><script>console.error("oh")</script>
 <main id="main-content" style="background: white">
-<div style="width: 2000px">wide</div><span class="math">x</span><mjx-merror></mjx-merror><img alt="none" src="none.png">
-<div class="cell_input" style="width: 9em"><pre style="overflow: auto">print("longer than nine ems")</pre></div>
+<div style="width: 2000px">wide</div><span class="math">x</span><mjx-merror></mjx-merror>
+<img alt="none" src="none.png">
+<div class="cell_input" style="width: 9em">
+<pre style="overflow: auto">print("longer than nine ems")</pre></div>
 <div class="cell_output"><img alt="" style="filter: brightness(0.8)" src="none.png"></div>
 <table><tr><td>51.2 [50.1, 52.3]</td></tr></table>
 <p>where $x_i$ is the view, <span style="color: #bbb">hardly seen</span></p>
@@ -104,9 +123,13 @@ def test_a_page_with_every_fault_is_found_at_fault(tmp_path):
 
 @pytest.fixture(scope="module")
 def files(site):
-    """Every page but the start, which only leads to the first one, and the 404 page, which needs its site's address."""
-    return sorted(path for path in site.rglob("*.html")
-                  if "_static" not in path.parts and path.name not in ("index.html", "404.html"))
+    """Every page but the start, which only leads to the first one, and the 404 page, which needs
+    its site's address."""
+    return sorted(
+        path
+        for path in site.rglob("*.html")
+        if "_static" not in path.parts and path.name not in ("index.html", "404.html")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +155,9 @@ def found(context, files):
         wrong.setdefault(kind, []).extend((*where, one) for one in what)
 
     said = []
-    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: said.append(message.text) if message.type == "error" else None
+    )
     page.on("pageerror", lambda error: said.append(error.message))
     for path in files:
         page.emulate_media(color_scheme="light")
@@ -162,9 +187,21 @@ def found(context, files):
     return wrong
 
 
-@pytest.mark.parametrize("kind", [
-    "scrolls sideways", "maths not typeset", "maths with an error", "raw TeX", "broken image", "code cut off",
-    "figure without a white card", "interval that may break", "console", "axe"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "scrolls sideways",
+        "maths not typeset",
+        "maths with an error",
+        "raw TeX",
+        "broken image",
+        "code cut off",
+        "figure without a white card",
+        "interval that may break",
+        "console",
+        "axe",
+    ],
+)
 def test_no_page_has(found, kind):
     assert kind in found
     assert not found[kind], "\n".join(map(str, found[kind][:20]))
@@ -188,7 +225,7 @@ def test_the_theme_can_be_switched(context, site):
     page.set_viewport_size(LAPTOP)
     page.goto((site / "intro.html").as_uri())
     seen = set()
-    for _ in range(3):                                          # auto, light, dark
+    for _ in range(3):  # auto, light, dark
         page.locator(".theme-switch-button").first.click()
         seen.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert len(seen) == 2
@@ -199,7 +236,10 @@ def test_search_finds_words_without_a_server(context, site):
     page = context.new_page()
     page.goto((site / "search.html").as_uri() + "?q=temperature")
     page.wait_for_selector("#search-results li a")
-    assert any("02_loss" in link.get_attribute("href") for link in page.locator("#search-results li a").all())
+    assert any(
+        "02_loss" in link.get_attribute("href")
+        for link in page.locator("#search-results li a").all()
+    )
     page.close()
 
 
@@ -214,10 +254,15 @@ def test_a_solution_opens_by_keyboard(context, site):
     page.close()
 
 
-def test_an_address_that_does_not_exist_shows_the_404_page_with_its_style_and_ways_back(context, site):
-    """As GitHub Pages serves it: from a folder of the host, with 404.html in the place of what is missing."""
+def test_an_address_that_does_not_exist_shows_the_404_page_with_its_style_and_ways_back(
+    context, site
+):
+    """As GitHub Pages serves it: from a folder of the host, with 404.html in the place of what is
+    missing."""
     page, missing = context.new_page(), []
-    home = re.search(r'<link rel="canonical" href="([^"]+)intro.html"', (site / "intro.html").read_text()).group(1)
+    home = re.search(
+        r'<link rel="canonical" href="([^"]+)intro.html"', (site / "intro.html").read_text()
+    ).group(1)
 
     def serve(route):
         path = site / route.request.url.removeprefix(home).split("?")[0].split("#")[0]
@@ -229,7 +274,7 @@ def test_an_address_that_does_not_exist_shows_the_404_page_with_its_style_and_wa
     page.route(f"{home}**", serve)
     page.goto(f"{home}notebooks/no_such_chapter.html")
     assert page.get_by_role("heading", name="There is no such page").is_visible()
-    assert missing == [f"{home}notebooks/no_such_chapter.html"]             # every script and style was found
+    assert missing == [f"{home}notebooks/no_such_chapter.html"]  # every script and style was found
     page.locator("a", has_text="A loss that pulls and pushes").first.click()
     assert page.url == f"{home}notebooks/02_loss.html"
     page.close()

@@ -12,13 +12,33 @@ from PIL import Image
 from lib import ROOT, records
 from lib.__main__ import main
 
-PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])        # "python" is this one
+PATH = os.pathsep.join(
+    [os.path.dirname(sys.executable), os.environ["PATH"]]
+)  # "python" is this one
 
 
 def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkeypatch):
     where = ["--data-root", str(toy_root), "--device", "cpu"]
-    assert main(["pretrain", "simclr-digits", "--data", "toy", "--epochs", "1", "--seed", "3",
-                 "--set", "batch_size=32", "--runs", str(tmp_path / "runs"), *where]) == 0
+    assert (
+        main(
+            [
+                "pretrain",
+                "simclr-digits",
+                "--data",
+                "toy",
+                "--epochs",
+                "1",
+                "--seed",
+                "3",
+                "--set",
+                "batch_size=32",
+                "--runs",
+                str(tmp_path / "runs"),
+                *where,
+            ]
+        )
+        == 0
+    )
     folder = next((tmp_path / "runs").iterdir())
     said = capsys.readouterr().out
     assert folder.name.startswith("simclr-digits-e1-s3-") and str(folder) in said
@@ -26,7 +46,9 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
     assert main(["probe", str(folder), *where]) == 0
     shown = capsys.readouterr().out
     assert "n = 60" in shown
-    assert main(["probe", str(folder), "--data-root", str(tmp_path / "gone")]) == 0     # done: no data is needed
+    assert (
+        main(["probe", str(folder), "--data-root", str(tmp_path / "gone")]) == 0
+    )  # done: no data is needed
     assert capsys.readouterr().out == shown
     monkeypatch.setattr(records.publish, "__defaults__", (tmp_path / "results",))
     monkeypatch.setattr(records.load_all, "__defaults__", (tmp_path / "results",))
@@ -38,25 +60,40 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
     assert main(["records"]) == 0 and "toy" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["pretrain", "simclr"], "unknown preset 'simclr'"),
-    (["pretrain", "simclr-digits", "--data", "nothing"], "unknown data set 'nothing'"),
-    (["pretrain", "simclr-digits", "--data", "data/mine.npz"], "a data set's name is its file's without .npz, 'mine'"),
-    (["pretrain", "simclr-digits", "--set", "epoch=1"], "unknown field 'epoch'"),
-    (["pretrain", "simclr-digits", "--set", "temperature=0"], "temperature must be"),
-    (["pretrain", "simclr-digits", "--set", "batch_size=1"], "batch_size must be at least 2"),
-    (["pretrain", "simclr-digits", "--device", "toaster"], "the device 'toaster'"),
-    (["pretrain", "simclr-digits", "--epochs", "0", "--runs", "/proc/none"], "can't write /proc/none"),
-    (["probe", "runs/none"], "can't read the record runs/none/record.json"),
-    (["publish", "README.md"], "README.md is not JSON"),
-    (["book", "--profile", "fast"], "unknown profile 'fast'"),
-    (["book", "--only", "99"], "unknown chapter '99'"),
-    (["import", "none", "--out", "none.npz"], "none is neither a folder, nor a picture, nor an .npz file"),
-    (["embed", "book", "--weights", "none", "--out", "none.npz"], "unknown weights 'none'"),
-    (["embed", "book", "--weights", "none", "--out", "none"], "--out must be FEATURES.npz, got none"),
-    (["neighbours", "none.npz", "x"], "can't read none.npz (No such file or directory)"),
-    (["export", "none", "--out", "none"], "unknown weights 'none'"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["pretrain", "simclr"], "unknown preset 'simclr'"),
+        (["pretrain", "simclr-digits", "--data", "nothing"], "unknown data set 'nothing'"),
+        (
+            ["pretrain", "simclr-digits", "--data", "data/mine.npz"],
+            "a data set's name is its file's without .npz, 'mine'",
+        ),
+        (["pretrain", "simclr-digits", "--set", "epoch=1"], "unknown field 'epoch'"),
+        (["pretrain", "simclr-digits", "--set", "temperature=0"], "temperature must be"),
+        (["pretrain", "simclr-digits", "--set", "batch_size=1"], "batch_size must be at least 2"),
+        (["pretrain", "simclr-digits", "--device", "toaster"], "the device 'toaster'"),
+        (
+            ["pretrain", "simclr-digits", "--epochs", "0", "--runs", "/proc/none"],
+            "can't write /proc/none",
+        ),
+        (["probe", "runs/none"], "can't read the record runs/none/record.json"),
+        (["publish", "README.md"], "README.md is not JSON"),
+        (["book", "--profile", "fast"], "unknown profile 'fast'"),
+        (["book", "--only", "99"], "unknown chapter '99'"),
+        (
+            ["import", "none", "--out", "none.npz"],
+            "none is neither a folder, nor a picture, nor an .npz file",
+        ),
+        (["embed", "book", "--weights", "none", "--out", "none.npz"], "unknown weights 'none'"),
+        (
+            ["embed", "book", "--weights", "none", "--out", "none"],
+            "--out must be FEATURES.npz, got none",
+        ),
+        (["neighbours", "none.npz", "x"], "can't read none.npz (No such file or directory)"),
+        (["export", "none", "--out", "none"], "unknown weights 'none'"),
+    ],
+)
 def test_bad_input_is_one_line_and_status_2(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     if "pretrain" in arguments and "--runs" not in arguments:
@@ -67,27 +104,51 @@ def test_bad_input_is_one_line_and_status_2(arguments, words, capsys, tmp_path, 
 
 
 def test_help_has_examples_that_parse():
-    shown = subprocess.run([sys.executable, "-m", "lib", "--help"], capture_output=True, text=True, cwd=ROOT)
+    shown = subprocess.run(
+        [sys.executable, "-m", "lib", "--help"], capture_output=True, text=True, cwd=ROOT
+    )
     from lib.__main__ import EXAMPLES, _parser
+
     assert shown.returncode == 0 and "examples:" in shown.stdout
     for line in EXAMPLES.splitlines()[1:]:
         _parser().parse_args(line.split("  ")[1].split()[3:])
 
 
 def test_the_reports_commands_have_counterparts_that_run(toy_root, tmp_path, capsys):
-    """Every command in the table of the page "Rerun it", made small; --with's probes on the run before it."""
-    table = (ROOT / "book" / "rerun.md").read_text().partition("own commands")[2].partition("## ")[0]
-    commands = [code.split()[3:] for code in re.findall("`([^`]+)`", table) if code.startswith("python -m lib")]
+    """Every command in the table of the page "Rerun it", made small; --with's probes on the run
+    before it."""
+    table = (
+        (ROOT / "book" / "rerun.md").read_text().partition("own commands")[2].partition("## ")[0]
+    )
+    commands = [
+        code.split()[3:]
+        for code in re.findall("`([^`]+)`", table)
+        if code.startswith("python -m lib")
+    ]
     assert [command[0] for command in commands].count("pretrain") == 5
-    small = ["--data", "toy", "--epochs", "1", "--runs", str(tmp_path), "--data-root", str(toy_root), "--device", "cpu"]
-    small += [word for value in ("encoder=slim", "batch_size=32", "size=12", "recipe=supcontrast")
-              for word in ("--set", value)]
+    small = [
+        "--data",
+        "toy",
+        "--epochs",
+        "1",
+        "--runs",
+        str(tmp_path),
+        "--data-root",
+        str(toy_root),
+        "--device",
+        "cpu",
+    ]
+    small += [
+        word
+        for value in ("encoder=slim", "batch_size=32", "size=12", "recipe=supcontrast")
+        for word in ("--set", value)
+    ]
     folder = None
     for command in commands:
         if command[0] == "pretrain":
             before = set(tmp_path.glob("*/record.json"))
             assert main([*command, *small]) == 0
-            folder, = {path.parent for path in set(tmp_path.glob("*/record.json")) - before}
+            (folder,) = {path.parent for path in set(tmp_path.glob("*/record.json")) - before}
         else:
             chosen = [str(folder) if word == "RUN" else word for word in command]
             assert main([*chosen, "--data-root", str(toy_root), "--device", "cpu"]) == 0
@@ -101,29 +162,80 @@ def test_list_of_presets(capsys):
 
 
 def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
-    """The README's path: import, pretrain on it, export, embed by the exported weights, neighbours, predict."""
+    """The README's path: import, pretrain on it, export, embed by the exported weights, neighbours,
+    predict."""
     for name, colour in (("blue", (20, 60, 210)), ("red", (200, 30, 40))):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(30):
-            Image.new("RGB", (20 + i, 24), tuple(c + i for c in colour)).save(tmp_path / "photos" / name / f"{i}.png")
+            Image.new("RGB", (20 + i, 24), tuple(c + i for c in colour)).save(
+                tmp_path / "photos" / name / f"{i}.png"
+            )
     (tmp_path / "photos" / "red" / "broken.png").touch()
     where = ["--data-root", str(tmp_path), "--device", "cpu"]
-    assert main(["import", str(tmp_path / "photos"), "--size", "16", "--out", str(tmp_path / "mine.npz")]) == 0
+    assert (
+        main(
+            [
+                "import",
+                str(tmp_path / "photos"),
+                "--size",
+                "16",
+                "--out",
+                str(tmp_path / "mine.npz"),
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
-    assert "49 train, 11 test" in said          # of 61, a fifth held out; the broken one among them
-    assert "1 broken image skipped:\nred/broken.png: 0 bytes" in said and "blue (24 + 6), red (25 + 5)" in said
-    words = next(line for line in said.splitlines() if line.startswith("a first try: python -m lib pretrain ")).split()
-    assert main([*words[6:], "--epochs", "1", "--runs", str(tmp_path / "first"), "--device", "cpu"]) == 0
-    assert "batch_size=16" in words and "simclr-cifar10-r18 on 49 images of mine" in capsys.readouterr().out
-    assert main(["pretrain", "simclr-digits", "--data", "mine", "--epochs", "1", "--set", "batch_size=16",
-                 "--set", "recipe=supcontrast", "--runs", str(tmp_path / "runs"), *where]) == 0
+    assert "49 train, 11 test" in said  # of 61, a fifth held out; the broken one among them
+    assert (
+        "1 broken image skipped:\nred/broken.png: 0 bytes" in said
+        and "blue (24 + 6), red (25 + 5)" in said
+    )
+    words = next(
+        line
+        for line in said.splitlines()
+        if line.startswith("a first try: python -m lib pretrain ")
+    ).split()
+    assert (
+        main([*words[6:], "--epochs", "1", "--runs", str(tmp_path / "first"), "--device", "cpu"])
+        == 0
+    )
+    assert (
+        "batch_size=16" in words
+        and "simclr-cifar10-r18 on 49 images of mine" in capsys.readouterr().out
+    )
+    assert (
+        main(
+            [
+                "pretrain",
+                "simclr-digits",
+                "--data",
+                "mine",
+                "--epochs",
+                "1",
+                "--set",
+                "batch_size=16",
+                "--set",
+                "recipe=supcontrast",
+                "--runs",
+                str(tmp_path / "runs"),
+                *where,
+            ]
+        )
+        == 0
+    )
     folder = next((tmp_path / "runs").iterdir())
     assert "simclr-digits on 44 images of mine (train)" in capsys.readouterr().out
     assert main(["export", str(folder), "--out", str(tmp_path / "ours"), *where]) == 0
-    assert f"record: {folder.name}" in capsys.readouterr().out and (tmp_path / "ours" / "README.md").is_file()
+    assert (
+        f"record: {folder.name}" in capsys.readouterr().out
+        and (tmp_path / "ours" / "README.md").is_file()
+    )
     features = str(tmp_path / "h.npz")
     ours = str(tmp_path / "ours")
-    assert main(["embed", str(tmp_path / "photos"), "--weights", ours, "--out", features, *where]) == 0
+    assert (
+        main(["embed", str(tmp_path / "photos"), "--weights", ours, "--out", features, *where]) == 0
+    )
     assert "h (60, 128), z (60, 128)" in capsys.readouterr().out
     assert main(["neighbours", features, "red/3.png", "--count", "2"]) == 0
     near = capsys.readouterr().out.splitlines()
@@ -132,35 +244,58 @@ def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 60 and sum(file.startswith(name) for file, name, _ in rows) > 55
     assert main(["export", str(folder), "--out", str(tmp_path / "new" / "ours.pt2"), *where]) == 0
-    assert "wants images (B, 3, 16, 16) float32 as (pixels / 255 - mean) / std, mean (0." in capsys.readouterr().out
+    assert (
+        "wants images (B, 3, 16, 16) float32 as (pixels / 255 - mean) / std, mean (0."
+        in capsys.readouterr().out
+    )
     assert main(["export", str(folder), "--out", str(tmp_path / "ours.h5"), *where]) == 2
     assert "must end in .pth, .onnx or .pt2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number, words", [(signal.SIGTERM, ""), (signal.SIGINT, "interrupted; nothing was written\n")])
+@pytest.mark.parametrize(
+    "number, words", [(signal.SIGTERM, ""), (signal.SIGINT, "interrupted; nothing was written\n")]
+)
 def test_an_import_that_is_stopped_leaves_nothing_behind(number, words, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(2000):
-            (tmp_path / "photos" / name / f"{i}.png").symlink_to(ROOT / "book" / "_static" / "overview.png")
+            (tmp_path / "photos" / name / f"{i}.png").symlink_to(
+                ROOT / "book" / "_static" / "overview.png"
+            )
     out = tmp_path / "out" / "mine.npz"
-    code = ("import signal, sys; from lib.__main__ import main; "
-            "signal.signal(signal.SIGINT, signal.default_int_handler); "          # a shell's background jobs ignore it
-            "sys.exit(main(sys.argv[1:]))")
-    process = subprocess.Popen([sys.executable, "-c", code, "import", tmp_path / "photos", "--out", out], cwd=ROOT,
-                               stderr=subprocess.PIPE, text=True)
+    code = (
+        "import signal, sys; from lib.__main__ import main; "
+        # a shell's background jobs ignore it
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "import", tmp_path / "photos", "--out", out],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     until = time.monotonic() + 60
     while not list(out.parent.glob(".import-*/train")) and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + number and said.endswith(words) and "Traceback" not in said, said
+    assert (
+        process.returncode == 128 + number and said.endswith(words) and "Traceback" not in said
+    ), said
     assert not list(out.parent.iterdir())
 
 
 def test_what_head_does_not_want_is_no_error():
-    done = subprocess.run("set -o pipefail; python -m lib records --json | head -1 | wc -l", shell=True, text=True,
-                          executable="/bin/bash", cwd=ROOT, capture_output=True, env={**os.environ, "PATH": PATH})
+    done = subprocess.run(
+        "set -o pipefail; python -m lib records --json | head -1 | wc -l",
+        shell=True,
+        text=True,
+        executable="/bin/bash",
+        cwd=ROOT,
+        capture_output=True,
+        env={**os.environ, "PATH": PATH},
+    )
     assert done.stdout.strip() == "1" and not done.stderr
 
 
@@ -169,5 +304,8 @@ def test_a_run_that_is_not_there_says_what_is(tmp_path, capsys):
     (tmp_path / "half" / "checkpoint.safetensors").touch()
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported" / "model.safetensors").touch()
-    for folder, words in (("half", "not finished: the same pretrain command goes on"), ("exported", "a run is wanted")):
+    for folder, words in (
+        ("half", "not finished: the same pretrain command goes on"),
+        ("exported", "a run is wanted"),
+    ):
         assert main(["probe", str(tmp_path / folder)]) == 2 and words in capsys.readouterr().err

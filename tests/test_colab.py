@@ -1,4 +1,5 @@
-"""A notebook opened on Colab: alone in an empty folder, the package not installed, everything else there."""
+"""A notebook opened on Colab: alone in an empty folder, the package not installed, everything else
+there."""
 
 import os
 import shutil
@@ -23,7 +24,8 @@ nbformat.write(notebook, "executed.ipynb")
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    """A virtual environment with this one's packages but not the project, and an empty folder beside it."""
+    """A virtual environment with this one's packages but not the project, and an empty folder
+    beside it."""
     home = tmp_path_factory.mktemp("colab")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home / "env"], check=True)
     python = home / "env" / "bin" / "python"
@@ -34,8 +36,13 @@ def fresh(tmp_path_factory):
             (Path(target.strip()) / entry.name).symlink_to(entry)
     (home / "folder").mkdir()
     address = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["repository"]["url"]
-    settings = {f"url.file://{ROOT}.insteadOf": address, "safe.directory": "*"}     # git clones this checkout instead
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    settings = {
+        f"url.file://{ROOT}.insteadOf": address,
+        "safe.directory": "*",
+    }  # git clones this checkout instead
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
     for place, (key, value) in enumerate(settings.items()):
         environment |= {f"GIT_CONFIG_KEY_{place}": key, f"GIT_CONFIG_VALUE_{place}": value}
     return python, home / "folder", environment | {"GIT_CONFIG_COUNT": str(len(settings))}
@@ -45,10 +52,14 @@ def test_a_notebook_alone_clones_installs_and_runs_and_touches_nothing_else(fres
     python, folder, environment = fresh
     shutil.copy(ROOT / "book" / "notebooks" / "02_loss.ipynb", folder / "chapter.ipynb")
     find = [python, "-c", "import lib; print(lib.__file__)"]
-    assert subprocess.run(find, cwd=folder, env=environment, capture_output=True).returncode    # not there yet
+    assert subprocess.run(
+        find, cwd=folder, env=environment, capture_output=True
+    ).returncode  # not there yet
     versions = [python, "-m", "pip", "list", "--format=freeze", "--exclude-editable"]
     before = subprocess.check_output(versions, cwd=folder, env=environment, text=True)
-    done = subprocess.run([python, "-c", EXECUTE], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [python, "-c", EXECUTE], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (folder / "executed.ipynb").is_file()
     assert subprocess.check_output(versions, cwd=folder, env=environment, text=True) == before

@@ -8,7 +8,9 @@ from lib.comparisons import Comparison
 
 
 def runs(*accuracies, first_seed=0):
-    return pd.DataFrame({"seed": range(first_seed, first_seed + len(accuracies)), "accuracy": accuracies})
+    return pd.DataFrame(
+        {"seed": range(first_seed, first_seed + len(accuracies)), "accuracy": accuracies}
+    )
 
 
 def test_seeds_are_paired():
@@ -26,13 +28,27 @@ def test_a_single_run_stands_beside_every_seed():
 
 def test_in_words():
     assert Comparison(0.1, 0.05, 0.15, 3).beside("x") == "10.0 [5.0, 15.0] points above x (n = 3)"
-    assert Comparison(-0.1, -0.15, 0.05, 3).beside("x") == "10.0 [-5.0, 15.0] points below x (n = 3)"
+    assert (
+        Comparison(-0.1, -0.15, 0.05, 3).beside("x") == "10.0 [-5.0, 15.0] points below x (n = 3)"
+    )
     assert Comparison(0.1, math.nan, math.nan, 1).beside("x") == "10.0 points above x (n = 1)"
 
 
 def test_a_verdict_names_each_side():
-    up, down, unclear = Comparison(0.1, 0.05, 0.15, 3), Comparison(-0.1, -0.2, -0.05, 3), Comparison(0, -0.1, 0.1, 3)
-    assert comparisons.verdict({"a": up, "b": up, "c": down}) == "better than a and b, and worse than c"
-    assert comparisons.verdict({"a": unclear, "b": down}) == "worse than b, and not told apart from a"
-    assert comparisons.verdict({"a": Comparison(0.1, math.nan, math.nan, 1)}) == "not told apart from a"
+    up, down, unclear = (
+        Comparison(0.1, 0.05, 0.15, 3),
+        Comparison(-0.1, -0.2, -0.05, 3),
+        Comparison(0, -0.1, 0.1, 3),
+    )
+    assert (
+        comparisons.verdict({"a": up, "b": up, "c": down})
+        == "better than a and b, and worse than c"
+    )
+    assert (
+        comparisons.verdict({"a": unclear, "b": down}) == "worse than b, and not told apart from a"
+    )
+    assert (
+        comparisons.verdict({"a": Comparison(0.1, math.nan, math.nan, 1)})
+        == "not told apart from a"
+    )
     assert comparisons.verdict({}) == "" and up.is_clear and down.is_clear and not unclear.is_clear

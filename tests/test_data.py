@@ -25,7 +25,9 @@ def test_digits_are_scikit_learns_enlarged_and_need_no_download():
     digits, raw = data.load("digits"), load_digits()
     assert digits.size == (32, 32) and digits.classes == tuple("0123456789")
     assert sum(digits.counts.values()) == 1797 and digits.counts["test"] == 359
-    means = {label: [] for label in range(10)}              # an enlargement keeps the mean, but for edges and rounding
+    means = {
+        label: [] for label in range(10)
+    }  # an enlargement keeps the mean, but for edges and rounding
     for split in digits.splits.values():
         for image, label in zip(split.images, split.labels):
             means[int(label)].append(float(image.float().mean()))
@@ -36,7 +38,10 @@ def test_digits_are_scikit_learns_enlarged_and_need_no_download():
 
 def test_digits_are_the_same_everywhere():
     """The pixels are exact by construction: another fingerprint means another data set."""
-    assert data.load("digits").fingerprint == "854de9cfe3acbd33969392ee89c8ce3775930e24c978dd8cab3684a79a1fe08d"
+    assert (
+        data.load("digits").fingerprint
+        == "854de9cfe3acbd33969392ee89c8ce3775930e24c978dd8cab3684a79a1fe08d"
+    )
 
 
 def test_an_npz_under_the_root_is_a_data_set_with_its_variant(toy_root, monkeypatch):
@@ -65,8 +70,12 @@ def test_a_slice_is_stratified_nested_in_train_and_keeps_test_whole(toy):
     part = toy.take(40)
     assert part.counts == {"train": 36, "val": 4, "test": 60}
     assert torch.bincount(part.train.labels).tolist() == [9] * 4
-    assert {x.numpy().tobytes() for x in part.val.images} <= {x.numpy().tobytes() for x in toy.val.images}
-    assert {x.numpy().tobytes() for x in part.train.images} <= {x.numpy().tobytes() for x in toy.train.images}
+    assert {x.numpy().tobytes() for x in part.val.images} <= {
+        x.numpy().tobytes() for x in toy.val.images
+    }
+    assert {x.numpy().tobytes() for x in part.train.images} <= {
+        x.numpy().tobytes() for x in toy.train.images
+    }
     assert toy.take(None) is toy and toy.take(200) is toy
     with pytest.raises(InputError, match="has 200 labelled training images, 201"):
         toy.take(201)
@@ -77,13 +86,21 @@ def test_a_slice_is_stratified_nested_in_train_and_keeps_test_whole(toy):
 
 
 def test_the_fingerprint_tells_every_change(toy):
-    prints = {toy.fingerprint, replace(toy, variant="x").fingerprint, replace(toy, classes=("a",) * 4).fingerprint}
+    prints = {
+        toy.fingerprint,
+        replace(toy, variant="x").fingerprint,
+        replace(toy, classes=("a",) * 4).fingerprint,
+    }
     for split in ("train", "val", "test"):
         changed = getattr(toy, split)[:]
         changed.images[0, 0, 0, 0] ^= 1
-        prints.add(replace(toy, **{split: data.Split(changed.images.clone(), changed.labels)}).fingerprint)
+        prints.add(
+            replace(toy, **{split: data.Split(changed.images.clone(), changed.labels)}).fingerprint
+        )
         changed.images[0, 0, 0, 0] ^= 1
-        prints.add(replace(toy, **{split: data.Split(changed.images, changed.labels.roll(1))}).fingerprint)
+        prints.add(
+            replace(toy, **{split: data.Split(changed.images, changed.labels.roll(1))}).fingerprint
+        )
     assert len(prints) == 9
 
 
@@ -104,21 +121,35 @@ def changed(**arrays_):
     return arrays() | arrays_
 
 
-@pytest.mark.parametrize("given, words", [
-    (changed(x_train=arrays()["x_train"].astype(np.float32)), r"x_train must be uint8 \(N, H, W, 3\), got float32"),
-    (changed(x_test=arrays()["x_test"][..., :1]), "x_test must be uint8"),
-    (changed(x_test=arrays(size=16)["x_test"]), r"x_test has images of \(16, 16, 3\)"),
-    (changed(x_test=arrays()["x_test"][:0]), "x_test must be uint8"),
-    (changed(y_train=np.arange(5)), "y_train must be 200 integers"),
-    (changed(y_train=np.full(200, "a")), "y_train must be 200 integers"),
-    (changed(y_test=np.zeros(60)), "y_test must be 60 integers, got float64"),
-    (changed(y_test=np.full(60, -1)), "y_test has the label -1, outside"),
-    (changed(classes=["a", "b"]), r"y_train has the label 2, outside 0\.\.1"),
-    (changed(classes=list("abcde")), r"every class needs two training images or more, class 4 \('e'\) has 0"),
-    (changed(classes=[["a", "b"]]), "classes must be a list of names"),
-    (changed(y_test=np.full(60, 10**9)), "the label 1000000000 means more classes"),
-    (changed(x_train=np.zeros((200, 0, 0, 3), np.uint8), x_test=np.zeros((60, 0, 0, 3), np.uint8)), "x_train must be"),
-])
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (
+            changed(x_train=arrays()["x_train"].astype(np.float32)),
+            r"x_train must be uint8 \(N, H, W, 3\), got float32",
+        ),
+        (changed(x_test=arrays()["x_test"][..., :1]), "x_test must be uint8"),
+        (changed(x_test=arrays(size=16)["x_test"]), r"x_test has images of \(16, 16, 3\)"),
+        (changed(x_test=arrays()["x_test"][:0]), "x_test must be uint8"),
+        (changed(y_train=np.arange(5)), "y_train must be 200 integers"),
+        (changed(y_train=np.full(200, "a")), "y_train must be 200 integers"),
+        (changed(y_test=np.zeros(60)), "y_test must be 60 integers, got float64"),
+        (changed(y_test=np.full(60, -1)), "y_test has the label -1, outside"),
+        (changed(classes=["a", "b"]), r"y_train has the label 2, outside 0\.\.1"),
+        (
+            changed(classes=list("abcde")),
+            r"every class needs two training images or more, class 4 \('e'\) has 0",
+        ),
+        (changed(classes=[["a", "b"]]), "classes must be a list of names"),
+        (changed(y_test=np.full(60, 10**9)), "the label 1000000000 means more classes"),
+        (
+            changed(
+                x_train=np.zeros((200, 0, 0, 3), np.uint8), x_test=np.zeros((60, 0, 0, 3), np.uint8)
+            ),
+            "x_train must be",
+        ),
+    ],
+)
 def test_wrong_arrays_are_named(given, words):
     with pytest.raises(InputError, match=words):
         data.build("toy", **given)
@@ -133,7 +164,7 @@ def test_damaged_and_foreign_files_are_named(toy_root):
     squeezed = toy_root / "squeezed.npz"
     np.savez_compressed(squeezed, **arrays())
     torn = bytearray(squeezed.read_bytes())
-    torn[len(torn) // 3:len(torn) // 2] = bytes(len(torn) // 2 - len(torn) // 3)
+    torn[len(torn) // 3 : len(torn) // 2] = bytes(len(torn) // 2 - len(torn) // 3)
     squeezed.write_bytes(torn)
     np.save(toy_root / "single", np.zeros(3))
     (toy_root / "single.npy").rename(toy_root / "single.npz")
@@ -150,14 +181,17 @@ def test_damaged_and_foreign_files_are_named(toy_root):
     with pytest.raises(InputError, match="less.npz lacks the arrays x_test, y_test, y_train"):
         data.load("less", toy_root)
     np.savez(toy_root / "objects.npz", **arrays() | {"classes": np.array([{}, 1], dtype=object)})
-    with pytest.raises(InputError, match="objects.npz is not a whole"):         # a pickle inside is never opened
+    with pytest.raises(
+        InputError, match="objects.npz is not a whole"
+    ):  # a pickle inside is never opened
         data.load("objects", toy_root)
     with pytest.raises(InputError, match="unknown data set 'nothing'.*digits"):
         data.load("nothing", toy_root)
 
 
 def test_cifar10_in_its_official_format_after_its_checksum(tmp_path, monkeypatch):
-    """A small archive in the official layout; torchvision reads the pickles only where the md5 is right."""
+    """A small archive in the official layout; torchvision reads the pickles only where the md5 is
+    right."""
     folder, random = tmp_path / "cifar-10-batches-py", np.random.default_rng(0)
     folder.mkdir()
     images = {}
@@ -165,14 +199,27 @@ def test_cifar10_in_its_official_format_after_its_checksum(tmp_path, monkeypatch
         images[name] = random.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
         content = {"data": images[name].reshape(20, -1), "labels": [i % 10 for i in range(20)]}
         (folder / name).write_bytes(pickle.dumps(content))
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    names = [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
 
     def md5(name):
         return hashlib.md5((folder / name).read_bytes()).hexdigest()
 
     kind = torchvision.datasets.CIFAR10
-    monkeypatch.setattr(kind, "train_list", [[f"data_batch_{i}", md5(f"data_batch_{i}")] for i in range(1, 6)])
+    monkeypatch.setattr(
+        kind, "train_list", [[f"data_batch_{i}", md5(f"data_batch_{i}")] for i in range(1, 6)]
+    )
     monkeypatch.setattr(kind, "test_list", [["test_batch", md5("test_batch")]])
     monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5("batches.meta")})
     cifar = data.load("cifar10", tmp_path)
@@ -187,17 +234,22 @@ def test_cifar10_in_its_official_format_after_its_checksum(tmp_path, monkeypatch
 
 @pytest.fixture
 def stl10_root(tmp_path, monkeypatch):
-    """A small STL-10: raw bytes, image by image, channel by channel, column by column; labels from 1; ten folds."""
+    """A small STL-10: raw bytes, image by image, channel by channel, column by column; labels from
+    1; ten folds."""
     folder, random = tmp_path / "stl10_binary", np.random.default_rng(0)
     folder.mkdir()
-    images = {name: random.integers(0, 256, (n, 96, 96, 3), dtype=np.uint8)
-              for name, n in (("train", 40), ("test", 10), ("unlabeled", 12))}
+    images = {
+        name: random.integers(0, 256, (n, 96, 96, 3), dtype=np.uint8)
+        for name, n in (("train", 40), ("test", 10), ("unlabeled", 12))
+    }
     for name, x in images.items():
         x.transpose(0, 3, 2, 1).tofile(folder / f"{name}_X.bin")
     for name, n in (("train", 40), ("test", 10)):
         (np.arange(n, dtype=np.uint8) % 10 + 1).tofile(folder / f"{name}_y.bin")
     (folder / "class_names.txt").write_text("\n".join(f"class {i}" for i in range(10)))
-    (folder / "fold_indices.txt").write_text("\n".join(f"{i} {i + 10} {i + 20} " for i in range(10)))
+    (folder / "fold_indices.txt").write_text(
+        "\n".join(f"{i} {i + 10} {i + 20} " for i in range(10))
+    )
 
     def listed(*files):
         return [[file, hashlib.md5((folder / file).read_bytes()).hexdigest()] for file in files]
@@ -212,13 +264,20 @@ def stl10_root(tmp_path, monkeypatch):
 def test_stl10_in_its_official_format(stl10_root):
     root, images = stl10_root
     stl = data.load("stl10", root)
-    assert stl.counts == {"train": 30, "val": 10, "test": 10, "unlabeled": 12} and stl.classes[9] == "class 9"
+    assert (
+        stl.counts == {"train": 30, "val": 10, "test": 10, "unlabeled": 12}
+        and stl.classes[9] == "class 9"
+    )
     assert torch.equal(stl.test.images, torch.from_numpy(images["test"]).permute(0, 3, 1, 2))
-    assert torch.equal(stl.unlabeled.images, torch.from_numpy(images["unlabeled"]).permute(0, 3, 1, 2))
+    assert torch.equal(
+        stl.unlabeled.images, torch.from_numpy(images["unlabeled"]).permute(0, 3, 1, 2)
+    )
     assert stl.test.labels.tolist() == list(range(10)) and len(stl.pool("unlabeled")) == 12
     assert [fold.tolist() for fold in stl.folds] == [[i, i + 10, i + 20] for i in range(10)]
     pool = stl.pool("train+val")
-    assert torch.equal(torch.from_numpy(images["train"]).permute(0, 3, 1, 2)[pool.places], pool.images)
+    assert torch.equal(
+        torch.from_numpy(images["train"]).permute(0, 3, 1, 2)[pool.places], pool.images
+    )
     theirs = torchvision.datasets.STL10(root, split="train", folds=3)
     assert np.array_equal(theirs.data, images["train"].transpose(0, 3, 1, 2)[stl.folds[3]])
 
@@ -229,22 +288,34 @@ def test_a_large_file_of_images_stays_where_it_is(stl10_root, monkeypatch):
     monkeypatch.setattr(downloads, "RESIDENT", 10 * 96 * 96 * 3)
     mapped = data.load("stl10", root)
     assert mapped.fingerprint == resident.fingerprint
-    assert torch.equal(mapped.unlabeled[torch.tensor([7, 2])].images, resident.unlabeled[torch.tensor([7, 2])].images)
+    assert torch.equal(
+        mapped.unlabeled[torch.tensor([7, 2])].images,
+        resident.unlabeled[torch.tensor([7, 2])].images,
+    )
     assert not mapped.unlabeled.images.is_contiguous() and resident.unlabeled.images.is_contiguous()
     file = root / "stl10_binary" / "unlabeled_X.bin"
     assert str(file) in Path("/proc/self/maps").read_text() or not Path("/proc/self/maps").exists()
-    mapped.unlabeled.images[0] = 0                                  # whoever writes to it writes to a copy
-    assert np.array_equal(np.fromfile(file, np.uint8), images["unlabeled"].transpose(0, 3, 2, 1).ravel())
+    mapped.unlabeled.images[0] = 0  # whoever writes to it writes to a copy
+    assert np.array_equal(
+        np.fromfile(file, np.uint8), images["unlabeled"].transpose(0, 3, 2, 1).ravel()
+    )
 
 
-@pytest.mark.parametrize("file, content, words", [
-    ("test_y.bin", b"\x01", "can't get stl10 into"),
-    ("unlabeled_X.bin", b"\x01" * 1000, "can't get stl10 into"),
-    ("fold_indices.txt", b"0 1 2\n" * 9, "fold_indices.txt must hold ten lines of different places below 40"),
-    ("fold_indices.txt", b"0 1 1\n" * 10, "must hold ten lines of different places"),
-    ("fold_indices.txt", b"0 1 40\n" * 10, "must hold ten lines of different places"),
-    ("fold_indices.txt", b"<html>\n" * 10, "can't be read as folds"),
-])
+@pytest.mark.parametrize(
+    "file, content, words",
+    [
+        ("test_y.bin", b"\x01", "can't get stl10 into"),
+        ("unlabeled_X.bin", b"\x01" * 1000, "can't get stl10 into"),
+        (
+            "fold_indices.txt",
+            b"0 1 2\n" * 9,
+            "fold_indices.txt must hold ten lines of different places below 40",
+        ),
+        ("fold_indices.txt", b"0 1 1\n" * 10, "must hold ten lines of different places"),
+        ("fold_indices.txt", b"0 1 40\n" * 10, "must hold ten lines of different places"),
+        ("fold_indices.txt", b"<html>\n" * 10, "can't be read as folds"),
+    ],
+)
 def test_a_partial_or_wrong_stl10_is_refused(stl10_root, file, content, words):
     root, _ = stl10_root
     (root / "stl10_binary" / file).write_bytes(content)
@@ -281,27 +352,38 @@ def test_imagenette96_is_made_from_the_official_archive(imagenette_root):
     from PIL import Image
 
     made = data.load("imagenette96", imagenette_root)
-    assert made.size == (96, 96) and made.classes[:2] == ("tench", "English springer") and "Lanczos" in made.variant
+    assert (
+        made.size == (96, 96)
+        and made.classes[:2] == ("tench", "English springer")
+        and "Lanczos" in made.variant
+    )
     assert made.counts == {"train": 20, "val": 10, "test": 20}
 
     def shrink(image):
         long = int(96 * max(image.size) / min(image.size))
         width, height = (96, long) if image.width < image.height else (long, 96)
         left, top = round((width - 96) / 2), round((height - 96) / 2)
-        return image.resize((width, height), Image.Resampling.LANCZOS).crop((left, top, left + 96, top + 96))
+        return image.resize((width, height), Image.Resampling.LANCZOS).crop(
+            (left, top, left + 96, top + 96)
+        )
 
     files = sorted((imagenette_root / "imagenette2-320" / "val").rglob("*.JPEG"))
     for path, image, label in zip(files, made.test.images, made.test.labels):
         theirs = np.asarray(shrink(Image.open(path).convert("RGB")))
-        assert np.array_equal(image.permute(1, 2, 0).numpy(), theirs) and int(label) == files.index(path) // 2
-    (imagenette_root / "imagenette2-320" / "val").rename(imagenette_root / "gone")      # made once, then kept
+        assert (
+            np.array_equal(image.permute(1, 2, 0).numpy(), theirs)
+            and int(label) == files.index(path) // 2
+        )
+    (imagenette_root / "imagenette2-320" / "val").rename(
+        imagenette_root / "gone"
+    )  # made once, then kept
     assert data.load("imagenette96", imagenette_root).fingerprint == made.fingerprint
 
 
 def test_a_partial_or_damaged_imagenette_is_refused(imagenette_root):
     archive, folder = imagenette_root / "imagenette2-320.tgz", imagenette_root / "imagenette2-320"
     whole = archive.read_bytes()
-    archive.write_bytes(whole[:-100])                                       # a download that was cut
+    archive.write_bytes(whole[:-100])  # a download that was cut
     with pytest.raises(InputError, match="can't get imagenette96 into .*delete what is partial"):
         data.load("imagenette96", imagenette_root)
     assert not folder.exists()
@@ -313,7 +395,7 @@ def test_a_partial_or_damaged_imagenette_is_refused(imagenette_root):
     image.write_bytes(content[:200])
     with pytest.raises(InputError, match=f"{image.name} is not a whole image"):
         data.load("imagenette96", imagenette_root)
-    image.unlink()                                                          # an unpacking that was cut
+    image.unlink()  # an unpacking that was cut
     with pytest.raises(InputError, match="holds 29 of 30 images for train.*delete the folder"):
         data.load("imagenette96", imagenette_root)
     assert not list(imagenette_root.glob("*.npz"))
@@ -347,7 +429,11 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["../outside.txt", "/tmp/outside-of-everything.txt", "link"])
 def test_an_archive_cannot_write_outside_of_its_folder(imagenette_root, name, monkeypatch):
     """In the official archive's place, its checksum right."""
-    path, kind, folder = imagenette_root / "imagenette2-320.tgz", torchvision.datasets.Imagenette, imagenette_root / "d"
+    path, kind, folder = (
+        imagenette_root / "imagenette2-320.tgz",
+        torchvision.datasets.Imagenette,
+        imagenette_root / "d",
+    )
     folder.mkdir()
     with tarfile.open(path, "w:gz") as file:
         if name == "link":
@@ -360,27 +446,39 @@ def test_an_archive_cannot_write_outside_of_its_folder(imagenette_root, name, mo
         file.addfile(member, io.BytesIO(b"evil"))
     path.rename(folder / path.name)
     md5 = hashlib.md5((folder / path.name).read_bytes()).hexdigest()
-    monkeypatch.setattr(kind, "_ARCHIVES", {"320px": ("http://127.0.0.1:9/imagenette2-320.tgz", md5)})
+    monkeypatch.setattr(
+        kind, "_ARCHIVES", {"320px": ("http://127.0.0.1:9/imagenette2-320.tgz", md5)}
+    )
     with pytest.raises(InputError, match="can't get imagenette96 into .*delete what is partial"):
         data.load("imagenette96", folder)
-    assert not list(imagenette_root.glob("outside*")) and not Path("/tmp/outside-of-everything.txt").exists()
-    assert getattr(tarfile.TarFile, "extraction_filter", None) is None             # as it was
+    assert (
+        not list(imagenette_root.glob("outside*"))
+        and not Path("/tmp/outside-of-everything.txt").exists()
+    )
+    assert getattr(tarfile.TarFile, "extraction_filter", None) is None  # as it was
 
 
 def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
     """It takes the connection and never answers; the next try, with the file there, is content."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(downloads, "TIMEOUT", 0.3)
-        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"http://127.0.0.1:{server.getsockname()[1]}/none")
+        monkeypatch.setattr(
+            torchvision.datasets.CIFAR10, "url", f"http://127.0.0.1:{server.getsockname()[1]}/none"
+        )
         started = time.monotonic()
-        with pytest.raises(InputError, match="can't get cifar10 into .*timed out.*check the network"):
+        with pytest.raises(
+            InputError, match="can't get cifar10 into .*timed out.*check the network"
+        ):
             data.load("cifar10", tmp_path)
     assert time.monotonic() - started < 10 and socket.getdefaulttimeout() is None
 
 
 def test_a_download_that_breaks_off_is_refused_and_made_anew(imagenette_root, monkeypatch):
     """A server that closes after half of the archive, then one that gives it whole."""
-    whole, kind = (imagenette_root / "imagenette2-320.tgz").read_bytes(), torchvision.datasets.Imagenette
+    whole, kind = (
+        (imagenette_root / "imagenette2-320.tgz").read_bytes(),
+        torchvision.datasets.Imagenette,
+    )
     (imagenette_root / "imagenette2-320.tgz").unlink()
     served = {"share": 0.5}
 
@@ -393,7 +491,7 @@ def test_a_download_that_breaks_off_is_refused_and_made_anew(imagenette_root, mo
             self.send_response(200)
             self.send_header("Content-Length", str(len(whole)))
             self.end_headers()
-            self.wfile.write(whole[:int(served["share"] * len(whole))])
+            self.wfile.write(whole[: int(served["share"] * len(whole))])
 
         def log_message(self, *_):
             pass

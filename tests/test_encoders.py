@@ -7,7 +7,9 @@ from lib import InputError
 from lib.encoders import Model
 
 
-@pytest.mark.parametrize("encoder, width", [("resnet18", 512), ("resnet50", 2048), ("slim", 128), ("resnet9", 128)])
+@pytest.mark.parametrize(
+    "encoder, width", [("resnet18", 512), ("resnet50", 2048), ("slim", 128), ("resnet9", 128)]
+)
 @pytest.mark.parametrize("stem, size", [("cifar", 32), ("imagenet", 96)])
 def test_shapes(encoder, width, stem, size):
     h, z = Model(encoder, stem, "mlp", 64).eval()(torch.randn(2, 3, size, size))
@@ -17,7 +19,9 @@ def test_shapes(encoder, width, stem, size):
 def test_resnets_with_the_imagenet_stem_are_torchvisions_own():
     theirs = torchvision.models.resnet18(weights=None).eval()
     ours = Model("resnet18", "imagenet", "none").eval()
-    ours.encoder.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    ours.encoder.load_state_dict(
+        {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
+    )
     theirs.fc = torch.nn.Identity()
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(ours(x)[0], theirs(x))
@@ -29,22 +33,36 @@ def test_the_cifar_stem_keeps_the_resolution():
 
 
 def test_parameter_counts_are_the_published_ones():
-    """SupContrast's ResNet-18 and ResNet-50 for CIFAR have 11.17 M and 23.50 M parameters without a classifier."""
-    count = {name: sum(p.numel() for p in Model(name, "cifar", "none").parameters())
-             for name in ("resnet18", "resnet50", "slim")}
+    """SupContrast's ResNet-18 and ResNet-50 for CIFAR have 11.17 M and 23.50 M parameters without a
+    classifier."""
+    count = {
+        name: sum(p.numel() for p in Model(name, "cifar", "none").parameters())
+        for name in ("resnet18", "resnet50", "slim")
+    }
     assert count["resnet18"] == 11_168_832 and count["resnet50"] == 23_500_352
     assert count["slim"] == pytest.approx(0.31e6, rel=0.02)
 
 
 def test_the_narrow_resnet9_is_as_described():
-    """Channels, strides and order, written out; 0.46 M parameters, 19 M multiplications a view of 32 x 32 pixels."""
+    """Channels, strides and order, written out; 0.46 M parameters, 19 M multiplications a view of
+    32 x 32 pixels."""
     net = Model("resnet9", "cifar", "none").train()
     assert sum(p.numel() for p in net.parameters()) == 463_552
-    convolutions = [(m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0], m.bias) for m in net.modules()
-                    if isinstance(m, torch.nn.Conv2d)]
-    assert convolutions == [(3, 32, 4, 2, None), (32, 64, 3, 1, None), (64, 64, 3, 1, None), (64, 64, 3, 1, None),
-                            (64, 128, 3, 1, None), (128, 128, 3, 1, None), (128, 128, 3, 1, None)]
-    assert 18.5e6 < net.flops(32) / 6 < 19.5e6              # forward and twice as much backward, two for each
+    convolutions = [
+        (m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0], m.bias)
+        for m in net.modules()
+        if isinstance(m, torch.nn.Conv2d)
+    ]
+    assert convolutions == [
+        (3, 32, 4, 2, None),
+        (32, 64, 3, 1, None),
+        (64, 64, 3, 1, None),
+        (64, 64, 3, 1, None),
+        (64, 128, 3, 1, None),
+        (128, 128, 3, 1, None),
+        (128, 128, 3, 1, None),
+    ]
+    assert 18.5e6 < net.flops(32) / 6 < 19.5e6  # forward and twice as much backward, two for each
     weights = iter(m.weight for m in net.modules() if isinstance(m, torch.nn.Conv2d))
 
     def layer(x, stride=1, pool=False):
@@ -56,7 +74,9 @@ def test_the_narrow_resnet9_is_as_described():
         return x + layer(layer(x))
 
     x = torch.randn(4, 3, 32, 32)
-    by_hand = residual(layer(residual(layer(layer(x, stride=2), pool=True)), pool=True)).mean((2, 3))
+    by_hand = residual(layer(residual(layer(layer(x, stride=2), pool=True)), pool=True)).mean(
+        (2, 3)
+    )
     torch.testing.assert_close(net(x)[0], by_hand, rtol=1e-4, atol=1e-5)
 
 
@@ -81,10 +101,16 @@ def test_pixels_are_the_image_itself():
     assert torch.equal(Model("pixels", head="none")(x)[0], x.flatten(1))
 
 
-@pytest.mark.parametrize("given, words", [({"encoder": "resnet19"}, "unknown encoder 'resnet19'"),
-                                          ({"stem": "x"}, "unknown stem 'x'"), ({"head": "x"}, "unknown head 'x'"),
-                                          ({"encoder": "pixels"}, "'pixels' has no trainable"),
-                                          ({"encoder": "kmeans32"}, "'kmeans32' has no trainable")])
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"encoder": "resnet19"}, "unknown encoder 'resnet19'"),
+        ({"stem": "x"}, "unknown stem 'x'"),
+        ({"head": "x"}, "unknown head 'x'"),
+        ({"encoder": "pixels"}, "'pixels' has no trainable"),
+        ({"encoder": "kmeans32"}, "'kmeans32' has no trainable"),
+    ],
+)
 def test_unknown_names(given, words):
     with pytest.raises(InputError, match=words):
         Model(**given)

@@ -13,8 +13,10 @@ from lib.estimator import EncoderClassifier
 from lib.weights import Weights
 from tests.conftest import arrays
 
-NOT_APPLICABLE = {"check_transformer_preserve_dtypes": "h is float32, whatever comes in: encoders compute in it",
-                  "check_array_api_input": "skipped by scikit-learn itself where SCIPY_ARRAY_API is not set"}
+NOT_APPLICABLE = {
+    "check_transformer_preserve_dtypes": "h is float32, whatever comes in: encoders compute in it",
+    "check_array_api_input": "skipped by scikit-learn itself where SCIPY_ARRAY_API is not set",
+}
 
 
 @pytest.fixture
@@ -39,7 +41,9 @@ def test_images_go_through_the_encoder_and_the_probe(weights):
     assert np.array_equal(classifier.transform(given["x_test"]), h.numpy())
     shares = classifier.predict_proba(given["x_test"])
     assert shares.shape == (60, 4) and shares.sum(1) == pytest.approx(1)
-    with pytest.raises(InputError, match=r"images must be \(N, H, W, 3\) uint8, got \(60, 16, 16\)"):
+    with pytest.raises(
+        InputError, match=r"images must be \(N, H, W, 3\) uint8, got \(60, 16, 16\)"
+    ):
         classifier.transform(given["x_test"][..., 0])
     with pytest.raises(InputError, match=r"are needed, y has 1 class\(es\) in 120 row"):
         classifier.fit(given["x_train"], ["a"] * 120)
@@ -59,8 +63,14 @@ def found():
     labels = np.array([0, 1] * 10 + [-1])
     h = random.normal(0, 0.1, (21, 4)).astype(np.float32)
     h[np.arange(21), labels] += 1
-    return {"h": h, "z": h[:, :2], "files": np.array([f"{i}.png" for i in range(21)]), "labels": labels,
-            "classes": np.array(["a", "b"]), "encoder": np.array("one")}
+    return {
+        "h": h,
+        "z": h[:, :2],
+        "files": np.array([f"{i}.png" for i in range(21)]),
+        "labels": labels,
+        "classes": np.array(["a", "b"]),
+        "encoder": np.array("one"),
+    }
 
 
 def test_neighbours_are_the_highest_cosines(found):
@@ -79,19 +89,27 @@ def test_neighbours_are_the_highest_cosines(found):
 
 def test_predictions_are_by_those_that_have_a_class(found):
     rows = estimator.predict(found, found)
-    assert [name for _, name, _ in rows[:20]] == ["a", "b"] * 10 and all(0.5 < share <= 1 for _, _, share in rows[:20])
+    assert [name for _, name, _ in rows[:20]] == ["a", "b"] * 10 and all(
+        0.5 < share <= 1 for _, _, share in rows[:20]
+    )
     with pytest.raises(InputError, match="no probe fits these features: two classes"):
         estimator.predict(found | {"labels": np.zeros(21, int)}, found)
-    with pytest.raises(InputError, match="are of the encoder one, the others of two: embed both by the same"):
+    with pytest.raises(
+        InputError, match="are of the encoder one, the others of two: embed both by the same"
+    ):
         estimator.predict(found, found | {"encoder": np.array("two")})
-    with pytest.raises(InputError, match="no picture to learn from has a class: embed a folder with one for each"):
+    with pytest.raises(
+        InputError, match="no picture to learn from has a class: embed a folder with one for each"
+    ):
         estimator.predict(found | {"labels": np.full(21, -1)}, found)
     one_each = np.array([0, 1, *[-1] * 19])
     with pytest.raises(InputError, match=r"y has 2 class\(es\) in 2 row"):
         estimator.predict(found | {"labels": one_each}, found)
     with pytest.raises(InputError, match="no probe fits these features: linalg.eigh"):
         estimator.predict(found | {"h": found["h"] * np.float32(1e38)}, found)
-    with pytest.raises(InputError, match="no probe fits these features: X has 3 features.*expecting 4"):
+    with pytest.raises(
+        InputError, match="no probe fits these features: X has 3 features.*expecting 4"
+    ):
         estimator.predict(found, found | {"h": found["h"][:, :3]})
 
 
@@ -100,9 +118,15 @@ def test_features_are_written_read_and_refused_where_they_are_none(found, tmp_pa
     estimator.write(path, found)
     again = estimator.read(path)
     assert all(np.array_equal(again[name], found[name]) for name in estimator.ARRAYS)
-    for change in ({"h": found["h"][:5]}, {"h": found["h"].astype(np.float64)}, {"labels": found["labels"] + 1.0},
-                   {"labels": found["labels"] + 9}, {"h": np.zeros((0, 4), np.float32)}, {"h": found["h"] * np.nan},
-                   {"encoder": np.array(["one", "two"])}):
+    for change in (
+        {"h": found["h"][:5]},
+        {"h": found["h"].astype(np.float64)},
+        {"labels": found["labels"] + 1.0},
+        {"labels": found["labels"] + 9},
+        {"h": np.zeros((0, 4), np.float32)},
+        {"h": found["h"] * np.nan},
+        {"encoder": np.array(["one", "two"])},
+    ):
         estimator.write(path, found | change)
         with pytest.raises(InputError, match="holds no features; make them by"):
             estimator.read(path)
@@ -117,11 +141,19 @@ def test_a_folder_of_broken_images_has_no_features(weights, tmp_path):
         estimator.embed(tmp_path, weights)
 
 
-@pytest.mark.parametrize("wrong", [torch.zeros(7, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, 4, 8, 8).byte(),
-                                   torch.zeros(3, 8, 8).byte(), torch.zeros(2, 3, 8, 8),
-                                   np.zeros((2, 3, 8, 8), np.uint8)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(7, 32, 32, 3, dtype=torch.uint8),
+        torch.zeros(2, 4, 8, 8).byte(),
+        torch.zeros(3, 8, 8).byte(),
+        torch.zeros(2, 3, 8, 8),
+        np.zeros((2, 3, 8, 8), np.uint8),
+    ],
+)
 def test_images_of_another_shape_or_kind_are_refused(weights, wrong):
-    """Compiled code does not look where it writes; a cast of pixels in [0, 1] would make them black."""
+    """Compiled code does not look where it writes; a cast of pixels in [0, 1] would make them
+    black."""
     with pytest.raises(InputError, match=r"images must be a tensor \(N, 3, H, W\) uint8, got"):
         weights.features(wrong)
     with pytest.raises(InputError, match=r"images must be \(N, H, W, 3\) uint8, got float"):

@@ -1,4 +1,5 @@
-"""Checkpoints in other projects' exact formats, their networks written here anew, against what we make of them."""
+"""Checkpoints in other projects' exact formats, their networks written here anew, against what we
+make of them."""
 
 import argparse
 import os
@@ -21,15 +22,20 @@ class SupContrastBlock(nn.Module):
     def __init__(self, inside, width, stride, bottleneck):
         super().__init__()
         out = width * (4 if bottleneck else 1)
-        sizes = [(inside, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1)] if bottleneck else [
-            (inside, width, 3, stride), (width, out, 3, 1)]
+        sizes = (
+            [(inside, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1)]
+            if bottleneck
+            else [(inside, width, 3, stride), (width, out, 3, 1)]
+        )
         self.depth = len(sizes)
         for i, (a, b, side, step) in enumerate(sizes, 1):
             setattr(self, f"conv{i}", nn.Conv2d(a, b, side, step, side // 2, bias=False))
             setattr(self, f"bn{i}", nn.BatchNorm2d(b))
         self.shortcut = nn.Sequential()
         if stride != 1 or inside != out:
-            self.shortcut = nn.Sequential(nn.Conv2d(inside, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inside, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
 
     def forward(self, x):
         out = x
@@ -46,7 +52,9 @@ class SupContrastResNet(nn.Module):
         for i, depth in enumerate(depths):
             blocks = []
             for j in range(depth):
-                blocks.append(SupContrastBlock(inside, 64 * 2**i, 2 if i and not j else 1, bottleneck))
+                blocks.append(
+                    SupContrastBlock(inside, 64 * 2**i, 2 if i and not j else 1, bottleneck)
+                )
                 inside = 64 * 2**i * (4 if bottleneck else 1)
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         self.width = inside
@@ -65,7 +73,9 @@ class SupCon(nn.Module):
         super().__init__()
         self.encoder = SupContrastResNet(depths, bottleneck)
         width = self.encoder.width
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, 128))
+        self.head = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, 128)
+        )
         if parallel:
             self.encoder = nn.DataParallel(self.encoder)
 
@@ -74,7 +84,9 @@ class UvA(nn.Module):
     def __init__(self, inner=512):
         super().__init__()
         self.convnet = torchvision.models.resnet18(weights=None, num_classes=inner)
-        self.convnet.fc = nn.Sequential(self.convnet.fc, nn.ReLU(inplace=True), nn.Linear(inner, 128))
+        self.convnet.fc = nn.Sequential(
+            self.convnet.fc, nn.ReLU(inplace=True), nn.Linear(inner, 128)
+        )
 
 
 def lived_in(net, seed=0):
@@ -95,18 +107,42 @@ def images(size):
 
 def supcontrast_file(path, net, dataset="cifar10"):
     """util.py's save_model."""
-    options = argparse.Namespace(dataset=dataset, batch_size=1024, learning_rate=0.5, temp=0.1, cosine=True,
-                                 lr_decay_epochs=[700, 800, 900], warmup_to=0.49988, model="resnet50", method="SupCon")
+    options = argparse.Namespace(
+        dataset=dataset,
+        batch_size=1024,
+        learning_rate=0.5,
+        temp=0.1,
+        cosine=True,
+        lr_decay_epochs=[700, 800, 900],
+        warmup_to=0.49988,
+        model="resnet50",
+        method="SupCon",
+    )
     optimiser = torch.optim.SGD(net.parameters(), 0.5, momentum=0.9)
     sum(p.sum() for p in net.parameters()).backward()
     optimiser.step()
-    torch.save({"opt": options, "model": net.state_dict(), "optimizer": optimiser.state_dict(), "epoch": 100}, path)
+    torch.save(
+        {
+            "opt": options,
+            "model": net.state_dict(),
+            "optimizer": optimiser.state_dict(),
+            "epoch": 100,
+        },
+        path,
+    )
 
 
-@pytest.mark.parametrize("depths, bottleneck, parallel, name", [
-    ((2, 2, 2, 2), False, True, "resnet18"), ((3, 4, 6, 3), False, False, "resnet34"),
-    ((3, 4, 6, 3), True, True, "resnet50")])
-def test_supcontrasts_checkpoint_gives_the_same_outputs(tmp_path, depths, bottleneck, parallel, name):
+@pytest.mark.parametrize(
+    "depths, bottleneck, parallel, name",
+    [
+        ((2, 2, 2, 2), False, True, "resnet18"),
+        ((3, 4, 6, 3), False, False, "resnet34"),
+        ((3, 4, 6, 3), True, True, "resnet50"),
+    ],
+)
+def test_supcontrasts_checkpoint_gives_the_same_outputs(
+    tmp_path, depths, bottleneck, parallel, name
+):
     net = lived_in(SupCon(depths, bottleneck, parallel))
     supcontrast_file(tmp_path / "last.pth", net)
     found = foreign.read(tmp_path / "last.pth")
@@ -117,14 +153,26 @@ def test_supcontrasts_checkpoint_gives_the_same_outputs(tmp_path, depths, bottle
         torch.testing.assert_close(h, theirs, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(z, net.head(theirs), rtol=1e-6, atol=1e-6)
     assert (found.encoder, found.stem, found.source) == (name, "cifar", "supcontrast")
-    assert (found.missing, found.left_over) == ((), ()) and len(found.matched) == len(net.state_dict())
-    assert foreign.SOURCES[found.source].size == 32 and foreign.SOURCES[found.source].mean == (0.4914, 0.4822, 0.4465)
-    assert foreign.argparse.Namespace not in torch.serialization.get_safe_globals()     # allowed while reading only
+    assert (found.missing, found.left_over) == ((), ()) and len(found.matched) == len(
+        net.state_dict()
+    )
+    assert foreign.SOURCES[found.source].size == 32 and foreign.SOURCES[found.source].mean == (
+        0.4914,
+        0.4822,
+        0.4465,
+    )
+    assert (
+        foreign.argparse.Namespace not in torch.serialization.get_safe_globals()
+    )  # allowed while reading only
 
 
 def test_supcontrasts_cifar100_has_its_own_normalisation(tmp_path):
     supcontrast_file(tmp_path / "last.pth", SupCon(), "cifar100")
-    assert foreign.SOURCES[foreign.read(tmp_path / "last.pth").source].mean == (0.5071, 0.4867, 0.4408)
+    assert foreign.SOURCES[foreign.read(tmp_path / "last.pth").source].mean == (
+        0.5071,
+        0.4867,
+        0.4408,
+    )
 
 
 @pytest.mark.parametrize("inner", [512, 128])
@@ -142,11 +190,20 @@ def test_uvas_lightning_checkpoint_gives_the_same_outputs(tmp_path, inner):
             return torch.optim.AdamW(self.parameters(), 5e-4)
 
     net = SimCLR(128, 5e-4, 0.07, 1e-4).eval()
-    trainer = lightning.Trainer(max_epochs=0, logger=False, accelerator="cpu", default_root_dir=tmp_path,
-                                enable_progress_bar=False, enable_model_summary=False)
+    trainer = lightning.Trainer(
+        max_epochs=0,
+        logger=False,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.strategy.connect(net)
     trainer.save_checkpoint(tmp_path / "SimCLR.ckpt")
-    found, x = foreign.read(tmp_path / "SimCLR.ckpt", encoder="resnet18", stem="imagenet"), images(96)
+    found, x = (
+        foreign.read(tmp_path / "SimCLR.ckpt", encoder="resnet18", stem="imagenet"),
+        images(96),
+    )
     with torch.no_grad():
         h, z = found.model(x)
         torch.testing.assert_close(z, net.convnet(x), rtol=1e-6, atol=1e-6)
@@ -163,8 +220,13 @@ def test_a_lightning_checkpoint_of_old_that_names_its_callbacks_classes(tmp_path
     before = sys.modules.get(module.__name__)
     sys.modules[module.__name__] = module
     try:
-        torch.save({"state_dict": UvA().state_dict(), "callbacks": {module.ModelCheckpoint: {"best": 1.0}}},
-                   tmp_path / "old.ckpt")
+        torch.save(
+            {
+                "state_dict": UvA().state_dict(),
+                "callbacks": {module.ModelCheckpoint: {"best": 1.0}},
+            },
+            tmp_path / "old.ckpt",
+        )
     finally:
         sys.modules.pop(module.__name__)
         if before:
@@ -187,11 +249,13 @@ def test_torchvisions_state_dict_gives_the_same_outputs(tmp_path, kind, suffix):
 
 def test_timms_own_resnet(tmp_path):
     import timm
+
     net, x = lived_in(timm.create_model("resnet18", num_classes=5)), images(64)
     save_file(net.state_dict(), tmp_path / "model.safetensors")
     with torch.no_grad():
-        torch.testing.assert_close(foreign.read(tmp_path / "model.safetensors").model(x)[1], net(x), rtol=1e-5,
-                                   atol=1e-6)
+        torch.testing.assert_close(
+            foreign.read(tmp_path / "model.safetensors").model(x)[1], net(x), rtol=1e-5, atol=1e-6
+        )
     torch.save({"state_dict": timm.create_model("resnet26d").state_dict()}, tmp_path / "deep.pth")
     with pytest.raises(InputError, match="another architecture|no ResNet"):
         foreign.read(tmp_path / "deep.pth")
@@ -200,8 +264,13 @@ def test_timms_own_resnet(tmp_path):
 def test_what_has_no_place_is_left_over_and_said(tmp_path):
     state = torchvision.models.resnet18(weights=None).state_dict()
     state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    torch.save(state | {"queue": torch.zeros(2), "head.1.running_mean": torch.zeros(2)}, tmp_path / "odd.pth")
+    state = {
+        name: value for name, value in state.items() if not name.endswith("num_batches_tracked")
+    }
+    torch.save(
+        state | {"queue": torch.zeros(2), "head.1.running_mean": torch.zeros(2)},
+        tmp_path / "odd.pth",
+    )
     found = foreign.read(tmp_path / "odd.pth")
     assert found.left_over == ("queue", "head.1.running_mean") and len(found.missing) == 20
     assert isinstance(found.model.head, nn.Identity)
@@ -228,7 +297,9 @@ def test_what_is_wrong_is_one_line(tmp_path):
     assert "classes is 10 there, 100 was asked for" in said(state, classes=100)
     assert "encoder is resnet18 there, resnet50 was asked for" in said(state, encoder="resnet50")
     assert "stem is imagenet there, cifar was asked for" in said(state, stem="cifar")
-    assert "bottleneck blocks 3-4-23-3" in said(torchvision.models.resnet101(weights=None).state_dict())
+    assert "bottleneck blocks 3-4-23-3" in said(
+        torchvision.models.resnet101(weights=None).state_dict()
+    )
     wide = torchvision.models.wide_resnet50_2(weights=None).state_dict()
     assert "layer1.0.conv1.weight is (128, 64, 1, 1) torch.float32 there" in said(wide)
     assert "holds no ResNet" in said(nn.Linear(2, 2).state_dict())
@@ -236,7 +307,8 @@ def test_what_is_wrong_is_one_line(tmp_path):
     assert "but a Tensor alone" in said(torch.zeros(3))
     assert "holds torch.nn.modules.linear.Linear, which is not loaded" in said(nn.Linear(2, 2))
     assert "lacks 1 of 122 tensors, one of them encoder.bn1.bias" in said(
-        {name: value for name, value in state.items() if name != "bn1.bias"})
+        {name: value for name, value in state.items() if name != "bn1.bias"}
+    )
     assert "bn1.bias is not finite" in said(state | {"bn1.bias": torch.full((64,), torch.nan)})
     assert "a first kernel of ()" in said(state | {"conv1.weight": torch.zeros(())})
     with pytest.raises(InputError, match="none.pth can't be read as weights: .*No such file"):
@@ -280,6 +352,7 @@ def test_ours_by_torch_export_gives_the_same_outputs_for_any_batch(tmp_path):
 
 def test_ours_as_onnx_gives_the_same_outputs_for_any_batch(tmp_path):
     import onnxruntime as runtime
+
     model = lived_in(Model("slim", "cifar", "mlp", 16))
     foreign.write(model, 32, tmp_path / "ours.onnx")
     session = runtime.InferenceSession(tmp_path / "ours.onnx")
@@ -293,7 +366,9 @@ def test_ours_as_onnx_gives_the_same_outputs_for_any_batch(tmp_path):
 def test_a_missing_package_is_named_with_what_brings_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setitem(sys.modules, "onnx", type(sys)("onnx"))
-    with pytest.raises(InputError, match=r"needs the package onnxscript.*pip install -e '\.\[onnx\]'"):
+    with pytest.raises(
+        InputError, match=r"needs the package onnxscript.*pip install -e '\.\[onnx\]'"
+    ):
         foreign.write(Model("slim"), 32, tmp_path / "ours.onnx")
     with pytest.raises(InputError, match="ours.h5 must end in .pth, .onnx or .pt2"):
         foreign.write(Model("slim"), 32, tmp_path / "ours.h5")

@@ -29,7 +29,7 @@ def clusters(n, d=8):
     return 4 * torch.eye(d, dtype=torch.float64)[labels] + 0.5 * embeddings(n, d), labels
 
 
-LABELS = [2, 0, 1, 2, 2, 0, 1, 2, 0, 2, 2]      # classes of three sizes
+LABELS = [2, 0, 1, 2, 2, 0, 1, 2, 0, 2, 2]  # classes of three sizes
 
 
 @pytest.mark.parametrize("n, d, t", [(2, 3, 2), (7, 1, 0.5), (9, 5, 4)])
@@ -51,23 +51,29 @@ def test_uniformity_is_the_same_in_chunks(n, chunk, monkeypatch):
 def test_uniformity_makes_no_square_matrix(monkeypatch):
     z, shapes = embeddings(1001, 4), []
     fill = torch.Tensor.masked_fill_
-    monkeypatch.setattr(torch.Tensor, "masked_fill_", lambda x, *rest: shapes.append(x.shape) or fill(x, *rest))
+    monkeypatch.setattr(
+        torch.Tensor, "masked_fill_", lambda x, *rest: shapes.append(x.shape) or fill(x, *rest)
+    )
     want = math.log(np.exp(-2 * pdist(reference.unit(z), "sqeuclidean")).mean())
     assert geometry.uniformity(z) == pytest.approx(want, abs=1e-12)
     assert shapes == [(256, 1001), (256, 745), (256, 489), (233, 233)]
 
 
-@pytest.mark.parametrize("t", [0.1, 2.0, 1e5])      # exp(-1e5) is 0 in every precision
+@pytest.mark.parametrize("t", [0.1, 2.0, 1e5])  # exp(-1e5) is 0 in every precision
 def test_points_whose_distances_are_known(t):
     z = embeddings(5)
-    assert geometry.alignment(torch.stack([z, -3 * z]).view(2, 1, 5).repeat(1, 2, 1)) == pytest.approx(4)
+    assert geometry.alignment(
+        torch.stack([z, -3 * z]).view(2, 1, 5).repeat(1, 2, 1)
+    ) == pytest.approx(4)
     assert geometry.uniformity(torch.stack([z, -3 * z]), t) == pytest.approx(-4 * t)
     assert geometry.uniformity(7 * torch.eye(6), t) == pytest.approx(-2 * t)
     assert geometry.uniformity(simplex(5), t) == pytest.approx(-2 * t * (1 + 1 / 4))
 
 
 def test_identical_rows():
-    x = torch.full((7, 3), 0.1, dtype=torch.float64)        # the mean of seven times 0.1 is not 0.1 to the bit
+    x = torch.full(
+        (7, 3), 0.1, dtype=torch.float64
+    )  # the mean of seven times 0.1 is not 0.1 to the bit
     assert geometry.alignment(torch.stack([x, x])) == 0
     assert geometry.uniformity(x) == pytest.approx(0, abs=1e-12)
     assert geometry.effective_rank(x) == pytest.approx(1, abs=1e-12)
@@ -76,12 +82,19 @@ def test_identical_rows():
     assert not geometry.class_means(x, torch.arange(7) % 3, 3).any()
     assert geometry.simplex_distance(torch.zeros(3, 2)) == pytest.approx(1 / 2)
     assert math.isnan(geometry.within_between(x, torch.arange(7) % 3, 3))
-    assert geometry.within_between(torch.tensor([[1.], [-1.], [2.], [-2.]]), torch.tensor([0, 0, 1, 1]), 2) == math.inf
+    assert (
+        geometry.within_between(
+            torch.tensor([[1.0], [-1.0], [2.0], [-2.0]]), torch.tensor([0, 0, 1, 1]), 2
+        )
+        == math.inf
+    )
 
 
 @pytest.mark.parametrize("d, t", [(2, 2), (3, 2), (3, 0.5), (16, 2), (128, 2), (512, 5)])
 def test_the_floor_is_the_integral_over_the_sphere(d, t):
-    assert geometry.uniformity_floor(d, t) == pytest.approx(reference.uniformity_of_the_sphere(d, t), abs=1e-8)
+    assert geometry.uniformity_floor(d, t) == pytest.approx(
+        reference.uniformity_of_the_sphere(d, t), abs=1e-8
+    )
 
 
 def test_the_floor_in_closed_form_and_in_the_limit():
@@ -107,10 +120,12 @@ def test_the_spectrum_is_scikit_learns(n, d):
 
 
 def test_spectra_that_are_known():
-    line = torch.tensor([[-1., 0, 0], [0, 0, 0], [1, 0, 0]]) + 5
+    line = torch.tensor([[-1.0, 0, 0], [0, 0, 0], [1, 0, 0]]) + 5
     assert geometry.spectrum(line).tolist() == pytest.approx([1, 0, 0])
-    cross = torch.tensor([[2., 0], [-2, 0], [0, 1], [0, -1]])
-    assert geometry.spectrum(cross).tolist() == pytest.approx([0.8, 0.2])       # 4 to 1: variance, not deviation
+    cross = torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
+    assert geometry.spectrum(cross).tolist() == pytest.approx(
+        [0.8, 0.2]
+    )  # 4 to 1: variance, not deviation
 
 
 def test_effective_rank_equals_the_papers_definition():
@@ -120,11 +135,15 @@ def test_effective_rank_equals_the_papers_definition():
 
 def test_effective_ranks_that_are_known():
     q = torch.linalg.qr(embeddings(20, 6))[0]
-    assert geometry.effective_rank(q) == pytest.approx(6)                       # all directions alike
-    assert geometry.effective_rank(q[:, :4] @ torch.linalg.qr(embeddings(9, 4))[0].T) == pytest.approx(4)
+    assert geometry.effective_rank(q) == pytest.approx(6)  # all directions alike
+    assert geometry.effective_rank(
+        q[:, :4] @ torch.linalg.qr(embeddings(9, 4))[0].T
+    ) == pytest.approx(4)
     entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
-    assert geometry.effective_rank(torch.tensor([[3., 0], [0, 1], [0, 0]])) == pytest.approx(math.exp(entropy))
-    assert geometry.effective_rank(torch.eye(4) + 1e6) == pytest.approx(1, abs=1e-3)        # not centred
+    assert geometry.effective_rank(torch.tensor([[3.0, 0], [0, 1], [0, 0]])) == pytest.approx(
+        math.exp(entropy)
+    )
+    assert geometry.effective_rank(torch.eye(4) + 1e6) == pytest.approx(1, abs=1e-3)  # not centred
     assert geometry.effective_rank(simplex(4)) == pytest.approx(3)
 
 
@@ -132,14 +151,16 @@ def test_class_means_and_their_measures_equal_the_papers():
     x = embeddings(11, 6) + 3
     means = geometry.class_means(x, torch.tensor(LABELS), 3)
     assert means.numpy() == pytest.approx(np.stack(reference.centred_means(x, LABELS)), abs=1e-12)
-    assert geometry.simplex_distance(means) == pytest.approx(reference.simplex_distance(x, LABELS), abs=1e-12)
+    assert geometry.simplex_distance(means) == pytest.approx(
+        reference.simplex_distance(x, LABELS), abs=1e-12
+    )
     want = reference.within_between(x, LABELS)
     assert geometry.within_between(x, torch.tensor(LABELS), 3) == pytest.approx(want, abs=1e-12)
 
 
 @pytest.mark.parametrize("c", [2, 3, 10])
 def test_a_regular_simplex_is_one_wherever_it_lies_and_however_often_a_corner_is_there(c):
-    labels = torch.cat([torch.arange(c), torch.arange(c) // 2])                 # no balance
+    labels = torch.cat([torch.arange(c), torch.arange(c) // 2])  # no balance
     for corners in (simplex(c), torch.eye(c) + 7, 3 * torch.linalg.qr(embeddings(12, c))[0].T):
         means = geometry.class_means(corners[labels], labels, c)
         assert geometry.simplex_distance(means) == pytest.approx(0, abs=1e-12)
@@ -147,12 +168,12 @@ def test_a_regular_simplex_is_one_wherever_it_lies_and_however_often_a_corner_is
 
 
 def test_means_on_a_line_are_no_simplex():
-    means = torch.tensor([[2., 0], [-1, 0], [-1, 0]])                           # cosines -1, -1 and 1
+    means = torch.tensor([[2.0, 0], [-1, 0], [-1, 0]])  # cosines -1, -1 and 1
     assert geometry.simplex_distance(means) == pytest.approx((0.5 + 0.5 + 1.5) / 3)
 
 
 def test_variances_that_are_known():
-    x = torch.tensor([[1.5], [0.5], [-1.5], [-0.5]])                            # means 1 and -1, deviations 0.5
+    x = torch.tensor([[1.5], [0.5], [-1.5], [-0.5]])  # means 1 and -1, deviations 0.5
     assert geometry.within_between(x, torch.tensor([0, 0, 1, 1]), 2) == pytest.approx(0.25)
     assert geometry.within_between(x, torch.tensor([0, 1, 0, 1]), 2) == math.inf
 
@@ -160,24 +181,34 @@ def test_variances_that_are_known():
 def test_neither_rotation_nor_order_nor_scale_matters():
     x, labels, places = embeddings(11, 6), torch.tensor(LABELS), torch.randperm(11)
     turn = torch.linalg.qr(embeddings(6, 6, seed=1))[0]
-    for measure in (lambda x, y: geometry.alignment(torch.stack([x[:, :3], x[:, 3:]])),
-                    lambda x, y: geometry.uniformity(x), lambda x, y: geometry.effective_rank(x),
-                    lambda x, y: geometry.spectrum(x).tolist(), lambda x, y: geometry.within_between(x, y, 3),
-                    lambda x, y: geometry.simplex_distance(geometry.class_means(x, y, 3))):
+    for measure in (
+        lambda x, y: geometry.alignment(torch.stack([x[:, :3], x[:, 3:]])),
+        lambda x, y: geometry.uniformity(x),
+        lambda x, y: geometry.effective_rank(x),
+        lambda x, y: geometry.spectrum(x).tolist(),
+        lambda x, y: geometry.within_between(x, y, 3),
+        lambda x, y: geometry.simplex_distance(geometry.class_means(x, y, 3)),
+    ):
         want = pytest.approx(measure(x, labels), abs=1e-10)
         assert measure(x[places], labels[places]) == want
         assert measure(5 * x, labels) == want
-    for measure in (geometry.uniformity, geometry.effective_rank, lambda x: geometry.spectrum(x).tolist(),
-                    lambda x: geometry.alignment(torch.stack([x, x.flip(0)])),
-                    lambda x: geometry.within_between(x, labels, 3),
-                    lambda x: geometry.simplex_distance(geometry.class_means(x, labels, 3))):
+    for measure in (
+        geometry.uniformity,
+        geometry.effective_rank,
+        lambda x: geometry.spectrum(x).tolist(),
+        lambda x: geometry.alignment(torch.stack([x, x.flip(0)])),
+        lambda x: geometry.within_between(x, labels, 3),
+        lambda x: geometry.simplex_distance(geometry.class_means(x, labels, 3)),
+    ):
         assert measure(x @ turn) == pytest.approx(measure(x), abs=1e-10)
 
 
 def test_any_dtype_is_taken_and_no_gradient_is_kept():
     x, labels = embeddings(11, 6).half().requires_grad_(), torch.tensor(LABELS)
     assert geometry.uniformity(x) == geometry.uniformity(x.detach().double())
-    assert geometry.effective_rank(x.detach().int()) == geometry.effective_rank(x.detach().int().double())
+    assert geometry.effective_rank(x.detach().int()) == geometry.effective_rank(
+        x.detach().int().double()
+    )
     for made in (geometry.spectrum(x), geometry.class_means(x, labels.int(), 3)):
         assert made.dtype == torch.float64 and not made.requires_grad
     before = x.detach().clone()
@@ -197,7 +228,9 @@ def test_a_map_keeps_neighbours_and_is_the_same_every_time(method):
     with threadpool_limits(2):
         assert torch.equal(geometry.map_2d(x, method), made)
     lengths = 2.0 ** (torch.arange(90) % 5)
-    assert torch.equal(geometry.map_2d(x * lengths[:, None], method), made)     # directions alone count
+    assert torch.equal(
+        geometry.map_2d(x * lengths[:, None], method), made
+    )  # directions alone count
     if method == "umap":
         assert not torch.equal(geometry.map_2d(x, method, seed=1), made)
 
@@ -212,7 +245,9 @@ def test_maps_are_made_on_one_thread(monkeypatch):
     monkeypatch.setattr(geometry, "_mapper", lambda *_: mapper)
     with threadpool_limits(2):
         geometry.map_2d(clusters(40)[0])
-        assert mapper.threads == {1} and {library["num_threads"] for library in threadpool_info()} == {2}
+        assert mapper.threads == {1} and {
+            library["num_threads"] for library in threadpool_info()
+        } == {2}
 
 
 @pytest.mark.parametrize("noise", [0, 1e-8])
@@ -234,39 +269,60 @@ def test_a_map_without_umap_says_what_to_install(monkeypatch):
 LABEL = torch.arange(4) % 2
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda x: geometry.alignment(x), "two views"),
-    (lambda x: geometry.alignment(x.repeat(3, 1, 1)), "two views"),
-    (lambda x: geometry.alignment(x[:1].repeat(2, 1, 1)), r"N >= 2 and D >= 1, got \(1, 3\)"),
-    (lambda x: geometry.uniformity(x[0]), r"must be \(N, D\).* got \(3,\)"),
-    (lambda x: geometry.uniformity(x[:1]), "N >= 2"),
-    (lambda x: geometry.uniformity(x[:, :0]), "D >= 1"),
-    (lambda x: geometry.uniformity(x, 0), "t must be greater than 0 and finite, got 0"),
-    (lambda x: geometry.uniformity(x, math.inf), "t must be greater than 0 and finite"),
-    (lambda x: geometry.uniformity(x, math.nan), "t must be greater than 0 and finite"),
-    (lambda x: geometry.spectrum(x[:1]), "N >= 2"),
-    (lambda x: geometry.effective_rank(x.repeat(2, 1, 1)), r"got \(2, 4, 3\)"),
-    (lambda x: geometry.simplex_distance(x[:1]), "N >= 2"),
-    (lambda x: geometry.class_means(x, LABEL[:3], 2), r"labels must be 4 integers, got torch.int64 \(3,\)"),
-    (lambda x: geometry.class_means(x, LABEL.float(), 2), r"labels must be 4 integers, got torch.float32 \(4,\)"),
-    (lambda x: geometry.class_means(x, LABEL, 1), "at least two classes are needed, got 1"),
-    (lambda x: geometry.class_means(x, LABEL + 1, 2), r"labels must lie in 0..1, got 1 to 2"),
-    (lambda x: geometry.within_between(x, LABEL - 1, 2), r"labels must lie in 0..1, got -1 to 0"),
-    (lambda x: geometry.within_between(x, 2 * LABEL, 3), "class 1 has none"),
-    (lambda x: geometry.map_2d(x, "pca"), "unknown map 'pca'; known: tsne, umap"),
-    (lambda x: geometry.map_2d(x), r"N >= 31 and D >= 2, got \(4, 3\)"),
-    (lambda x: geometry.map_2d(x.repeat(10, 1)[:, :1]), "D >= 2"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda x: geometry.alignment(x), "two views"),
+        (lambda x: geometry.alignment(x.repeat(3, 1, 1)), "two views"),
+        (lambda x: geometry.alignment(x[:1].repeat(2, 1, 1)), r"N >= 2 and D >= 1, got \(1, 3\)"),
+        (lambda x: geometry.uniformity(x[0]), r"must be \(N, D\).* got \(3,\)"),
+        (lambda x: geometry.uniformity(x[:1]), "N >= 2"),
+        (lambda x: geometry.uniformity(x[:, :0]), "D >= 1"),
+        (lambda x: geometry.uniformity(x, 0), "t must be greater than 0 and finite, got 0"),
+        (lambda x: geometry.uniformity(x, math.inf), "t must be greater than 0 and finite"),
+        (lambda x: geometry.uniformity(x, math.nan), "t must be greater than 0 and finite"),
+        (lambda x: geometry.spectrum(x[:1]), "N >= 2"),
+        (lambda x: geometry.effective_rank(x.repeat(2, 1, 1)), r"got \(2, 4, 3\)"),
+        (lambda x: geometry.simplex_distance(x[:1]), "N >= 2"),
+        (
+            lambda x: geometry.class_means(x, LABEL[:3], 2),
+            r"labels must be 4 integers, got torch.int64 \(3,\)",
+        ),
+        (
+            lambda x: geometry.class_means(x, LABEL.float(), 2),
+            r"labels must be 4 integers, got torch.float32 \(4,\)",
+        ),
+        (lambda x: geometry.class_means(x, LABEL, 1), "at least two classes are needed, got 1"),
+        (lambda x: geometry.class_means(x, LABEL + 1, 2), r"labels must lie in 0..1, got 1 to 2"),
+        (
+            lambda x: geometry.within_between(x, LABEL - 1, 2),
+            r"labels must lie in 0..1, got -1 to 0",
+        ),
+        (lambda x: geometry.within_between(x, 2 * LABEL, 3), "class 1 has none"),
+        (lambda x: geometry.map_2d(x, "pca"), "unknown map 'pca'; known: tsne, umap"),
+        (lambda x: geometry.map_2d(x), r"N >= 31 and D >= 2, got \(4, 3\)"),
+        (lambda x: geometry.map_2d(x.repeat(10, 1)[:, :1]), "D >= 2"),
+    ],
+)
 def test_bad_input_is_named(call, words):
     with pytest.raises(InputError, match=words):
         call(embeddings(4, 3))
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("call", [
-    lambda x: geometry.alignment(torch.stack([x.nan_to_num(), x])), geometry.uniformity, geometry.spectrum,
-    geometry.effective_rank, lambda x: geometry.class_means(x, LABEL, 2), geometry.simplex_distance,
-    lambda x: geometry.within_between(x, LABEL, 2), lambda x: geometry.map_2d(x.repeat(10, 1))])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: geometry.alignment(torch.stack([x.nan_to_num(), x])),
+        geometry.uniformity,
+        geometry.spectrum,
+        geometry.effective_rank,
+        lambda x: geometry.class_means(x, LABEL, 2),
+        geometry.simplex_distance,
+        lambda x: geometry.within_between(x, LABEL, 2),
+        lambda x: geometry.map_2d(x.repeat(10, 1)),
+    ],
+)
 def test_numbers_that_are_not_finite_are_named(call, wrong):
     x = embeddings(4, 3)
     x[2, 1] = wrong

@@ -31,18 +31,28 @@ def folder(tmp_path):
 def test_a_folder_becomes_a_data_set_and_comes_back(folder, tmp_path):
     counts, report = images.make(folder, 24, tmp_path / "mine.npz")
     assert counts == {"train": 16, "test": 4, "unlabeled": 3}
-    assert str(report) == ("2 classes (train + test): blue (6 + 2), red (10 + 2)\n"
-                           "there is no test: 20 % of every class are held out as one")
+    assert str(report) == (
+        "2 classes (train + test): blue (6 + 2), red (10 + 2)\n"
+        "there is no test: 20 % of every class are held out as one"
+    )
     mine = data.load("mine", tmp_path)
-    assert mine.classes == ("blue", "red") and mine.size == (24, 24) and mine.variant.startswith("shorter side to 24")
+    assert (
+        mine.classes == ("blue", "red")
+        and mine.size == (24, 24)
+        and mine.variant.startswith("shorter side to 24")
+    )
     for split in (mine.train, mine.val, mine.test):
         for image, label in zip(split.images, split.labels):
             assert image.float().mean((1, 2)).tolist() == pytest.approx((BLUE, RED)[label])
-    assert mine.test.labels.bincount().tolist() == [2, 2] and len(mine.unlabeled) == 3      # 8 : 12, stratified
+    assert (
+        mine.test.labels.bincount().tolist() == [2, 2] and len(mine.unlabeled) == 3
+    )  # 8 : 12, stratified
     images.make(folder, 24, tmp_path / "again.npz")
     assert data.load("again", tmp_path).fingerprint == mine.fingerprint
     assert not list(tmp_path.glob(".import-*"))
-    images.make(tmp_path / "mine.npz", 24, tmp_path / "copy.npz")           # an .npz is a source too, in its own order
+    images.make(
+        tmp_path / "mine.npz", 24, tmp_path / "copy.npz"
+    )  # an .npz is a source too, in its own order
     assert data.load("copy", tmp_path).fingerprint == mine.fingerprint
 
 
@@ -56,21 +66,31 @@ def test_train_and_test_folders_are_kept_apart(folder, tmp_path):
     counts, report = images.make(tmp_path / "split", 16, tmp_path / "mine.npz")
     assert counts == {"train": 20, "test": 1, "unlabeled": 3}
     assert data.load("mine", tmp_path).test.labels.tolist() == [1]
-    assert report.notes == ["2 classes (train + test): blue (8 + 0), red (12 + 1)", "val/ is taken for test",
-                            "left out, as not below train/, val/, unlabeled/: forgotten.png"]
+    assert report.notes == [
+        "2 classes (train + test): blue (8 + 0), red (12 + 1)",
+        "val/ is taken for test",
+        "left out, as not below train/, val/, unlabeled/: forgotten.png",
+    ]
     (tmp_path / "split" / "val" / "red").rename(tmp_path / "split" / "val" / "green")
-    with pytest.raises(InputError, match="val/green/x.jpg: unknown class .green.; known: blue, red .of .*train"):
+    with pytest.raises(
+        InputError, match="val/green/x.jpg: unknown class .green.; known: blue, red .of .*train"
+    ):
         images.make(tmp_path / "split", 16, tmp_path / "mine.npz")
     (tmp_path / "split" / "train").rename(tmp_path / "split" / "others")
-    with pytest.raises(InputError, match="has val/ with classes and no train/: move the other classes there"):
+    with pytest.raises(
+        InputError, match="has val/ with classes and no train/: move the other classes there"
+    ):
         images.make(tmp_path / "split", 16, tmp_path / "mine.npz")
 
 
 def test_names_of_folders_are_read_as_they_are_meant(folder, tmp_path):
     (folder / "unlabeled").rename(folder / "Unlabelled")
-    (folder / "red").rename(folder / "train")                           # a class of trains, not a split
+    (folder / "red").rename(folder / "train")  # a class of trains, not a split
     counts, report = images.make(folder, 16, tmp_path / "mine.npz")
-    assert counts == {"train": 16, "test": 4, "unlabeled": 3} and "blue (6 + 2), train (10 + 2)" in report.notes[0]
+    assert (
+        counts == {"train": 16, "test": 4, "unlabeled": 3}
+        and "blue (6 + 2), train (10 + 2)" in report.notes[0]
+    )
 
 
 def test_what_is_nearly_unlabeled_is_a_class_and_said(folder, tmp_path):
@@ -85,18 +105,30 @@ def test_what_is_nearly_unlabeled_is_a_class_and_said(folder, tmp_path):
 
 
 def test_a_single_picture_is_found(folder):
-    found, = sources.find(folder / "red" / "00.png").items
+    (found,) = sources.find(folder / "red" / "00.png").items
     assert (found.name, found.split, found.label) == ("00.png", "unlabeled", -1)
 
 
-@pytest.mark.parametrize("counts, size, words", [
-    ({"train": 480, "test": 120, "unlabeled": 100}, 96, "simclr-stl10 --epochs 10 --set encoder=slim "
-     "--set batch_size=128 --set pool=train+val"),
-    ({"train": 480, "test": 120, "unlabeled": 9000}, 64, "simclr-stl10 --epochs 10 --set encoder=slim "
-     "--set batch_size=256"),
-    ({"train": 6, "test": 2, "unlabeled": 0}, 32, "simclr-cifar10-r18 --epochs 10 --set encoder=slim "
-     "--set batch_size=2"),
-])
+@pytest.mark.parametrize(
+    "counts, size, words",
+    [
+        (
+            {"train": 480, "test": 120, "unlabeled": 100},
+            96,
+            "simclr-stl10 --epochs 10 --set encoder=slim --set batch_size=128 --set pool=train+val",
+        ),
+        (
+            {"train": 480, "test": 120, "unlabeled": 9000},
+            64,
+            "simclr-stl10 --epochs 10 --set encoder=slim --set batch_size=256",
+        ),
+        (
+            {"train": 6, "test": 2, "unlabeled": 0},
+            32,
+            "simclr-cifar10-r18 --epochs 10 --set encoder=slim --set batch_size=2",
+        ),
+    ],
+)
 def test_a_first_try_fits_the_images(counts, size, words):
     assert images.first_try(counts, size) == words
 
@@ -122,7 +154,8 @@ def of_16_bits(pixels):
 
 
 def turned():
-    """Red left, blue right, stored on its side with EXIF orientation 6: the viewer turns it by 90 degrees clockwise."""
+    """Red left, blue right, stored on its side with EXIF orientation 6: the viewer turns it by 90
+    degrees clockwise."""
     upright = Image.new("RGB", (32, 32), RED)
     upright.paste(BLUE, (16, 0, 32, 32))
     exif = Image.Exif()
@@ -130,17 +163,23 @@ def turned():
     return saved(upright.rotate(90, expand=True), format="PNG", exif=exif), np.asarray(upright)
 
 
-@pytest.mark.parametrize("content, expected", [
-    (saved(photo(mode="L"), format="PNG"), (photo(mode="L").getpixel((0, 0)),) * 3),
-    (saved(photo().quantize(4), format="GIF"), RED),
-    (saved(photo(mode="1"), format="PNG"), None),
-    (saved(Image.new("RGBA", (20, 20), (255, 0, 0, 51)), format="PNG"), (255, 204, 204)),       # a fifth on white
-    (saved(Image.new("LA", (20, 20), (0, 128)), format="PNG"), (127, 127, 127)),
-    (saved(photo(mode="CMYK"), format="JPEG", quality=100), RED),
-    (saved(of_16_bits(np.full((20, 20), 257 * 100)), format="PNG"), (100, 100, 100)),
-    (saved(of_16_bits(np.full((20, 20), 65535)), format="TIFF"), (255, 255, 255)),
-    (saved(Image.new("P", (20, 20), 0), format="PNG", transparency=0), (255, 255, 255)),
-])
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (saved(photo(mode="L"), format="PNG"), (photo(mode="L").getpixel((0, 0)),) * 3),
+        (saved(photo().quantize(4), format="GIF"), RED),
+        (saved(photo(mode="1"), format="PNG"), None),
+        (
+            saved(Image.new("RGBA", (20, 20), (255, 0, 0, 51)), format="PNG"),
+            (255, 204, 204),
+        ),  # a fifth on white
+        (saved(Image.new("LA", (20, 20), (0, 128)), format="PNG"), (127, 127, 127)),
+        (saved(photo(mode="CMYK"), format="JPEG", quality=100), RED),
+        (saved(of_16_bits(np.full((20, 20), 257 * 100)), format="PNG"), (100, 100, 100)),
+        (saved(of_16_bits(np.full((20, 20), 65535)), format="TIFF"), (255, 255, 255)),
+        (saved(Image.new("P", (20, 20), 0), format="PNG", transparency=0), (255, 255, 255)),
+    ],
+)
 def test_every_mode_becomes_rgb(content, expected):
     found = images.decode(content, 16)
     assert found.shape == (16, 16, 3) and found.dtype == np.uint8
@@ -157,17 +196,30 @@ def test_the_shorter_side_is_resized_and_the_centre_cut_out():
     wide = Image.new("RGB", (90, 30), BLUE)
     wide.paste(RED, (30, 0, 60, 30))
     assert (images.decode(saved(wide, format="PNG"), 30) == RED).all()
-    large = images.decode(saved(wide.resize((1800, 600), 0), format="JPEG", quality=95), 30).astype(int)   # by draft
+    large = images.decode(saved(wide.resize((1800, 600), 0), format="JPEG", quality=95), 30).astype(
+        int
+    )  # by draft
     assert np.abs(large[:, 3:-3] - RED).max() <= 4
 
 
 def bomb(width, height):
     """A PNG of a few hundred bytes that claims so many pixels."""
+
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_what_is_broken_is_skipped_and_named(folder, tmp_path):
@@ -178,7 +230,9 @@ def test_what_is_broken_is_skipped_and_named(folder, tmp_path):
     (red / "bomb.png").write_bytes(bomb(60_000, 60_000))
     (red / "large.png").write_bytes(bomb(9_000, 9_000))
     (red / "long.png").write_bytes(bomb(100_000, 1))
-    (red / "float.tif").write_bytes(saved(Image.fromarray(np.zeros((9, 9), np.float32)), format="TIFF"))
+    (red / "float.tif").write_bytes(
+        saved(Image.fromarray(np.zeros((9, 9), np.float32)), format="TIFF")
+    )
     (red / "notes.txt").write_text("not looked at")
     (red / "new.heic").touch()
     (red / "._photo.jpg").write_bytes(b"macOS's")
@@ -187,10 +241,23 @@ def test_what_is_broken_is_skipped_and_named(folder, tmp_path):
     assert sum(counts.values()) == 23
     assert "left out, as no images by their ending: 1 .heic, 1 .txt" in str(report)
     assert "7 broken images skipped:\nred/" in str(report)
-    assert {line.split(":")[0] for line in skipped} == {f"red/{name}" for name in (
-        "empty.jpg", "text.png", "cut.jpg", "bomb.png", "large.png", "long.png", "float.tif")}
+    assert {line.split(":")[0] for line in skipped} == {
+        f"red/{name}"
+        for name in (
+            "empty.jpg",
+            "text.png",
+            "cut.jpg",
+            "bomb.png",
+            "large.png",
+            "long.png",
+            "float.tif",
+        )
+    }
     why = dict(line.split(": ", 1) for line in skipped)
-    assert why["red/empty.jpg"] == "0 bytes" and "9000 x 9000 pixels are refused" in why["red/large.png"]
+    assert (
+        why["red/empty.jpg"] == "0 bytes"
+        and "9000 x 9000 pixels are refused" in why["red/large.png"]
+    )
     assert "decompression bomb" in why["red/bomb.png"] and "floating-point" in why["red/float.tif"]
 
 
@@ -204,7 +271,11 @@ def test_what_is_wrong_is_one_line(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     said(tmp_path / "empty", "empty holds no images")
     said(tmp_path / "none", "none is neither a folder, nor a picture, nor an .npz file")
-    said(folder / "red", "has no class with images; two are needed, a folder for each, to test by; .unlabeled. beside")
+    said(
+        folder / "red",
+        "has no class with images; two are needed, a folder for each, to test by; .unlabeled. "
+        "beside",
+    )
     (tmp_path / "one").mkdir()
     (folder / "red").rename(tmp_path / "one" / "red")
     said(tmp_path / "one", "has only one class with images, red; two are needed")
@@ -222,16 +293,23 @@ def test_what_is_wrong_is_one_line(folder, tmp_path):
 
 def test_a_hugging_face_data_set_on_disk(folder, tmp_path):
     import datasets as library
-    made = library.load_dataset("imagefolder", data_dir=str(folder), cache_dir=tmp_path / "cache")["train"]
-    made = made.filter(lambda label: made.features["label"].names[label] != "unlabeled", input_columns="label")
+
+    made = library.load_dataset("imagefolder", data_dir=str(folder), cache_dir=tmp_path / "cache")[
+        "train"
+    ]
+    made = made.filter(
+        lambda label: made.features["label"].names[label] != "unlabeled", input_columns="label"
+    )
     made = made.train_test_split(test_size=5, seed=0)
     made.save_to_disk(tmp_path / "disk")
     counts, report = images.make(tmp_path / "disk", 16, tmp_path / "mine.npz")
     assert counts["train"] == 15 and counts["test"] == 5 and not report.skipped
     mine = data.load("mine", tmp_path)
-    assert mine.classes == ("blue", "red")                  # and not "unlabeled", a name that no image has
+    assert mine.classes == ("blue", "red")  # and not "unlabeled", a name that no image has
     for image, label in zip(mine.test.images, mine.test.labels):
-        assert image.float().mean((1, 2)).tolist() == pytest.approx({"blue": BLUE, "red": RED}[mine.classes[label]])
+        assert image.float().mean((1, 2)).tolist() == pytest.approx(
+            {"blue": BLUE, "red": RED}[mine.classes[label]]
+        )
 
 
 def test_without_the_package_a_hugging_face_data_set_says_what_to_install(tmp_path, monkeypatch):
@@ -243,5 +321,7 @@ def test_without_the_package_a_hugging_face_data_set_says_what_to_install(tmp_pa
 
 
 def test_a_data_set_that_comes_with_the_package_is_not_replaced(folder, tmp_path):
-    with pytest.raises(InputError, match="digits.npz would take the place of the data set 'digits' that comes with"):
+    with pytest.raises(
+        InputError, match="digits.npz would take the place of the data set 'digits' that comes with"
+    ):
         images.make(folder, 32, tmp_path / "digits.npz")

@@ -13,7 +13,10 @@ from lib.kmeans import KMeans
 @pytest.fixture
 def fitted(monkeypatch):
     monkeypatch.setattr(kmeans, "PATCHES", 4000)
-    encoder, x = KMeans(5), torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(1)).cumsum(3)
+    encoder, x = (
+        KMeans(5),
+        torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(1)).cumsum(3),
+    )
     encoder.fit(x.split(16), 40, seed=0)
     return encoder, x
 
@@ -24,13 +27,18 @@ def described(encoder, image):
     nearness = torch.zeros(places, places, len(encoder.centroids))
     for top in range(places):
         for left in range(places):
-            patch = image[:, top:top + 6, left:left + 6].flatten()
+            patch = image[:, top : top + 6, left : left + 6].flatten()
             patch = (patch - patch.mean()) / math.sqrt(patch.var().item() + 0.0025)
             white = encoder.whitening @ (patch - encoder.mean)
             z = torch.stack([(white - centroid).norm() for centroid in encoder.centroids])
             nearness[top, left] = (z.mean() - z).clamp(min=0)
     half, rest = math.ceil(places / 2), places // 2
-    quadrants = [nearness[:half, :half], nearness[:half, rest:], nearness[rest:, :half], nearness[rest:, rest:]]
+    quadrants = [
+        nearness[:half, :half],
+        nearness[:half, rest:],
+        nearness[rest:, :half],
+        nearness[rest:, rest:],
+    ]
     return torch.stack([quadrant.mean((0, 1)) for quadrant in quadrants]).T.flatten()
 
 
@@ -52,7 +60,9 @@ def test_whitened_patches_have_unit_variance_where_there_is_any(fitted):
 
 def test_centroids_are_means_of_the_patches_nearest_to_them(fitted):
     encoder, x = fitted
-    patches = encoder._whiten(kmeans._normalise_contrast(kmeans._random_patches(x.split(16), 40, seed=0)))
+    patches = encoder._whiten(
+        kmeans._normalise_contrast(kmeans._random_patches(x.split(16), 40, seed=0))
+    )
     nearest = torch.cdist(patches, encoder.centroids).argmin(1)
     for k, centroid in enumerate(encoder.centroids):
         assert (patches[nearest == k].mean(0) - centroid).norm() < 0.3
@@ -76,7 +86,9 @@ def test_a_run_of_it_learns_once_from_its_pool_and_can_be_loaded(toy, tmp_path, 
     again = training.load_run(run.folder)
     assert torch.equal(run.model.encoder.centroids, again.model.encoder.centroids)
     found = training.evaluate(run, toy, "cpu")
-    assert found["h"]["linear"]["correct"] > 0.8 * found["h"]["linear"]["n"]           # toy's classes are colours
+    assert (
+        found["h"]["linear"]["correct"] > 0.8 * found["h"]["linear"]["n"]
+    )  # toy's classes are colours
     larger = preset("simclr-digits", **baseline, pool="train+val")
     other = training.pretrain(larger, toy, tmp_path, "cpu", progress=False)
     assert not torch.equal(run.model.encoder.centroids, other.model.encoder.centroids)

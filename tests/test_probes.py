@@ -25,7 +25,7 @@ def test_the_probe_is_scikit_learns_at_the_same_penalty():
     for probe, l2 in zip(probes.logistic_path(x, y, 4, path), path):
         standard = ((x - x.mean(0)) / x.std(0, unbiased=False)).numpy()
         theirs = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, max_iter=5000).fit(standard, y)
-        weight = probe.weight - probe.weight.mean(1, keepdim=True)      # softmax leaves a shift free
+        weight = probe.weight - probe.weight.mean(1, keepdim=True)  # softmax leaves a shift free
         assert np.abs(weight.numpy().T - (theirs.coef_ - theirs.coef_.mean(0))).max() < 2e-3
         assert (probe.predict(x).numpy() == theirs.predict(standard)).mean() > 0.995
 
@@ -41,8 +41,10 @@ def test_features_wider_than_there_are_images_have_the_same_minimum():
         weight = probe.weight - probe.weight.mean(1, keepdim=True)
         assert weight.shape == (200, 3)
         assert np.abs(weight.numpy().T - (theirs.coef_ - theirs.coef_.mean(0))).max() < 2e-3
-    half = probes.linear_probe((x[:40], torch.from_numpy(y[:40])), (x[40:], torch.from_numpy(y[40:])), 3)[0]
-    refitted = next(probes.logistic_path(x, torch.from_numpy(y), 3, (half.l2,)))       # begun elsewhere
+    half = probes.linear_probe(
+        (x[:40], torch.from_numpy(y[:40])), (x[40:], torch.from_numpy(y[40:])), 3
+    )[0]
+    refitted = next(probes.logistic_path(x, torch.from_numpy(y), 3, (half.l2,)))  # begun elsewhere
     assert torch.allclose(half.logits(x), refitted.logits(x), atol=0.02)
 
 
@@ -51,7 +53,10 @@ def test_the_penalty_can_be_chosen_by_the_log_likelihood_instead():
     train, val = blobs(120, noise=8, seed=2), blobs(400, noise=8, seed=3)
     _, on_val = probes.linear_probe(train, val, 4, probes.log_likelihood)
     path = list(probes.logistic_path(*train, 4))
-    likelihoods = [probe.logits(val[0]).log_softmax(1).gather(1, val[1][:, None]).mean().item() for probe in path]
+    likelihoods = [
+        probe.logits(val[0]).log_softmax(1).gather(1, val[1][:, None]).mean().item()
+        for probe in path
+    ]
     assert on_val == pytest.approx(max(likelihoods))
     chosen = probes.linear_probe(train, val, 4, probes.log_likelihood)[0]
     assert chosen.l2 == path[likelihoods.index(max(likelihoods))].l2
@@ -59,39 +64,65 @@ def test_the_penalty_can_be_chosen_by_the_log_likelihood_instead():
 
 
 def test_the_whole_path_is_converged_where_features_are_nearly_the_same():
-    """Deep features are highly correlated: here 60 that share few directions. Newton's method finds the minimum."""
+    """Deep features are highly correlated: here 60 that share few directions. Newton's method finds
+    the minimum."""
     random = np.random.default_rng(0)
     y = np.arange(1000) % 5
-    hidden = (0.5 * random.normal(size=(5, 60))[y] + random.normal(size=(1000, 60))) * np.logspace(0, -3, 60)
+    hidden = (0.5 * random.normal(size=(5, 60))[y] + random.normal(size=(1000, 60))) * np.logspace(
+        0, -3, 60
+    )
     x = torch.from_numpy(hidden @ random.normal(size=(60, 60))).float()
     standard = ((x - x.mean(0)) / x.std(0, unbiased=False)).double()
 
     def objective(weight, bias, l2):
-        loss = F.cross_entropy(standard @ weight + bias, torch.from_numpy(y)) + l2 / 2 * weight.square().sum()
+        loss = (
+            F.cross_entropy(standard @ weight + bias, torch.from_numpy(y))
+            + l2 / 2 * weight.square().sum()
+        )
         return loss.item()
 
     for probe in probes.logistic_path(x, torch.from_numpy(y), 5):
-        theirs = LogisticRegression(C=1 / (probe.l2 * 1000), tol=1e-7, max_iter=1000, solver="newton-cholesky")
+        theirs = LogisticRegression(
+            C=1 / (probe.l2 * 1000), tol=1e-7, max_iter=1000, solver="newton-cholesky"
+        )
         theirs.fit(standard.numpy(), y)
-        best = objective(torch.from_numpy(theirs.coef_.T), torch.from_numpy(theirs.intercept_), probe.l2)
-        assert best - 1e-7 < objective(probe.weight.double(), probe.bias.double(), probe.l2) < best + 1e-4, probe.l2
+        best = objective(
+            torch.from_numpy(theirs.coef_.T), torch.from_numpy(theirs.intercept_), probe.l2
+        )
+        assert (
+            best - 1e-7
+            < objective(probe.weight.double(), probe.bias.double(), probe.l2)
+            < best + 1e-4
+        ), probe.l2
 
 
 def test_the_penalty_is_chosen_on_val_and_the_probe_refitted_on_both():
     train, val = blobs(120, noise=4, seed=2), blobs(80, noise=4, seed=3)
     probe, on_val = probes.linear_probe(train, val, 4)
-    scores = [float((p.predict(val[0]) == val[1]).double().mean()) for p in probes.logistic_path(*train, 4)]
-    assert on_val == pytest.approx(max(scores)) and probe.l2 == probes.L2_PATH[scores.index(max(scores))]
+    scores = [
+        float((p.predict(val[0]) == val[1]).double().mean())
+        for p in probes.logistic_path(*train, 4)
+    ]
+    assert (
+        on_val == pytest.approx(max(scores))
+        and probe.l2 == probes.L2_PATH[scores.index(max(scores))]
+    )
     both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
     refitted = next(probes.logistic_path(*both, 4, (probe.l2,)))
-    assert torch.allclose(probe.mean, both[0].mean(0)) and torch.allclose(probe.weight, refitted.weight, atol=5e-3)
+    assert torch.allclose(probe.mean, both[0].mean(0)) and torch.allclose(
+        probe.weight, refitted.weight, atol=5e-3
+    )
 
 
-@pytest.mark.parametrize("scores, best, looked_at", [
-    ([3, 5, 4, 5, 9], 1, 4),                # the first of equals; two in vain end it
-    ([3, 5, 4, 6, 0, 0, 7], 3, 6),          # one does not
-    ([0, 0, 0, 7], 0, 3), ([1, 2, 3], 2, 3),
-])
+@pytest.mark.parametrize(
+    "scores, best, looked_at",
+    [
+        ([3, 5, 4, 5, 9], 1, 4),  # the first of equals; two in vain end it
+        ([3, 5, 4, 6, 0, 0, 7], 3, 6),  # one does not
+        ([0, 0, 0, 7], 0, 3),
+        ([1, 2, 3], 2, 3),
+    ],
+)
 def test_weaker_penalties_are_tried_until_two_in_a_row_gain_nothing(scores, best, looked_at):
     rest = iter(scores)
     assert probes._best(rest) == (best, scores[best]) and len(scores) - len(list(rest)) == looked_at
@@ -115,17 +146,23 @@ def test_the_highest_are_found_by_way_of_columns(height, width, k):
 def test_knn_is_scikit_learns_with_the_same_weights():
     (x, y), (test, _) = blobs(), blobs(50, seed=5)
     x, test = x / torch.logspace(-2, 3, 10), test / torch.logspace(-2, 3, 10)
-    theirs = KNeighborsClassifier(7, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07)).fit(x, y)
+    theirs = KNeighborsClassifier(
+        7, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07)
+    ).fit(x, y)
     ours = probes.knn(x.float(), y, test.float(), 4, k=7, temperature=0.07)
     assert (ours.numpy() == theirs.predict(test)).all()
 
 
 @pytest.mark.parametrize("noise", [8.0, 2.0, 0.3])
 def test_cross_validation_chooses_what_scikit_learn_chooses_and_fits_on_all(noise):
-    """The same five folds, every strength fitted by scikit-learn; then the whole subset at the chosen one."""
+    """The same five folds, every strength fitted by scikit-learn; then the whole subset at the
+    chosen one."""
     x, y = blobs(80, noise=noise, seed=4)
     probe = probes.cross_validated_probe(x, y, 4)
-    fold, path = (torch.arange(80) // 4 % 5).numpy(), probes.L2_PATH[:5]       # the classes take turns in blobs
+    fold, path = (
+        (torch.arange(80) // 4 % 5).numpy(),
+        probes.L2_PATH[:5],
+    )  # the classes take turns in blobs
     scores = []
     for l2 in path:
         right = 0
@@ -141,18 +178,22 @@ def test_cross_validation_chooses_what_scikit_learn_chooses_and_fits_on_all(nois
 
 
 def by_hand(protocol, x, y, test, classes, rates):
-    """A published probe written out: the learning rate of every epoch given, the looks at test listed."""
+    """A published probe written out: the learning rate of every epoch given, the looks at test
+    listed."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(x.shape[1], classes)
     weights = list(layer.parameters())
-    optimiser = (torch.optim.AdamW(weights, 1e-3, weight_decay=1e-3) if protocol == "uva"
-                 else torch.optim.SGD(weights, 5.0, momentum=0.9))
+    optimiser = (
+        torch.optim.AdamW(weights, 1e-3, weight_decay=1e-3)
+        if protocol == "uva"
+        else torch.optim.SGD(weights, 5.0, momentum=0.9)
+    )
     looks = {}
     for epoch in range(1, 101):
         optimiser.param_groups[0]["lr"] = rates(epoch)
         places = order(len(y), 0, epoch)
         for start in range(0, len(y), 64 if protocol == "uva" else 512):
-            rows = places[start:start + (64 if protocol == "uva" else 512)]
+            rows = places[start : start + (64 if protocol == "uva" else 512)]
             optimiser.zero_grad()
             F.cross_entropy(layer(x[rows]), y[rows]).backward()
             optimiser.step()
@@ -164,7 +205,9 @@ def test_the_published_probes_are_the_sources_step_by_step():
     (x, y), test = blobs(150, noise=6), blobs(200, noise=6, seed=9)
     x, test = x.float() / 100, (test[0].float() / 100, test[1])
     uva = by_hand("uva", x, y, test, 4, lambda e: 1e-3 * 0.1 ** ((e > 60) + (e > 80)))
-    theirs = by_hand("supcontrast", x, y, test, 4, lambda e: 5 * 0.2 ** ((e > 60) + (e > 75) + (e > 90)))
+    theirs = by_hand(
+        "supcontrast", x, y, test, 4, lambda e: 5 * 0.2 ** ((e > 60) + (e > 75) + (e > 90))
+    )
     for name, looks, every in (("uva", uva, 10), ("supcontrast", theirs, 1)):
         steps = []
 

@@ -31,10 +31,18 @@ def test_environment_yml_hands_over_to_pip():
 def test_every_direct_dependency_is_pinned_exactly_and_within_its_range():
     from packaging.requirements import Requirement
 
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and line[0] != "#"
+    ]
     pinned = {name.lower(): version for name, version in (line.split("==") for line in lines)}
     optional = PROJECT["optional-dependencies"]
-    extras = (text for extra in ("book", "test", "weights", "onnx", "huggingface") for text in optional[extra])
+    extras = (
+        text
+        for extra in ("book", "test", "weights", "onnx", "huggingface")
+        for text in optional[extra]
+    )
     for text in [*PROJECT["dependencies"], *extras]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pinned[requirement.name.lower()]), text
@@ -45,8 +53,15 @@ def test_ranges_take_what_colab_has():
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    colab = {"torch": "2.11.0", "torchvision": "0.26.0", "numpy": "2.1.3", "pandas": "2.2.3", "matplotlib": "3.10.0",
-             "seaborn": "0.13.2", "ipykernel": "6.17.1"}
+    colab = {
+        "torch": "2.11.0",
+        "torchvision": "0.26.0",
+        "numpy": "2.1.3",
+        "pandas": "2.2.3",
+        "matplotlib": "3.10.0",
+        "seaborn": "0.13.2",
+        "ipykernel": "6.17.1",
+    }
     for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["book"]:
         requirement = Requirement(text)
         if requirement.name in colab:
@@ -58,14 +73,19 @@ def test_one_version_and_one_address():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert PROJECT["version"] == __version__ == str(citation["version"])
     config = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())
-    assert config["repository"]["url"] == PROJECT["urls"]["Repository"] == citation["repository-code"]
+    assert (
+        config["repository"]["url"] == PROJECT["urls"]["Repository"] == citation["repository-code"]
+    )
 
 
 def test_workflows_call_make_and_pin_every_action_to_a_major_version():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z]+):", makefile, re.M))
     variables = set(re.findall(r"^([A-Z_]+) \?=", makefile, re.M))
-    workflows = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}
+    workflows = {
+        path.name: yaml.safe_load(path.read_text())
+        for path in (ROOT / ".github/workflows").glob("*.yml")
+    }
     assert workflows.keys() == {"test.yml", "book.yml"}
     for name, workflow in workflows.items():
         assert workflow["permissions"] == {"contents": "read"}, name
@@ -76,24 +96,37 @@ def test_workflows_call_make_and_pin_every_action_to_a_major_version():
                     assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"]), step
                 else:
                     make, assignment, target = step["run"].split()
-                    assert make == "make" and assignment.split("=")[0] in variables and target in targets, step
+                    assert (
+                        make == "make"
+                        and assignment.split("=")[0] in variables
+                        and target in targets
+                    ), step
                     assert f"# CPU-only torch: make {assignment} " in makefile, step
 
 
 def test_every_make_target_is_told_by_make_help_and_the_pages_name_no_other():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.search(r"^\.PHONY: (.+)", makefile, re.M).group(1).split())
-    told = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True,
-                          check=True).stdout
+    told = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert {line.split()[0] for line in told.splitlines()} == targets
     for page in ("README.md", "CONTRIBUTING.md", "book/intro.md", "book/rerun.md"):
-        named = re.findall(r"(?:^|`)make (?:[A-Z_]+=\S+ )*([a-z]+)", (ROOT / page).read_text(), re.M)
+        named = re.findall(
+            r"(?:^|`)make (?:[A-Z_]+=\S+ )*([a-z]+)", (ROOT / page).read_text(), re.M
+        )
         assert named and set(named) <= targets, page
 
 
 def test_make_asks_which_chapter():
     for target in ("chapter", "watch"):
-        asked = subprocess.run(["make", "-o", ".venv/done", target], cwd=ROOT, capture_output=True, text=True)
+        asked = subprocess.run(
+            ["make", "-o", ".venv/done", target], cwd=ROOT, capture_output=True, text=True
+        )
         assert asked.returncode and f"make {target} N=03" in asked.stdout
         command = ["make", "-n", "-o", ".venv/done", target, "N=07"]
         plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
@@ -109,27 +142,50 @@ def test_pre_commit_uses_the_pinned_versions_and_the_makefiles_options():
         assert f"{name}=={repository['rev'].removeprefix('v')}" in pinned
     assert not names
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")
-    assert repositories[1]["hooks"][0]["args"] == shlex.split(re.search(r"^STRIP := (.+)", makefile, re.M).group(1))
+    assert repositories[1]["hooks"][0]["args"] == shlex.split(
+        re.search(r"^STRIP := (.+)", makefile, re.M).group(1)
+    )
 
 
 def test_words_are_spelt_right():
-    checked = subprocess.run([sys.executable, "-m", "codespell_lib", *CHECKED, *ROOT.glob("*.md")], cwd=ROOT,
-                             capture_output=True, text=True)
+    checked = subprocess.run(
+        [sys.executable, "-m", "codespell_lib", *CHECKED, *ROOT.glob("*.md")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_code_is_formatted():
+    checked = subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "--no-cache", "--check", *CHECKED],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_code_passes_the_linter():
-    checked = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", *CHECKED], cwd=ROOT,
-                             capture_output=True, text=True)
+    checked = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", *CHECKED],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_binder_installs_the_package_in_the_pinned_versions():
-    """As Binder calls pip: in the checkout, where -e . points; -c starts from the file's own folder."""
+    """As Binder calls pip: in the checkout, where -e . points; -c starts from the file's own
+    folder."""
     from packaging.specifiers import SpecifierSet
 
     binder = ROOT / "binder"
-    lines = [line for line in (binder / "requirements.txt").read_text().splitlines() if line[0] != "#"]
+    lines = [
+        line for line in (binder / "requirements.txt").read_text().splitlines() if line[0] != "#"
+    ]
     options = dict(line.split() for line in lines)
     assert options.keys() == {"--extra-index-url", "-c", "-e"} and options["-e"] == "."
     assert (binder / options["-c"]).resolve() == ROOT / "constraints.txt"
@@ -140,7 +196,10 @@ def test_binder_installs_the_package_in_the_pinned_versions():
 
 
 def test_training_needs_neither_papermill_nor_jupyter():
-    code = ("import sys; import lib.training, lib.evaluation, lib.weights, lib.images, lib.__main__\n"
-            "assert not {'papermill', 'nbformat', 'jupyter_client', 'matplotlib', 'pooch', 'onnx', 'datasets'} "
-            "& set(sys.modules)")
+    code = (
+        "import sys; import lib.training, lib.evaluation, lib.weights, lib.images, lib.__main__\n"
+        "assert not {'papermill', 'nbformat', 'jupyter_client', 'matplotlib', 'pooch', 'onnx', "
+        "'datasets'} "
+        "& set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -18,9 +18,19 @@ from tests.test_plan import TEXTS, TUNING
 
 SMALL = {"data": "toy", "batch_size": 32, "images": None, "knn_every": 0}
 MAIN = TEXTS | {
-    "name": "main", "scale": "plan", "wanted": ["knn"],
-    "arms": {"simclr": {"preset": "simclr-digits", "delta": SMALL, "seeds": {1: 2, 3: 1}, "keep": {3: [1, 3]}},
-             "untrained": {"preset": "simclr-digits", "delta": SMALL, "seeds": {0: 1}}}}
+    "name": "main",
+    "scale": "plan",
+    "wanted": ["knn"],
+    "arms": {
+        "simclr": {
+            "preset": "simclr-digits",
+            "delta": SMALL,
+            "seeds": {1: 2, 3: 1},
+            "keep": {3: [1, 3]},
+        },
+        "untrained": {"preset": "simclr-digits", "delta": SMALL, "seeds": {0: 1}},
+    },
+}
 
 
 @pytest.fixture
@@ -68,10 +78,12 @@ def test_a_run_that_was_cut_off_keeps_its_entry_and_the_time_it_began(place):
 
     def stopped(plan, after):
         """The loop ends by an exception after so many epochs; the next call goes on."""
+
         def save(*arguments, **options):
             if arguments[2].step == after:
                 raise KeyboardInterrupt
             return rotate(*arguments, **options)
+
         rotate = training.checkpoints.rotate
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(training, "CHECKPOINT_SECONDS", 0)
@@ -80,18 +92,22 @@ def test_a_run_that_was_cut_off_keeps_its_entry_and_the_time_it_began(place):
                 training.pretrain(config, dataset, folder, "cpu", progress=False, plan=plan)
 
     stopped(plan_of_the_first, after=7)
-    saved, = folder.glob("*/checkpoint.safetensors")
+    (saved,) = folder.glob("*/checkpoint.safetensors")
     before = training.checkpoints.read(saved)[1]
     assert before.plan == plan_of_the_first and before.step == 6
-    resumed = training.pretrain(config, dataset, folder, "cpu", progress=False, plan={"entry": "other", "version": "b"})
-    assert resumed.record["plan"] == plan_of_the_first and resumed.record["started"] == before.started
+    resumed = training.pretrain(
+        config, dataset, folder, "cpu", progress=False, plan={"entry": "other", "version": "b"}
+    )
+    assert (
+        resumed.record["plan"] == plan_of_the_first and resumed.record["started"] == before.started
+    )
     assert [row["loss"] for row in resumed.curves] == [row["loss"] for row in record["curves"]]
 
 
 def test_encoders_are_kept_in_half_precision_as_they_were_after_their_epochs(place):
     queue(place, MAIN).work()
     dataset = load("toy", place / "data")
-    last, = (place / "runs").glob("*-e3-s0-*")
+    (last,) = (place / "runs").glob("*-e3-s0-*")
     run = training.load_run(last)
     kept = weights.run(place / "kept" / f"{last.name}.safetensors", place / "data")
     early = weights.run(place / "kept" / f"{last.name}-epoch1.safetensors", place / "data")
@@ -100,22 +116,32 @@ def test_encoders_are_kept_in_half_precision_as_they_were_after_their_epochs(pla
         x = torch.randn(4, 3, 12, 12)
         assert torch.allclose(kept.model(x)[0], run.model(x)[0], rtol=1e-2, atol=1e-2)
     # the cosine of three epochs is no cosine of one; the first epoch by hand
-    stopped = training.pretrain(run.config, dataset, place / "again", "cpu", progress=False, keep=(1, 2))
-    theirs = {name: value.half().float() if value.dim() > 1 else value for name, value in
-              training.checkpoints.read(stopped.folder / "epoch-1.safetensors")[2].items()}
+    stopped = training.pretrain(
+        run.config, dataset, place / "again", "cpu", progress=False, keep=(1, 2)
+    )
+    theirs = {
+        name: value.half().float() if value.dim() > 1 else value
+        for name, value in training.checkpoints.read(stopped.folder / "epoch-1.safetensors")[
+            2
+        ].items()
+    }
     for name, value in early.model.state_dict().items():
         assert torch.equal(value, theirs[f"model.{name}"]), name
 
 
 def test_the_real_encoders_take_less_than_a_mebibyte(place, toy):
-    run = training.pretrain(preset("simclr-cifar10-resnet9", data="toy", epochs=0), toy, place / "runs", "cpu")
+    run = training.pretrain(
+        preset("simclr-cifar10-resnet9", data="toy", epochs=0), toy, place / "runs", "cpu"
+    )
     path = weights.keep(run, place / "kept", toy, 0)
     assert path.stat().st_size < 2**20
 
 
 def test_trials_decide_what_is_tried_next_and_test_is_never_looked_at(place, monkeypatch):
     grid = {"batch_size": [16], "learning_rate": [1e-3, 2e-3, 4e-3]}
-    trials = {name: arm | grid | {"delta": arm["delta"] | SMALL} for name, arm in TUNING["trials"].items()}
+    trials = {
+        name: arm | grid | {"delta": arm["delta"] | SMALL} for name, arm in TUNING["trials"].items()
+    }
     test, features = load("toy", place / "data").test.images, evaluation.features
 
     def without_test(model, images, recipe):
@@ -126,48 +152,87 @@ def test_trials_decide_what_is_tried_next_and_test_is_never_looked_at(place, mon
     made = queue(place, TUNING | {"trials": trials})
     made.work()
     found = records.load_all(place / "results")
-    assert not any(record["evaluation"] for record in found) and all(record["validation"] for record in found)
+    assert not any(record["evaluation"] for record in found) and all(
+        record["validation"] for record in found
+    )
     assert records.table(found).empty
-    entry, = made.entries
+    (entry,) = made.entries
     known = plan.stages(entry, made.score)
-    assert "longer" in known and len(found) == sum(len(c) for stage in known.values() for c in stage.values())
+    assert "longer" in known and len(found) == sum(
+        len(c) for stage in known.values() for c in stage.values()
+    )
     assert isinstance(plan.choice(entry, "ce", made.score), dict)
 
 
 def test_settings_wait_for_tuning_and_must_be_what_it_chose(place, monkeypatch):
-    arm = {"preset": "simclr-digits", "delta": SMALL, "tuned": "simclr", "chosen": None, "seeds": {1: 1}}
+    arm = {
+        "preset": "simclr-digits",
+        "delta": SMALL,
+        "tuned": "simclr",
+        "chosen": None,
+        "seeds": {1: 1},
+    }
     waiting = queue(place, TUNING, MAIN | {"arms": {"a": arm}})
     assert counts(waiting)["waiting"] == 1
     monkeypatch.setattr(plan, "choice", lambda entry, arm, score: {"learning_rate": 0.2})
     monkeypatch.setattr(Queue, "tuning", {"simclr": None})
-    assert waiting.choices() == ["main: enter and commit, in the arm a: chosen: {'learning_rate': 0.2}"]
+    assert waiting.choices() == [
+        "main: enter and commit, in the arm a: chosen: {'learning_rate': 0.2}"
+    ]
     wrong = queue(place, TUNING, MAIN | {"arms": {"a": arm | {"chosen": {"learning_rate": 0.4}}}})
-    with pytest.raises(InputError, match="the arm a has {'learning_rate': 0.4}, tuning chose {'learning_rate': 0.2}"):
+    with pytest.raises(
+        InputError,
+        match="the arm a has {'learning_rate': 0.4}, tuning chose {'learning_rate': 0.2}",
+    ):
         wrong.work()
 
 
 def test_the_first_run_of_a_seed_fixes_its_precision(place, monkeypatch):
-    auto = MAIN | {"arms": {name: {"preset": f"{name}-digits", "delta": SMALL | {"precision": "auto"}, "seeds": {1: 2}}
-                            for name in ("simclr", "supcon")}}
+    auto = MAIN | {
+        "arms": {
+            name: {
+                "preset": f"{name}-digits",
+                "delta": SMALL | {"precision": "auto"},
+                "seeds": {1: 2},
+            }
+            for name in ("simclr", "supcon")
+        }
+    }
     made = queue(place, auto)
     assert {state.config.precision for state in made.states()} == {"float32"}
     dataset = load("toy", place / "data")
     config = preset("supcon-digits", **SMALL, epochs=1, seed=1, precision=PRECISIONS[2])
-    (place / "runs" / training.identity(config, dataset)).mkdir(parents=True)           # begun on another machine
-    assert {(state.config.seed, state.config.precision) for state in made.states()} == {(0, "float32"), (1, "bfloat16")}
+    (place / "runs" / training.identity(config, dataset)).mkdir(
+        parents=True
+    )  # begun on another machine
+    assert {(state.config.seed, state.config.precision) for state in made.states()} == {
+        (0, "float32"),
+        (1, "bfloat16"),
+    }
 
 
 def test_a_run_that_diverges_has_failed_for_good_and_takes_no_others_work(place, monkeypatch):
-    arms = MAIN["arms"] | {"wrong": {"preset": "supcon-digits", "seeds": {1: 1},
-                                     "delta": SMALL | {"learning_rate": 1e30, "optimiser": "sgd"}}}
+    arms = MAIN["arms"] | {
+        "wrong": {
+            "preset": "supcon-digits",
+            "seeds": {1: 1},
+            "delta": SMALL | {"learning_rate": 1e30, "optimiser": "sgd"},
+        }
+    }
     made = queue(place, MAIN | {"arms": arms})
     made.work()
     assert counts(made) == COUNTS | {"runs": 5, "done": 4, "failed": 1}
-    failed, = (record for record in records.load_all(place / "results") if "failed" in record)
-    assert "became nan in epoch 1" in failed["failed"] and failed["plan"]["entry"] == "main" and failed["started"]
-    config, = (state.config for state in made.states() if state.status == "failed")
+    (failed,) = (record for record in records.load_all(place / "results") if "failed" in record)
+    assert (
+        "became nan in epoch 1" in failed["failed"]
+        and failed["plan"]["entry"] == "main"
+        and failed["started"]
+    )
+    (config,) = (state.config for state in made.states() if state.status == "failed")
     assert made.score(config) == 0 and records.table([failed]).empty
-    monkeypatch.setattr(training, "pretrain", None)                     # an outcome like any other: it is not run again
+    monkeypatch.setattr(
+        training, "pretrain", None
+    )  # an outcome like any other: it is not run again
     made.work()
 
 
@@ -198,7 +263,7 @@ def test_data_that_are_not_there_are_told(place):
     assert counts(made)["missing"] == 1 and "cifar10 is not in" in made.ledger.missing["cifar10"]
 
 
-# --- several processes ---------------------------------------------------------------------------------------------
+# --- several processes
 
 SCRIPT = """
 import sys
@@ -209,15 +274,20 @@ from lib.queue import Queue
 place = Path(sys.argv[1])
 queue.POLL_SECONDS = training.CHECKPOINT_SECONDS = 0.2
 records.code = lambda: {"commit": "c", "changed": False, "source": "s"}
-Queue(plan.read(place / "experiments.yml"), Ledger(place / "data", place / "results", place / "runs", "cpu"), "cpu",
-      place / "kept").work()
+ledger = Ledger(place / "data", place / "results", place / "runs", "cpu")
+Queue(plan.read(place / "experiments.yml"), ledger, "cpu", place / "kept").work()
 """
 
 
 def started(place):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(place)], env=environment, stdout=subprocess.PIPE,
-                            stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(place)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
 
 
 @pytest.fixture
@@ -239,7 +309,9 @@ def test_two_processes_share_the_queue_and_one_may_die(place, how):
         wait_for(lambda: counts(watching)["running"] == 2)
         victim = next(line for line in first.stdout if line.startswith("main"))
         folder = place / "runs" / victim.split()[-1]
-        wait_for(lambda: (folder / "checkpoint-before.safetensors").exists())           # it is in the midst of it
+        wait_for(
+            lambda: (folder / "checkpoint-before.safetensors").exists()
+        )  # it is in the midst of it
         first.send_signal(how)
         first.wait(30)
         printed = second.communicate(timeout=240)[0]
@@ -248,9 +320,13 @@ def test_two_processes_share_the_queue_and_one_may_die(place, how):
         second.kill()
     watching.ledger.refresh()
     assert counts(watching)["done"] == 3
-    assert len([line for line in printed.splitlines() if "minutes" in line]) == 3       # the survivor made them all
+    assert (
+        len([line for line in printed.splitlines() if "minutes" in line]) == 3
+    )  # the survivor made them all
     resumed = training.load_run(folder)
     assert len(resumed.record["segments"]) == 2 and resumed.record["bit_exact"]
-    whole = training.pretrain(resumed.config, load("toy", place / "data"), place / "whole", "cpu", progress=False)
+    whole = training.pretrain(
+        resumed.config, load("toy", place / "data"), place / "whole", "cpu", progress=False
+    )
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name

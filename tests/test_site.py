@@ -24,13 +24,19 @@ def extension(name):
 
 REPOSITORY = yaml.safe_load((book.BOOK / "_config.yml").read_text())["repository"]["url"]
 HOME = extension("address").pages_url(REPOSITORY)
-FOLDER = "/" + HOME.split("/", 3)[3]                            # of the site on its host: the 404 page links from there
+FOLDER = "/" + HOME.split("/", 3)[3]  # of the site on its host: the 404 page links from there
 
 
 class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
-        self.path, self.ids, self.links, self.loads, self.images_without_alt = path, set(), [], [], []
+        self.path, self.ids, self.links, self.loads, self.images_without_alt = (
+            path,
+            set(),
+            [],
+            [],
+            [],
+        )
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attributes):
@@ -80,7 +86,12 @@ def test_links_and_anchors_lead_somewhere(pages):
                 continue
             there = target_of(page, url)
             assert there.is_file(), f"{page.path.name} links to {url}"
-            if anchor and there in pages and not url.startswith("#") or (anchor and there == page.path):
+            if (
+                anchor
+                and there in pages
+                and not url.startswith("#")
+                or (anchor and there == page.path)
+            ):
                 assert unquote(anchor) in pages[there].ids, f"{page.path.name} links to {url}"
 
 
@@ -95,16 +106,28 @@ def test_chapters_have_their_buttons_and_ways_on(pages):
         page = pages[book.SITE / "notebooks" / f"{path.stem}.html"]
         text, source = page.path.read_text(), f"main/book/notebooks/{path.name}"
         owner_and_name = REPOSITORY.removeprefix("https://github.com/")
-        assert f"https://colab.research.google.com/github/{owner_and_name}/blob/{source}" in page.links, path
-        assert f"https://mybinder.org/v2/gh/{owner_and_name}/main?urlpath=tree/book/notebooks/{path.name}" in page.links
+        assert (
+            f"https://colab.research.google.com/github/{owner_and_name}/blob/{source}" in page.links
+        ), path
+        assert (
+            f"https://mybinder.org/v2/gh/{owner_and_name}/main?urlpath=tree/book/notebooks/{path.name}"
+            in page.links
+        )
         assert f"{REPOSITORY}/edit/{source}" in page.links and REPOSITORY in page.links
         downloads = [url for url in page.links if url.endswith(f"_sources/notebooks/{path.name}")]
         assert downloads and json.loads(target_of(page, downloads[0]).read_text())["cells"]
-        for part in ("theme-switch-button", "search-button", 'title="previous page"', 'title="next page"'):
+        for part in (
+            "theme-switch-button",
+            "search-button",
+            'title="previous page"',
+            'title="next page"',
+        ):
             assert part in text, f"{path.name} lacks {part}"
-        article = text[text.index("<article"):text.index("</article>")]
+        article = text[text.index("<article") : text.index("</article>")]
         headings = len(re.findall(r"<h[1-6]", article))
-        permalinks = re.findall(r'<a class="headerlink" href="#[^"]+" title="Link to this heading', article)
+        permalinks = re.findall(
+            r'<a class="headerlink" href="#[^"]+" title="Link to this heading', article
+        )
         assert headings > 3 and len(permalinks) == headings, path
 
 
@@ -113,7 +136,9 @@ def test_pages_say_what_they_are_when_shared(pages):
         text, name = path.read_text(), path.relative_to(book.SITE).as_posix()
         if path.stem in ("index", "genindex", "search", "404"):
             continue
-        tags = dict(re.findall(r'<meta (?:property|name)="((?:og|twitter):[^"]+)" content="([^"]*)"', text))
+        tags = dict(
+            re.findall(r'<meta (?:property|name)="((?:og|twitter):[^"]+)" content="([^"]*)"', text)
+        )
         assert tags["og:url"] == HOME + name and tags["og:title"] and tags["og:description"], name
         assert tags["twitter:card"] == "summary_large_image" and tags["og:image:alt"], name
         assert (book.SITE / tags["og:image"].removeprefix(HOME)).is_file(), name
@@ -126,12 +151,17 @@ def test_every_page_has_the_mark(pages):
 
 
 def test_pictures_are_those_that_the_script_draws(tmp_path):
-    for name, draw, shape in (("mark.png", pictures.mark, (128, 128)), ("card.png", pictures.card, (630, 1200)),
-                              ("overview.png", pictures.overview, (450, 1350))):
+    for name, draw, shape in (
+        ("mark.png", pictures.mark, (128, 128)),
+        ("card.png", pictures.card, (630, 1200)),
+        ("overview.png", pictures.overview, (450, 1350)),
+    ):
         draw(tmp_path / name)
-        drawn, kept = (matplotlib.image.imread(folder / name) for folder in (tmp_path, book.BOOK / "_static"))
+        drawn, kept = (
+            matplotlib.image.imread(folder / name) for folder in (tmp_path, book.BOOK / "_static")
+        )
         assert drawn.shape == kept.shape and kept.shape[:2] == shape
-        assert abs(drawn - kept).mean() < 0.02                  # fonts are drawn a little differently elsewhere
+        assert abs(drawn - kept).mean() < 0.02  # fonts are drawn a little differently elsewhere
 
 
 def test_the_sites_address_follows_from_the_repositorys():
@@ -152,8 +182,14 @@ def test_columns_of_numbers_are_told_from_words_and_intervals_are_kept_on_one_li
     tidy = extension("tables").tidy
     html = tidy(TABLE % "10,000")
     assert re.findall(r'<t[hd] class="(?:data )?number">([^<]+)<', html) == [
-        "accuracy", "n", "51.2\u00a0[50.1,\u00a052.3]", "3", "-", "10,000"]
-    assert "<p>51.2 [50.1, 52.3]</p><pre>x 3 [1, 2]</pre>" in html              # only in tables
+        "accuracy",
+        "n",
+        "51.2\u00a0[50.1,\u00a052.3]",
+        "3",
+        "-",
+        "10,000",
+    ]
+    assert "<p>51.2 [50.1, 52.3]</p><pre>x 3 [1, 2]</pre>" in html  # only in tables
     mixed = tidy(TABLE % "no published record yet, nor anything near")
     assert 'class="number">n<' not in mixed and '<td class="long">no published' in mixed
     assert 'role="list"' not in tidy('<div class="citation-list" role="list"></div>')

@@ -14,8 +14,10 @@ def test_wilsons_interval_in_closed_form():
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     assert statistics.binomial(k, n) == pytest.approx((p, centre - half, centre + half))
-    assert half == pytest.approx(0.0086, abs=1e-4)                  # 0.86 points at 81 % of 8,000 images
-    assert statistics.binomial(5, 5).high == pytest.approx(1) and statistics.binomial(0, 5).low == pytest.approx(0)
+    assert half == pytest.approx(0.0086, abs=1e-4)  # 0.86 points at 81 % of 8,000 images
+    assert statistics.binomial(5, 5).high == pytest.approx(1) and statistics.binomial(
+        0, 5
+    ).low == pytest.approx(0)
 
 
 def test_the_interval_over_seeds_is_students():
@@ -33,7 +35,10 @@ def test_one_seed_tells_nothing_of_the_spread():
 
 def test_the_interval_over_seeds_covers_as_often_as_it_says():
     random = np.random.default_rng(0)
-    hits = sum(low <= 0 <= high for _, low, high in (statistics.over_seeds(random.normal(size=3)) for _ in range(2000)))
+    hits = sum(
+        low <= 0 <= high
+        for _, low, high in (statistics.over_seeds(random.normal(size=3)) for _ in range(2000))
+    )
     assert hits / 2000 == pytest.approx(0.95, abs=0.02)
 
 
@@ -46,17 +51,28 @@ def test_mcnemar_by_counting():
 
 
 def level(accuracies, n):
-    return statistics.over_runs(pd.DataFrame({"accuracy": accuracies, "correct": np.round(np.multiply(accuracies, n)),
-                                              "n": n}))
+    return statistics.over_runs(
+        pd.DataFrame(
+            {"accuracy": accuracies, "correct": np.round(np.multiply(accuracies, n)), "n": n}
+        )
+    )
 
 
 def test_seeds_and_test_images_are_both_in_a_levels_interval():
     values = [0.50, 0.52, 0.54]
-    found, seeds, images = level(values, 1000), statistics.over_seeds(values), statistics.binomial(520, 1000)
+    found, seeds, images = (
+        level(values, 1000),
+        statistics.over_seeds(values),
+        statistics.binomial(520, 1000),
+    )
     assert found.value == pytest.approx(0.52)
-    assert found.value - found.low == pytest.approx(math.hypot(seeds.value - seeds.low, images.value - images.low))
-    assert found.high - found.value == pytest.approx(math.hypot(seeds.high - seeds.value, images.high - images.value))
-    same = level([0.452, 0.452, 0.452], 3925)                           # equal seeds do not make the test images more
+    assert found.value - found.low == pytest.approx(
+        math.hypot(seeds.value - seeds.low, images.value - images.low)
+    )
+    assert found.high - found.value == pytest.approx(
+        math.hypot(seeds.high - seeds.value, images.high - images.value)
+    )
+    same = level([0.452, 0.452, 0.452], 3925)  # equal seeds do not make the test images more
     assert same == pytest.approx(statistics.binomial(1774, 3925), abs=1e-4)
     assert level([0.5], 1000) == statistics.binomial(500, 1000)
     uncounted = statistics.over_runs(pd.DataFrame({"accuracy": values, "correct": None, "n": 1000}))
@@ -65,10 +81,11 @@ def test_seeds_and_test_images_are_both_in_a_levels_interval():
 
 @pytest.mark.parametrize("seeds, spread", [(3, 0.0), (3, 0.02), (10, 0.01)])
 def test_a_level_covers_the_accuracy_on_all_images_over_all_seeds(seeds, spread):
-    """By simulation of images of different difficulty, shared by runs of different skill; seeds alone cover too few."""
+    """By simulation of images of different difficulty, shared by runs of different skill; seeds
+    alone cover too few."""
     random, n, draws, hits, of_seeds = np.random.default_rng(seeds), 500, 1500, 0, 0
     for _ in range(draws):
-        easy = random.beta(1.2, 0.8, n)             # how often the seeds get an image right; 0.6 in the mean
+        easy = random.beta(1.2, 0.8, n)  # how often the seeds get an image right; 0.6 in the mean
         skill = random.normal(0, spread, (seeds, 1))
         values = (random.random((seeds, n)) < np.clip(easy + skill, 0, 1)).mean(1)
         hits += level(values, n).low <= 0.6 <= level(values, n).high
@@ -81,7 +98,9 @@ def test_one_more_run_lies_where_it_is_predicted():
     half = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) * math.sqrt(1 + 1 / 4)
     assert statistics.one_more(values)[1:] == pytest.approx((0.52 - half, 0.52 + half))
     third = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) * math.sqrt(1 / 3 + 1 / 4)
-    assert statistics.one_more(values, 3, 0.001)[1:] == pytest.approx((0.519 - third, 0.521 + third))
+    assert statistics.one_more(values, 3, 0.001)[1:] == pytest.approx(
+        (0.519 - third, 0.521 + third)
+    )
     assert math.isnan(statistics.one_more([0.5]).low)
 
 
@@ -95,37 +114,57 @@ def test_the_spread_of_few_runs_is_hardly_known():
 
 
 def test_summaries_say_which_interval_they_give():
-    table = pd.DataFrame({"method": ["a", "a", "b"], "accuracy": [0.5, 0.7, 0.9], "correct": [5, 7, 9], "n": 10,
-                          "protocol": "x", "minutes": [1.0, 2.0, 4.0]})
+    table = pd.DataFrame(
+        {
+            "method": ["a", "a", "b"],
+            "accuracy": [0.5, 0.7, 0.9],
+            "correct": [5, 7, 9],
+            "n": 10,
+            "protocol": "x",
+            "minutes": [1.0, 2.0, 4.0],
+        }
+    )
     a, b = statistics.summarise(table, ["method"]).itertuples()
     assert (a.seeds, a.interval, a.minutes) == (2, "seeds and test images", 1.5)
     assert (a.mean, a.low, a.high) == pytest.approx(level([0.5, 0.7], 10))
-    apart = statistics.summarise(table.assign(protocol=["x", "y", "x"]), ["method"])    # one seed each of two protocols
+    apart = statistics.summarise(
+        table.assign(protocol=["x", "y", "x"]), ["method"]
+    )  # one seed each of two protocols
     assert list(apart.seeds) == [1, 1, 1] and list(apart["mean"]) == [0.5, 0.7, 0.9]
-    assert (b.seeds, b.interval) == (1, "test images") and b.low == pytest.approx(statistics.binomial(9, 10).low)
+    assert (b.seeds, b.interval) == (1, "test images") and b.low == pytest.approx(
+        statistics.binomial(9, 10).low
+    )
     uncounted = statistics.summarise(table.assign(correct=np.nan), ["method"])
     assert list(uncounted["interval"]) == ["seeds", "none"] and math.isnan(uncounted["low"][1])
 
 
 def sweep(rows):
     columns = ["id", "protocol", "probe", "per_class", "labels", "subset", "correct", "n"]
-    return pd.DataFrame(rows, columns=columns).assign(accuracy=lambda t: t.correct / t.n, data="toy")
+    return pd.DataFrame(rows, columns=columns).assign(
+        accuracy=lambda t: t.correct / t.n, data="toy"
+    )
 
 
 def test_the_label_sweeps_interval_is_over_what_there_is_several_of():
     """Runs before subsets before test images; a run's subsets are averaged first."""
-    subsets = [("a", "p", "linear", 10, 100, f"random {i}", c, 100) for i, c in enumerate((50, 60, 70))]
+    subsets = [
+        ("a", "p", "linear", 10, 100, f"random {i}", c, 100) for i, c in enumerate((50, 60, 70))
+    ]
     one = statistics.summarise_labels(sweep(subsets), ["data"]).iloc[0]
     assert (one["interval"], one["runs"], one["subsets"]) == ("subsets", 1, 3)
     assert (one["mean"], one["low"], one["high"]) == pytest.approx(level([0.5, 0.6, 0.7], 100))
-    more = subsets + [("b", "p", "linear", 10, 100, f"random {i}", c, 100) for i, c in enumerate((70, 80, 90))]
+    more = subsets + [
+        ("b", "p", "linear", 10, 100, f"random {i}", c, 100) for i, c in enumerate((70, 80, 90))
+    ]
     two = statistics.summarise_labels(sweep(more), ["data"]).iloc[0]
     assert (two["interval"], two["runs"]) == ("runs", 2)
     assert (two["mean"], two["low"], two["high"]) == pytest.approx(level([0.6, 0.8], 100))
     single = statistics.summarise_labels(sweep(subsets[:1]), ["data"]).iloc[0]
     assert single["interval"] == "test images"
-    assert (single["mean"], single["low"], single["high"]) == pytest.approx(statistics.binomial(50, 100))
-    other = sweep(subsets + [("c", "q", "linear", 10, 100, "random 0", 1, 100)])        # another protocol
+    assert (single["mean"], single["low"], single["high"]) == pytest.approx(
+        statistics.binomial(50, 100)
+    )
+    other = sweep(subsets + [("c", "q", "linear", 10, 100, "random 0", 1, 100)])  # another protocol
     assert len(statistics.summarise_labels(other, ["data"])) == 2
 
 
@@ -134,16 +173,24 @@ def test_the_bootstrap_of_a_difference_resamples_images_in_pairs():
     first = random.random(1000) < 0.7
     second = np.where(random.random(1000) < 0.8, first, random.random(1000) < 0.5)
     ours = statistics.bootstrap(first, second)
-    theirs = stats.bootstrap((first.astype(float) - second,), np.mean, n_resamples=5000, method="percentile", rng=2)
+    theirs = stats.bootstrap(
+        (first.astype(float) - second,), np.mean, n_resamples=5000, method="percentile", rng=2
+    )
     assert ours.value == pytest.approx(first.mean() - second.mean())
     assert ours[1:] == pytest.approx(tuple(theirs.confidence_interval), abs=0.003)
-    half = 1.96 * np.std(first.astype(float) - second) / math.sqrt(1000)                    # the closed form
+    half = 1.96 * np.std(first.astype(float) - second) / math.sqrt(1000)  # the closed form
     assert ours[1:] == pytest.approx((ours.value - half, ours.value + half), abs=0.003)
-    assert half < 1.96 * math.sqrt(first.var() / 1000 + second.var() / 1000)                # narrower than unpaired
-    opposed = statistics.bootstrap(first, ~first)           # what one loses the other gains: twice as wide as apart
+    assert half < 1.96 * math.sqrt(
+        first.var() / 1000 + second.var() / 1000
+    )  # narrower than unpaired
+    opposed = statistics.bootstrap(
+        first, ~first
+    )  # what one loses the other gains: twice as wide as apart
     half = 1.96 * 2 * np.std(first) / math.sqrt(1000)
     assert opposed[1:] == pytest.approx((opposed.value - half, opposed.value + half), abs=0.004)
-    assert statistics.bootstrap(first, first) == (0, 0, 0) and ours == statistics.bootstrap(first, second)
+    assert statistics.bootstrap(first, first) == (0, 0, 0) and ours == statistics.bootstrap(
+        first, second
+    )
 
 
 def test_differences_are_taken_seed_by_seed():
@@ -156,7 +203,8 @@ def test_differences_are_taken_seed_by_seed():
 
 
 def test_how_many_seeds_a_difference_needs():
-    """Cohen's tables (two-sided 5 %, power 80 %), for differences of one and of half a standard deviation."""
+    """Cohen's tables (two-sided 5 %, power 80 %), for differences of one and of half a standard
+    deviation."""
     assert [statistics.seeds_needed(1.0, d) for d in (1.0, 0.5)] == [17, 64]
     assert [statistics.seeds_needed(1.0, d, paired=True) for d in (1.0, 0.5)] == [10, 34]
     assert statistics.seeds_needed(0.02, 0.01) == 64 and statistics.seeds_needed(0.0, 0.01) == 2
@@ -166,15 +214,19 @@ def test_how_many_seeds_a_difference_needs():
 
 def test_so_many_seeds_do_find_it_by_simulation():
     random, n = np.random.default_rng(0), statistics.seeds_needed(0.008)
-    found = stats.ttest_ind(random.normal(0, 0.008, (4000, n)), random.normal(0.01, 0.008, (4000, n)), axis=1).pvalue
-    fewer = stats.ttest_ind(random.normal(0, 0.008, (4000, n - 1)), random.normal(0.01, 0.008, (4000, n - 1)), axis=1)
+    found = stats.ttest_ind(
+        random.normal(0, 0.008, (4000, n)), random.normal(0.01, 0.008, (4000, n)), axis=1
+    ).pvalue
+    fewer = stats.ttest_ind(
+        random.normal(0, 0.008, (4000, n - 1)), random.normal(0.01, 0.008, (4000, n - 1)), axis=1
+    )
     assert (fewer.pvalue < 0.05).mean() < 0.8 + 0.02 and (found < 0.05).mean() > 0.8 - 0.02
 
 
 def test_the_calibration_error_by_a_loop_over_bins():
     random = np.random.default_rng(0)
     confidence = np.append(random.random(500), [1.0, 1 / 15, 0.0])
-    correct = random.random(503) < confidence ** 2
+    correct = random.random(503) < confidence**2
     bins, total = statistics.reliability(confidence, correct), 0.0
     for m in range(15):
         inside = (confidence > m / 15) & (confidence <= (m + 1) / 15) | (confidence == 0) & (m == 0)
@@ -195,5 +247,9 @@ def test_data_sets_are_strata():
     weights = np.array([0.5, 0.5])
     error = np.sqrt(squares[0] / 4 * weights @ np.linalg.inv(design.T @ design) @ weights)
     half = stats.t.ppf(0.975, 4) * error
-    expected = (weights @ coefficients, weights @ coefficients - half, weights @ coefficients + half)
+    expected = (
+        weights @ coefficients,
+        weights @ coefficients - half,
+        weights @ coefficients + half,
+    )
     assert statistics.over_strata(groups) == pytest.approx(expected)

@@ -6,7 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lib import InputError, checkpoints, data, evaluation, hardware, losses, optimisers, records, training
+from lib import (
+    InputError,
+    checkpoints,
+    data,
+    evaluation,
+    hardware,
+    losses,
+    optimisers,
+    records,
+    training,
+)
 from lib.config import PRESETS, Config, preset
 from lib.encoders import Model
 from tests.conftest import arrays
@@ -23,20 +33,26 @@ def pretrain(config, dataset, folder):
 
 
 def test_the_schedule_is_supcontrasts():
-    """util.py: adjust_learning_rate by epochs from 1, warm-up by steps to the cosine's value at epoch 10."""
+    """util.py: adjust_learning_rate by epochs from 1, warm-up by steps to the cosine's value at
+    epoch 10."""
     report = preset("supcon-cifar10", epochs=100)
     steps = 49
-    low = 0.5 * 0.1 ** 3
+    low = 0.5 * 0.1**3
     at_10 = low + (0.5 - low) * (1 + math.cos(math.pi * 10 / 100)) / 2
     assert at_10 == pytest.approx(0.48778, abs=5e-6)
     assert optimisers.learning_rate(report, 0, steps) == pytest.approx(0.01)
     assert optimisers.learning_rate(report, 245, steps) == pytest.approx((0.01 + at_10) / 2)
-    assert optimisers.learning_rate(report, 489, steps) == pytest.approx(0.01 + (at_10 - 0.01) * 489 / 490)
+    assert optimisers.learning_rate(report, 489, steps) == pytest.approx(
+        0.01 + (at_10 - 0.01) * 489 / 490
+    )
     assert optimisers.learning_rate(report, 490, steps) == pytest.approx(
-        low + (0.5 - low) * (1 + math.cos(math.pi * 11 / 100)) / 2)
+        low + (0.5 - low) * (1 + math.cos(math.pi * 11 / 100)) / 2
+    )
     assert optimisers.learning_rate(report, 100 * steps - 1, steps) == pytest.approx(low)
     full = preset("supcon-cifar10")
-    assert optimisers.learning_rate(full, 10 * steps - 1, steps) == pytest.approx(0.49988, abs=0.0011)
+    assert optimisers.learning_rate(full, 10 * steps - 1, steps) == pytest.approx(
+        0.49988, abs=0.0011
+    )
 
 
 def test_the_schedule_is_uvas():
@@ -46,7 +62,9 @@ def test_the_schedule_is_uvas():
     optimiser = torch.optim.AdamW([parameter], lr=5e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=500, eta_min=5e-4 / 50)
     for epoch in range(500):
-        assert optimisers.learning_rate(uva, 390 * epoch + 17, 390) == pytest.approx(optimiser.param_groups[0]["lr"])
+        assert optimisers.learning_rate(uva, 390 * epoch + 17, 390) == pytest.approx(
+            optimiser.param_groups[0]["lr"]
+        )
         optimiser.step()
         scheduler.step()
 
@@ -57,14 +75,17 @@ def test_the_schedule_of_the_supervised_baseline_is_pytorchs_multisteplr():
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [70, 90], 0.1)
     for epoch in range(100):
         for step in (78 * epoch, 78 * epoch + 77):
-            assert optimisers.learning_rate(baseline, step, 78) == pytest.approx(optimiser.param_groups[0]["lr"])
+            assert optimisers.learning_rate(baseline, step, 78) == pytest.approx(
+                optimiser.param_groups[0]["lr"]
+            )
         optimiser.step()
         scheduler.step()
 
 
 def supcontrasts_rate(epoch, batch, batches, epochs, lr):
-    """Learning rate as SupContrast's util.py sets it, written out: epoch from 1, batch from 0, batch_size > 256."""
-    eta_min = lr * 0.1 ** 3
+    """Learning rate as SupContrast's util.py sets it, written out: epoch from 1, batch from 0,
+    batch_size > 256."""
+    eta_min = lr * 0.1**3
     if epoch <= 10:
         warmup_to = eta_min + (lr - eta_min) * (1 + math.cos(math.pi * 10 / epochs)) / 2
         share = (batch + (epoch - 1) * batches) / (10 * batches)
@@ -72,7 +93,9 @@ def supcontrasts_rate(epoch, batch, batches, epochs, lr):
     return eta_min + (lr - eta_min) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-@pytest.mark.parametrize("name", ["supcon-cifar10", "simclr-cifar10", "ce-cifar10", "supcon-cifar10-report"])
+@pytest.mark.parametrize(
+    "name", ["supcon-cifar10", "simclr-cifar10", "ce-cifar10", "supcon-cifar10-report"]
+)
 def test_the_schedules_are_supcontrasts_step_for_step(name):
     config = preset(name)
     for epoch in (1, 2, 10, 11, 50, config.epochs - 1, config.epochs):
@@ -82,36 +105,58 @@ def test_the_schedules_are_supcontrasts_step_for_step(name):
             assert optimisers.learning_rate(config, step, 49) == pytest.approx(wanted, rel=1e-12)
 
 
-@pytest.mark.parametrize("name, images, steps, last", [
-    ("supcon-cifar10", 50_000, 49, 848), ("ce-cifar10-r18", 50_000, 49, 848),       # SupContrast: no drop_last
-    ("simclr-stl10", 100_000, 390, 256), ("ce-stl10", 5_000, 78, 64)])              # UvA: drop_last
+@pytest.mark.parametrize(
+    "name, images, steps, last",
+    [
+        ("supcon-cifar10", 50_000, 49, 848),
+        ("ce-cifar10-r18", 50_000, 49, 848),  # SupContrast: no drop_last
+        ("simclr-stl10", 100_000, 390, 256),
+        ("ce-stl10", 5_000, 78, 64),
+    ],
+)  # UvA: drop_last
 def test_the_last_batch_is_the_references(name, images, steps, last):
     sizes = optimisers.batch_sizes(preset(name), images)
     assert (len(sizes), sizes[0], sizes[-1]) == (steps, preset(name).batch_size, last)
 
 
 def test_a_last_batch_of_one_image_is_left_out():
-    assert optimisers.batch_sizes(config(batch_size=8, drop_last=False), 17) == [8, 8]    # BatchNorm needs two
+    assert optimisers.batch_sizes(config(batch_size=8, drop_last=False), 17) == [
+        8,
+        8,
+    ]  # BatchNorm needs two
     assert optimisers.batch_sizes(config(batch_size=8, drop_last=False), 18) == [8, 8, 2]
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_builds_and_takes_three_steps(name, tmp_path):
-    """Its own encoder, head, recipe, schedule and optimiser; small images and batches for the time."""
+    """Its own encoder, head, recipe, schedule and optimiser; small images and batches for the
+    time."""
     given = arrays(n=28, test=8, size=16, unlabeled=24)
-    small = preset(name, batch_size=8, images=None, size=16, epochs=1, knn_every=0, data="toy",
-                   pool="unlabeled" if preset(name).pool == "unlabeled" else "train")
+    small = preset(
+        name,
+        batch_size=8,
+        images=None,
+        size=16,
+        epochs=1,
+        knn_every=0,
+        data="toy",
+        pool="unlabeled" if preset(name).pool == "unlabeled" else "train",
+    )
     run = pretrain(small, data.build("toy", **given), tmp_path)
     assert len(optimisers.batch_sizes(small, run.record["data"]["pool"])) == 3
     before = training.build_model(small, data.build("toy", **given)).state_dict()
-    moved = [key for key, value in run.model.state_dict().items() if not torch.equal(value, before[key])]
+    moved = [
+        key for key, value in run.model.state_dict().items() if not torch.equal(value, before[key])
+    ]
     assert math.isfinite(run.curves[0]["loss"]) and len(moved) > 0.9 * len(before)
 
 
 def test_the_order_is_a_permutation_of_seed_and_epoch():
     one = training.order(50, 1, 2)
     assert sorted(one.tolist()) == list(range(50)) and torch.equal(one, training.order(50, 1, 2))
-    assert not torch.equal(one, training.order(50, 1, 3)) and not torch.equal(one, training.order(50, 2, 2))
+    assert not torch.equal(one, training.order(50, 1, 3)) and not torch.equal(
+        one, training.order(50, 2, 2)
+    )
 
 
 @pytest.mark.parametrize("method", ["simclr", "supcon", "ce"])
@@ -121,14 +166,21 @@ def test_a_run_learns_and_leaves_a_whole_record(method, toy, tmp_path):
     record = records.read(run.folder / "record.json")
     assert record == run.record and record["data"]["fingerprint"] == toy.fingerprint
     assert record["config"]["method"] == method and record["data"]["counts"]["test"] == 60
-    assert len(record["curves"]) == 6 and record["views_per_second"] > 0 and record["code"]["source"]
+    assert (
+        len(record["curves"]) == 6 and record["views_per_second"] > 0 and record["code"]["source"]
+    )
     cost = record["cost"]
     assert cost["flops_per_view"] == run.model.flops(12) and cost["peak_bytes"] > 1e7
     assert cost["share_of_matrix_rate"] == pytest.approx(
-        cost["flops_per_view"] * record["views_per_second"] / cost["matrix_flops_per_second"])
-    assert sorted(p.name for p in run.folder.iterdir()) == [".lock", "model.safetensors", "record.json"]
+        cost["flops_per_view"] * record["views_per_second"] / cost["matrix_flops_per_second"]
+    )
+    assert sorted(p.name for p in run.folder.iterdir()) == [
+        ".lock",
+        "model.safetensors",
+        "record.json",
+    ]
     evaluation = training.evaluate(run, toy, "cpu")
-    assert evaluation["h"]["linear"]["correct"] / 60 > 0.6                      # guessing: 0.25
+    assert evaluation["h"]["linear"]["correct"] / 60 > 0.6  # guessing: 0.25
     assert set(evaluation["z"]) == ({"classifier"} if method == "ce" else {"linear", "knn"})
     assert records.read(run.folder / "record.json")["evaluation"] == evaluation
 
@@ -136,16 +188,25 @@ def test_a_run_learns_and_leaves_a_whole_record(method, toy, tmp_path):
 def test_a_run_is_a_function_of_its_configuration(toy, tmp_path):
     torch.manual_seed(1)
     one = pretrain(config(), toy, tmp_path / "a")
-    torch.manual_seed(2)                                                        # the global state must not matter
+    torch.manual_seed(2)  # the global state must not matter
     torch.rand(5)
     two = pretrain(config(), toy, tmp_path / "b")
     other = pretrain(config(seed=1), toy, tmp_path / "b")
-    same = [torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values())]
+    same = [
+        torch.equal(a, b)
+        for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values())
+    ]
     assert all(same) and one.folder.name == two.folder.name
-    assert [r["loss"] for r in one.curves] == [r["loss"] for r in two.curves] != [r["loss"] for r in other.curves]
+    assert (
+        [r["loss"] for r in one.curves]
+        == [r["loss"] for r in two.curves]
+        != [r["loss"] for r in other.curves]
+    )
 
 
-@pytest.mark.parametrize("method, optimiser", [("simclr", "adamw"), ("supcon", "sgd"), ("ce", "adamw")])
+@pytest.mark.parametrize(
+    "method, optimiser", [("simclr", "adamw"), ("supcon", "sgd"), ("ce", "adamw")]
+)
 def test_an_interrupted_run_goes_on_to_the_same_end(method, optimiser, toy, tmp_path, monkeypatch):
     chosen = config(method, optimiser=optimiser, epochs=4)
     whole = pretrain(chosen, toy, tmp_path / "whole")
@@ -177,7 +238,9 @@ def test_a_finished_run_is_returned_at_once(toy, tmp_path, monkeypatch):
 def test_the_untrained_encoder_is_a_run_of_no_epochs(toy, tmp_path):
     run = pretrain(config(epochs=0), toy, tmp_path)
     fresh = training.build_model(config(epochs=0), toy).state_dict()
-    assert run.curves == [] and all(torch.equal(v, fresh[k]) for k, v in run.model.state_dict().items())
+    assert run.curves == [] and all(
+        torch.equal(v, fresh[k]) for k, v in run.model.state_dict().items()
+    )
 
 
 def test_data_of_other_content_is_another_run(toy, tmp_path):
@@ -209,7 +272,10 @@ def test_the_last_batch_is_kept_or_left_out(toy, tmp_path, monkeypatch):
 
 def test_supervised_methods_need_labels(tmp_path):
     unlabeled = data.build("toy", **arrays(unlabeled=64))
-    assert pretrain(config(pool="unlabeled", epochs=1), unlabeled, tmp_path).record["data"]["pool"] == 64
+    assert (
+        pretrain(config(pool="unlabeled", epochs=1), unlabeled, tmp_path).record["data"]["pool"]
+        == 64
+    )
     with pytest.raises(InputError, match="supcon needs labels"):
         pretrain(config("supcon", pool="unlabeled"), unlabeled, tmp_path)
 
@@ -230,28 +296,42 @@ def test_the_data_set_must_be_the_configurations(toy, tmp_path):
 
 
 def test_supcontrasts_factor_scales_the_loss():
-    z, labels = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+    z, labels = (
+        torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)),
+        torch.arange(8) % 3,
+    )
     for method in ("simclr", "supcon"):
-        plain, theirs = (config(method, temperature=0.5, base_temperature=base) for base in (None, 0.07))
+        plain, theirs = (
+            config(method, temperature=0.5, base_temperature=base) for base in (None, 0.07)
+        )
         assert training.loss_of(theirs, z, labels) == pytest.approx(
-            float(training.loss_of(plain, z, labels)) * 0.5 / 0.07)
+            float(training.loss_of(plain, z, labels)) * 0.5 / 0.07
+        )
 
 
 def test_label_smoothing_gives_a_share_of_each_target_to_all_classes():
-    z, labels = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 1])
+    z, labels = (
+        torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 2, 3, 0, 1]),
+    )
     target = 0.7 * F.one_hot(labels, 4) + 0.3 / 4
     by_hand = -(target * z[0].log_softmax(1)).sum(1).mean()
     smoothed = preset("ce-digits", label_smoothing=0.3)
     assert training.loss_of(smoothed, z, labels) == pytest.approx(float(by_hand))
-    assert training.loss_of(preset("ce-digits"), z, labels) == pytest.approx(float(F.cross_entropy(z[0], labels)))
+    assert training.loss_of(preset("ce-digits"), z, labels) == pytest.approx(
+        float(F.cross_entropy(z[0], labels))
+    )
 
 
 @pytest.mark.parametrize("method", ["simclr", "supcon", "ce"])
 def test_an_epoch_tells_the_contrast_of_its_last_full_batch(method, toy, tmp_path, monkeypatch):
     """180 images in batches of 32: the sixth batch has 20."""
     seen, loss_of = [], training.loss_of
-    monkeypatch.setattr(training, "loss_of", lambda config, z, labels: (seen.append((z, labels)),
-                                                                        loss_of(config, z, labels))[1])
+    monkeypatch.setattr(
+        training,
+        "loss_of",
+        lambda config, z, labels: (seen.append((z, labels)), loss_of(config, z, labels))[1],
+    )
     run = pretrain(config(method, epochs=2, drop_last=False), toy, tmp_path)
     assert [z.shape[1] for z, _ in seen] == 2 * [32, 32, 32, 32, 32, 20]
     for epoch, row in enumerate(run.curves):
@@ -268,7 +348,9 @@ def test_checkpoints_that_do_not_fit_are_named(toy, tmp_path, monkeypatch):
     target = tmp_path / training.identity(other, toy)
     target.mkdir()
     shutil.copy(one.folder / "model.safetensors", target / "checkpoint.safetensors")
-    with pytest.raises(InputError, match="does not fit its configuration: epochs is 1 there and 2 here"):
+    with pytest.raises(
+        InputError, match="does not fit its configuration: epochs is 1 there and 2 here"
+    ):
         pretrain(other, toy, tmp_path)
     (target / "checkpoint.safetensors").write_bytes(b"\x08" * 40)
     with pytest.raises(InputError, match="checkpoint.safetensors is missing or damaged"):
@@ -284,8 +366,15 @@ def test_checkpoints_that_do_not_fit_are_named(toy, tmp_path, monkeypatch):
 
 def test_weights_of_another_shape_are_named(toy, tmp_path):
     run = pretrain(config(epochs=0), toy, tmp_path)
-    checkpoints.save(run.folder / "model.safetensors", run.config, checkpoints.Progress(), Model("slim", head="linear"))
-    with pytest.raises(InputError, match="model.safetensors does not fit its configuration: Missing"):
+    checkpoints.save(
+        run.folder / "model.safetensors",
+        run.config,
+        checkpoints.Progress(),
+        Model("slim", head="linear"),
+    )
+    with pytest.raises(
+        InputError, match="model.safetensors does not fit its configuration: Missing"
+    ):
         training.load_run(run.folder)
 
 
@@ -351,7 +440,11 @@ def test_a_runs_features_are_those_its_evaluation_reads(toy, tmp_path):
     h, z = training.features(run, toy.test.images, toy, "cpu")
     recipe = training.recipe_for(run.config, toy.take(80), "none")
     theirs = evaluation.features(run.model, toy.test.images, recipe)
-    assert torch.equal(h, theirs[0]) and torch.equal(z, theirs[1]) and recipe.mean == toy.take(80).moments[0]
+    assert (
+        torch.equal(h, theirs[0])
+        and torch.equal(z, theirs[1])
+        and recipe.mean == toy.take(80).moments[0]
+    )
 
 
 def test_evaluation_adds_what_is_missing_and_repeats_nothing(toy, tmp_path, monkeypatch):
@@ -370,10 +463,15 @@ def test_evaluation_adds_what_is_missing_and_repeats_nothing(toy, tmp_path, monk
 
 
 def test_supcon_trains_with_the_positives_it_is_told(toy):
-    z, labels = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+    z, labels = (
+        torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)),
+        torch.arange(8) % 3,
+    )
     for form in ("out", "in"):
         config = preset("supcon-digits", positives=form, temperature=0.2)
-        assert torch.equal(training.loss_of(config, z, labels), losses.sup_con(z, labels, 0.2, form))
+        assert torch.equal(
+            training.loss_of(config, z, labels), losses.sup_con(z, labels, 0.2, form)
+        )
     assert losses.sup_con(z, labels, 0.2, "in") < losses.sup_con(z, labels, 0.2, "out")
 
 

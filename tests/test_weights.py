@@ -45,13 +45,23 @@ def shared(made, tmp_path):
 def test_ours_written_in_float32_and_read_again_is_the_same_to_the_bit(made, tmp_path):
     root, toy, run = made
     weights.export(run, tmp_path / "full", toy, half=False)
-    found, theirs = weights.load(tmp_path / "full", tmp_path), runs.features(run, toy.test.images, toy, "cpu")
+    found, theirs = (
+        weights.load(tmp_path / "full", tmp_path),
+        runs.features(run, toy.test.images, toy, "cpu"),
+    )
     for ours, there in zip(found.features(toy.test.images, "cpu"), theirs):
         assert torch.equal(ours, there)
-    assert found.recipe == runs.recipe_for(run.config, toy, "none").__class__(
-        size=12, mean=toy.moments[0], std=toy.moments[1]) and found.size == 12
+    assert (
+        found.recipe
+        == runs.recipe_for(run.config, toy, "none").__class__(
+            size=12, mean=toy.moments[0], std=toy.moments[1]
+        )
+        and found.size == 12
+    )
     own = weights.load(run.folder, root)
-    assert own.recipe == found.recipe and torch.equal(own.features(toy.test.images, "cpu")[1], theirs[1])
+    assert own.recipe == found.recipe and torch.equal(
+        own.features(toy.test.images, "cpu")[1], theirs[1]
+    )
 
 
 def test_half_precision_takes_half_the_room_and_changes_little(made, tmp_path):
@@ -62,7 +72,10 @@ def test_half_precision_takes_half_the_room_and_changes_little(made, tmp_path):
     assert kinds == {torch.float16} and stored["encoder.1.running_var"].dtype == torch.float32
     size = sum(p.numel() for p in run.model.parameters())
     assert 2 * size < (tmp_path / "half" / weights.FILE).stat().st_size < 2.4 * size
-    found, theirs = weights.load(tmp_path / "half", tmp_path), runs.features(run, toy.test.images, toy, "cpu")
+    found, theirs = (
+        weights.load(tmp_path / "half", tmp_path),
+        runs.features(run, toy.test.images, toy, "cpu"),
+    )
     for ours, there in zip(found.features(toy.test.images, "cpu"), theirs):
         assert 0 < (ours - there).norm() / there.norm() < 2e-3
     assert all(p.dtype == torch.float32 for p in found.model.parameters())
@@ -73,7 +86,7 @@ def test_the_model_card_is_the_record(made, tmp_path):
     entry = weights.export(run, tmp_path / "ours", toy)
     card = (tmp_path / "ours" / "README.md").read_text()
     first = (tmp_path / "ours" / weights.FILE).read_bytes()
-    for _ in range(8):                                          # the same run, the same file: its hash is registered
+    for _ in range(8):  # the same run, the same file: its hash is registered
         assert weights.export(run, tmp_path / "ours", toy) == entry
         assert (tmp_path / "ours" / weights.FILE).read_bytes() == first
     result = run.record["evaluation"]["h"]["linear"]
@@ -81,8 +94,13 @@ def test_the_model_card_is_the_record(made, tmp_path):
     assert f"| mean of RGB in [0, 1] | {list(toy.moments[0])} |" in card and entry["sha256"] in card
     assert "| trained on | 180 of them (train) |" in card and "| licence | none stated;" in card
     assert "| batch_size | 32 |" in card and run.record["device"]["name"] in card
-    assert entry["sha256"] == hashlib.sha256((tmp_path / "ours" / weights.FILE).read_bytes()).hexdigest()
-    assert entry["record"] == entry["name"] == run.record["id"] and entry["url"] == str(tmp_path / "ours")
+    assert (
+        entry["sha256"]
+        == hashlib.sha256((tmp_path / "ours" / weights.FILE).read_bytes()).hexdigest()
+    )
+    assert entry["record"] == entry["name"] == run.record["id"] and entry["url"] == str(
+        tmp_path / "ours"
+    )
 
 
 def test_a_run_by_weights_is_a_run_and_further_probes_leave_the_file_alone(made, shared, tmp_path):
@@ -90,25 +108,34 @@ def test_a_run_by_weights_is_a_run_and_further_probes_leave_the_file_alone(made,
     registry, entry = shared
     found = weights.run("ours", tmp_path, registry)
     assert found.config == run.config and found.curves == run.curves
-    assert found.record["evaluation"] == run.record["evaluation"] and found.record["weights"] == "float16"
+    assert (
+        found.record["evaluation"] == run.record["evaluation"]
+        and found.record["weights"] == "float16"
+    )
     training.evaluate(found, toy, "cpu", ("rotation",))
     assert "rotation" in weights.run("ours", tmp_path, registry).record["evaluation"]["h"]
     assert "rotation" not in records.read(run.folder / "record.json")["evaluation"]["h"]
     assert weights.load("ours", tmp_path, registry).record["id"] == run.record["id"]
 
 
-def test_weights_take_the_place_of_training_only_where_they_are_of_that_run(made, shared, tmp_path, capsys):
+def test_weights_take_the_place_of_training_only_where_they_are_of_that_run(
+    made, shared, tmp_path, capsys
+):
     root, toy, run = made
     registry, _ = shared
     use = functools.partial(weights.pretrain, names="ours", root=tmp_path, registry=registry)
     assert use(run.config, toy).record["weights"] == "float16"
     assert capsys.readouterr().out == f"weights in place of training: {run.record['id']}\n"
-    other = preset("simclr-digits", data="toy", epochs=1, batch_size=32, recipe="supcontrast", temperature=0.2)
+    other = preset(
+        "simclr-digits", data="toy", epochs=1, batch_size=32, recipe="supcontrast", temperature=0.2
+    )
     why = "none of the weights ours is of this run: temperature is 0.5 there and 0.2"
     with pytest.raises(InputError, match=why) as told:
         use(other, toy)
     name, *words = shlex.split(str(told.value).partition("python -m lib pretrain ")[2])
-    assert preset(name, **parse([word for word in words if word != "--set"])) == other     # the command makes it
+    assert (
+        preset(name, **parse([word for word in words if word != "--set"])) == other
+    )  # the command makes it
     changed = data.build("toy", **{**_arrays(), "variant": "another"})
     with pytest.raises(InputError, match="trained on another version of toy"):
         use(run.config, changed)
@@ -119,6 +146,7 @@ def test_weights_take_the_place_of_training_only_where_they_are_of_that_run(made
 
 def _arrays():
     from tests.conftest import arrays
+
     return arrays()
 
 
@@ -136,10 +164,15 @@ def test_what_is_wrong_is_one_line(made, shared, tmp_path):
     said("is not what is registered as ours: its SHA-256 is another one", sha256="0" * 64)
     said("is registered as the run other, its file holds simclr-digits-e1", record="other")
     said("can't read .*none", url="none")
-    said("registry.yml, entry 1: licence is missing or no text; the fields are name, url", licence=None)
+    said(
+        "registry.yml, entry 1: licence is missing or no text; the fields are name, url",
+        licence=None,
+    )
     said("registry.yml, entry 1: colour is unknown; the fields", colour="red")
-    for entries, words in (({"ours": entry}, "must be a list of weights, each with name, url"),
-                           ([entry, entry], "registry.yml, entry 2: there is another one named ours")):
+    for entries, words in (
+        ({"ours": entry}, "must be a list of weights, each with name, url"),
+        ([entry, entry], "registry.yml, entry 2: there is another one named ours"),
+    ):
         registry.write_text(yaml.safe_dump(entries))
         with pytest.raises(InputError, match=words):
             weights.load("ours", tmp_path, registry)
@@ -147,12 +180,20 @@ def test_what_is_wrong_is_one_line(made, shared, tmp_path):
         registry.write_text(yaml.safe_dump([entry]))
         weights.load("our", tmp_path, registry)
     with pytest.raises(InputError, match="unknown weights 'x'; known: a run's folder"):
-        weights.load("x", tmp_path)                                     # the registry of the project
+        weights.load("x", tmp_path)  # the registry of the project
     content = file.read_bytes()
     flipped = content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
-    for broken in (b"", content[:9], content[:-7], flipped, content.replace(b"digits-e1", b"digits-e2")):
+    for broken in (
+        b"",
+        content[:9],
+        content[:-7],
+        flipped,
+        content.replace(b"digits-e1", b"digits-e2"),
+    ):
         file.write_bytes(broken)
-        with pytest.raises(InputError, match="is not a whole .safetensors file|its checksum is wrong"):
+        with pytest.raises(
+            InputError, match="is not a whole .safetensors file|its checksum is wrong"
+        ):
             weights.load(tmp_path / "ours", tmp_path)
 
     def write(state, record):
@@ -169,27 +210,38 @@ def test_what_is_wrong_is_one_line(made, shared, tmp_path):
         with pytest.raises(InputError, match="does not say how it sees images"):
             weights.load(tmp_path / "ours", tmp_path)
     with pytest.raises(InputError, match="trained on another version of toy: restore"):
-        weights.export(run, tmp_path / "no", data.build("toy", **{**_arrays(), "variant": "another"}))
+        weights.export(
+            run, tmp_path / "no", data.build("toy", **{**_arrays(), "variant": "another"})
+        )
 
 
 def test_a_name_that_is_nearly_one_says_what_to_name(made, tmp_path):
     root, toy, run = made
     weights_of = run.folder / "model.safetensors"
-    assert weights.load(weights_of, root).record["id"] == run.record["id"]         # a file of a run is that run
-    with pytest.raises(InputError, match="is a run, and its data set says how it sees images: unknown data set 'toy'.*"
-                                         "or export it where that is"):
+    assert (
+        weights.load(weights_of, root).record["id"] == run.record["id"]
+    )  # a file of a run is that run
+    with pytest.raises(
+        InputError,
+        match="is a run, and its data set says how it sees images: unknown data set 'toy'.*"
+        "or export it where that is",
+    ):
         weights.load(run.folder, tmp_path)
     half = tmp_path / "half" / checkpoints.NEWEST
     half.parent.mkdir()
     half.write_bytes(weights_of.read_bytes())
     with pytest.raises(InputError, match="is a file of a run: name the folder of the run, once"):
         weights.load(half, root)
-    with pytest.raises(InputError, match="half holds neither a finished run nor exported weights; the run is not"):
+    with pytest.raises(
+        InputError, match="half holds neither a finished run nor exported weights; the run is not"
+    ):
         weights.load(half.parent, root)
     torch.save(run.model.state_dict(), tmp_path / "theirs.pth")
     save_file(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.safetensors")
     for name in ("theirs.pth", "theirs.safetensors"):
-        with pytest.raises(InputError, match=f"{name} holds no record of a run: name the folder of a finished run"):
+        with pytest.raises(
+            InputError, match=f"{name} holds no record of a run: name the folder of a finished run"
+        ):
             weights.pretrain(run.config, toy, str(tmp_path / name), tmp_path)
 
 
@@ -199,9 +251,13 @@ def test_an_export_replaces_nothing_but_itself(made, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "README.md").write_text("about my thesis")
     config = preset("simclr-digits", data="toy", epochs=0, batch_size=32)
-    weights.export(training.pretrain(config, toy, tmp_path / "runs", "cpu"), tmp_path / "other", toy)
+    weights.export(
+        training.pretrain(config, toy, tmp_path / "runs", "cpu"), tmp_path / "other", toy
+    )
     for folder in (run.folder, tmp_path / "mine", tmp_path / "other"):
-        with pytest.raises(InputError, match="is there already, and is no earlier export of this run: name another"):
+        with pytest.raises(
+            InputError, match="is there already, and is no earlier export of this run: name another"
+        ):
             weights.export(run, folder, toy)
     assert (run.folder / "model.safetensors").read_bytes() == before
     assert (tmp_path / "mine" / "README.md").read_text() == "about my thesis"
@@ -222,7 +278,9 @@ def test_a_weight_too_large_for_half_precision_is_refused(made, tmp_path):
     root, toy, run = made
     broken = runs.load_run(run.folder)
     broken.model.head[0].weight.data[0, 0] = 1e5
-    with pytest.raises(InputError, match="head.0.weight of .* is not finite in float16; export it in float32"):
+    with pytest.raises(
+        InputError, match="head.0.weight of .* is not finite in float16; export it in float32"
+    ):
         weights.export(broken, tmp_path / "no", toy)
     assert not (tmp_path / "no").exists()
 
@@ -240,7 +298,9 @@ def served(shared, tmp_path):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=tmp_path))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=tmp_path)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     registry, entry = shared
     url = f"http://127.0.0.1:{server.server_port}/ours/{weights.FILE}"
@@ -255,19 +315,26 @@ def test_a_download_is_verified_and_kept(served, shared, tmp_path, monkeypatch):
     root = tmp_path / "data"
     found = weights.load("ours", root, registry)
     assert len(asked) == 1 and found.record["id"] == entry["record"]
-    monkeypatch.setitem(sys.modules, "pooch", None)                     # neither network nor pooch the second time
+    monkeypatch.setitem(sys.modules, "pooch", None)  # neither network nor pooch the second time
     weights.load("ours", root, registry)
     assert len(asked) == 1
     kept = root / "weights" / f"{entry['sha256'][:16]}.safetensors"
     kept.write_bytes(kept.read_bytes()[:-1] + b"x")
-    with pytest.raises(InputError, match="is not what is registered as ours: its SHA-256 is another one; delete it"):
+    with pytest.raises(
+        InputError, match="is not what is registered as ours: its SHA-256 is another one; delete it"
+    ):
         weights.load("ours", root, registry)
 
 
-def test_a_download_of_another_hash_or_from_nowhere_is_refused_and_not_kept(served, shared, tmp_path):
+def test_a_download_of_another_hash_or_from_nowhere_is_refused_and_not_kept(
+    served, shared, tmp_path
+):
     (_, url), (registry, entry) = served, shared
-    for change, words in (({"sha256": "1" * 64, "url": url}, "hash"), ({"url": url + ".gone"}, "404"),
-                          ({"url": "http://127.0.0.1:9/x"}, "127.0.0.1")):
+    for change, words in (
+        ({"sha256": "1" * 64, "url": url}, "hash"),
+        ({"url": url + ".gone"}, "404"),
+        ({"url": "http://127.0.0.1:9/x"}, "127.0.0.1"),
+    ):
         registry.write_text(yaml.safe_dump([entry | change]))
         with pytest.raises(InputError, match=f"can't get the weights ours from .*{words}"):
             weights.load("ours", tmp_path / "data", registry)
@@ -276,7 +343,9 @@ def test_a_download_of_another_hash_or_from_nowhere_is_refused_and_not_kept(serv
 
 def test_without_pooch_a_download_says_what_to_install(served, shared, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(InputError, match=r"needs the package pooch, which is not installed; run: .*\[weights\]"):
+    with pytest.raises(
+        InputError, match=r"needs the package pooch, which is not installed; run: .*\[weights\]"
+    ):
         weights.load("ours", tmp_path / "data", shared[0])
 
 

@@ -1,4 +1,5 @@
-"""Find Chromium and open it without a network: it prints the PDF, and the tests look at the site in it."""
+"""Find Chromium and open it without a network: it prints the PDF, and the tests look at the site in
+it."""
 
 import os
 import shutil
@@ -9,13 +10,22 @@ from pathlib import Path
 from lib import InputError
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-# No sandbox, since containers have none to give; what is opened is our own site. The rest: no calls home.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+# No sandbox, since containers have none to give; what is opened is our own site. The rest: no calls
+# home.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def found() -> str | None:
-    """The path of a Chromium: named by CHROMIUM, on the PATH, or playwright's own. None where there is none."""
+    """The path of a Chromium: named by CHROMIUM, on the PATH, or playwright's own. None where there
+    is none."""
     named = os.environ.get("CHROMIUM")
     if named:
         return shutil.which(named)
@@ -32,21 +42,27 @@ def found() -> str | None:
 
 
 def required() -> str:
-    """The path of a Chromium that playwright can drive. Raises InputError where it or playwright is missing."""
+    """The path of a Chromium that playwright can drive. Raises InputError where it or playwright is
+    missing."""
     try:
         import playwright  # noqa: F401
     except ImportError as error:
-        raise InputError("this needs playwright; install it with: pip install -e '.[test]'") from error
+        raise InputError(
+            "this needs playwright; install it with: pip install -e '.[test]'"
+        ) from error
     program = found()
     if not program:
-        raise InputError("this needs Chromium and found none: install your system's chromium package, run "
-                         "playwright install chromium, or name one in the variable CHROMIUM")
+        raise InputError(
+            "this needs Chromium and found none: install your system's chromium package, run "
+            "playwright install chromium, or name one in the variable CHROMIUM"
+        )
     return program
 
 
 @contextmanager
 def opened(asked: list[str] | None = None) -> Iterator:
-    """A playwright browser context that gets files and nothing else; what it asks a network for is put into asked.
+    """A playwright browser context that gets files and nothing else; what it asks a network for is
+    put into asked.
 
     Raises InputError where playwright or Chromium is missing.
     """
@@ -62,7 +78,7 @@ def opened(asked: list[str] | None = None) -> Iterator:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         try:
             context = browser.new_context()
-            context.set_default_timeout(180_000)                # a busy machine is no fault of the page
+            context.set_default_timeout(180_000)  # a busy machine is no fault of the page
             context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), refuse)
             yield context
         finally:

@@ -1,6 +1,6 @@
 """The whole book as build/book.pdf: run and built as one page, printed by Chromium.
 
-    python -m tools.pdf [--profile quick]
+python -m tools.pdf [--profile quick]
 """
 
 import argparse
@@ -11,7 +11,8 @@ from lib import InputError, book
 from tools import chromium
 
 PDF = book.BUILD / "book.pdf"
-# Solutions are opened; hidden code stays hidden, as its heading says. A light page, whatever the theme was.
+# Solutions are opened; hidden code stays hidden, as its heading says. A light page, whatever the
+# theme was.
 READY = """async () => {
   for (const details of document.querySelectorAll("details:not(.hide)")) details.open = true;
   document.documentElement.dataset.theme = "light";
@@ -22,21 +23,32 @@ READY = """async () => {
 
 
 def write(page_file: Path, target: Path) -> None:
-    """Print one HTML file to a PDF, with an outline and page numbers. Raises InputError where Chromium is missing."""
+    """Print one HTML file to a PDF, with an outline and page numbers. Raises InputError where
+    Chromium is missing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".part")
     with chromium.opened() as context:
         page = context.new_page()
         page.goto(page_file.as_uri())
         page.evaluate(READY)
-        page.pdf(path=partial, prefer_css_page_size=True, print_background=True, outline=True, tagged=True)
+        page.pdf(
+            path=partial,
+            prefer_css_page_size=True,
+            print_background=True,
+            outline=True,
+            tagged=True,
+        )
     partial.replace(target)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Turn an InputError into one line and exit status 2, as python -m lib does."""
-    parser = argparse.ArgumentParser(prog="python -m tools.pdf", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="quick", help="a file in book/profiles (default quick)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.pdf", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--profile", default="quick", help="a file in book/profiles (default quick)"
+    )
     args = parser.parse_args(arguments)
     try:
         chromium.required()

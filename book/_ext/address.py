@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 
 
 def pages_url(repository: str) -> str:
-    """The address of a repository's site on GitHub Pages. Raises ValueError where it is not https://HOST/OWNER/NAME."""
+    """The address of a repository's site on GitHub Pages. Raises ValueError where it is not
+    https://HOST/OWNER/NAME."""
     owner, name = urlsplit(repository).path.strip("/").split("/")
     return f"https://{owner}.github.io/{name}/"
 

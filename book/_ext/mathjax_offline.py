@@ -19,6 +19,9 @@ def _copy(app, error) -> None:
 
 
 def setup(app) -> dict:
-    app.connect("config-inited", lambda app, config: setattr(config, "mathjax_path", "../mathjax/tex-chtml-full.js"))
+    app.connect(
+        "config-inited",
+        lambda app, config: setattr(config, "mathjax_path", "../mathjax/tex-chtml-full.js"),
+    )
     app.connect("build-finished", _copy)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
