@@ -39,16 +39,13 @@ class Config:
     learning_rate: float
     weight_decay: float  # on all parameters
     temperature: float = 0.5  # of the contrastive losses; unused by ce
-    base_temperature: float | None = (
-        None  # SupContrast multiplies its loss by temperature / base_temperature
-    )
-    positives: str = (
-        "out"  # supcon: their mean outside the logarithm, or "in" it (lib.losses.sup_con)
-    )
+    # SupContrast multiplies its loss by temperature / base_temperature
+    base_temperature: float | None = None
+    # supcon: their mean outside the logarithm, or "in" it (lib.losses.sup_con)
+    positives: str = "out"
     label_smoothing: float = 0.0  # ce: the share of each target that goes to all classes alike
-    pool: str = (
-        "train+val"  # what is trained on; "unlabeled" where the data set has it, else train+val
-    )
+    # what is trained on; "unlabeled" where the data set has it, else train+val
+    pool: str = "train+val"
     images: int | None = None  # a stratified slice of so many labelled images; None: all
     size: int | None = None  # side of a view in pixels; None: the data set's
     mean: tuple[float, ...] | None = None  # normalisation per channel; None: the data set's
@@ -63,14 +60,12 @@ class Config:
     warmup_from: float = 0.0  # learning rate at the first step of the warm-up
     final_rate: float = 0.0  # the cosine's end, as a share of learning_rate
     first_epoch: int = 0  # what the cosine calls the first epoch: 0 (PyTorch) or 1 (SupContrast)
-    milestones: tuple[float, ...] | None = (
-        None  # instead of the cosine: the rate falls to a tenth at these shares
-    )
+    # instead of the cosine: the rate falls to a tenth at these shares
+    milestones: tuple[float, ...] | None = None
     drop_last: bool = False  # leave out the last, smaller batch of an epoch
     accumulate: int = 1  # chunks of a batch, for less memory; BatchNorm sees one chunk at a time
-    precision: str = (
-        "float32"  # bfloat16, float16: autocast, weights and sums in float32; auto: by the device
-    )
+    # bfloat16, float16: autocast, weights and sums in float32; auto: by the device
+    precision: str = "float32"
     knn_every: int = 0  # kNN accuracy of h on val every so many epochs; 0: never
     test_every: int = 0  # ce: accuracy on test every so many epochs, shown beside, choosing nothing
     seed: int = 0  # of initialisation, order and views

@@ -18,9 +18,8 @@ PATCH = 6  # pixels, the side of a patch
 DIMENSIONS = 3 * PATCH * PATCH
 PATCHES = 400_000  # drawn to learn from
 ITERATIONS = 50  # of k-means, at most
-CONTRAST = (
-    0.0025  # added to a patch's variance: the authors' 10, of 255^2, for pixels of variance 1
-)
+# added to a patch's variance: the authors' 10, of 255^2, for pixels of variance 1
+CONTRAST = 0.0025
 WHITENING = 0.1  # added to the variance along each axis, as the authors'
 CHUNK = 2**13  # patches at a time: their distances stay in cache
 

@@ -20,9 +20,8 @@ from lib.hardware import free_memory, matrix_rate, peak_memory
 ENDED = "failure.json"  # in a run's folder: how the last session that did not finish ended
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WITHOUT_A_WORD = "killed, or the machine stopped"
-COLLAPSED = (
-    0.999  # mean cosine of different images, after two epochs in a row: no run of ours came near it
-)
+# mean cosine of different images, after two epochs in a row: no run of ours came near it
+COLLAPSED = 0.999
 
 
 class Interruptions:
