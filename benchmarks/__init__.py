@@ -1,2 +1,1 @@
-"""Our code beside its peers, in one run: ``python -m benchmarks NAME``. One module per
-comparison."""
+"""Our code beside its peers: ``python -m benchmarks NAME``, one module a comparison."""

@@ -2,19 +2,12 @@
 
 import argparse
 import sys
+from pathlib import Path
 
-from benchmarks import (
-    accumulation,
-    encoders,
-    faults,
-    loss,
-    measure,
-    pictures,
-    probe,
-    training,
-    views,
-)
+from benchmarks import accumulation, encoders, loss, measure, pictures, probe, training, views
 from lib import InputError
+from lib.runs.records import BENCHMARKS as RESULTS
+from stress.__main__ import main as stress
 
 BENCHMARKS = {
     "loss": loss,
@@ -22,40 +15,58 @@ BENCHMARKS = {
     "training": training,
     "probe": probe,
     "pictures": pictures,
-    "faults": faults,
     "accumulation": accumulation,
     "encoders": encoders,
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one benchmark, print its table, keep its record. An InputError is one line and exit
-    status 2."""
+def build_parser() -> argparse.ArgumentParser:
+    """A command for each benchmark, with its options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Ours beside the peers, in one run."
     )
     commands = parser.add_subparsers(required=True, metavar="NAME")
+
     for name, module in BENCHMARKS.items():
-        sub = commands.add_parser(
+        command = commands.add_parser(
             name,
             help=module.__doc__.splitlines()[0],
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if getattr(module, "TIMED", True):
-            sub.add_argument(
-                "--repetitions",
-                type=int,
-                default=9,
-                help="of each case, after one that does not count",
-            )
-        module.arguments(sub)
-        sub.set_defaults(module=module)
-    args = parser.parse_args(arguments)
+        command.add_argument(
+            "--repetitions",
+            type=int,
+            default=9,
+            help="of each case, after one that does not count",
+        )
+        command.add_argument(
+            "--results",
+            type=Path,
+            default=RESULTS,
+            metavar="DIR",
+            help="where the record goes (default results/benchmarks)",
+        )
+        module.arguments(command)
+        command.set_defaults(module=module)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one benchmark, print its table, keep its record.
+
+    An InputError is one line and exit status 2.
+    """
+    if arguments is None:
+        arguments = sys.argv[1:]
+    if arguments[:1] == ["faults"]:
+        return stress(arguments)  # its name before it had a package of its own
+
+    args = build_parser().parse_args(arguments)
     try:
         for peer in args.module.PEERS:
             measure.installed(peer)
-        if getattr(args, "repetitions", 1) < 1:
+        if args.repetitions < 1:
             raise InputError("--repetitions must be at least 1")
         args.module.run(args)
     except InputError as error:

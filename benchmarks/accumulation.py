@@ -1,9 +1,8 @@
-"""Gradient accumulation with exact negatives: time and memory of a step in chunks beside the step
-at once.
+"""Gradient accumulation with exact negatives: a step in chunks beside the step at once.
 
-A step of SimCLR on a batch that is there, at once and in 2 to 16 chunks. Memory is what the step
-adds to a process of its own: on a CPU the resident memory, with the C library's usual handling of
-large pieces.
+A step of SimCLR on a batch that is there, at once and in 2 to 16 chunks: its time, and its memory,
+which is what the step adds to a process of its own: on a CPU the resident memory, with the C
+library's usual handling of large pieces.
 """
 
 import argparse
@@ -14,43 +13,35 @@ from functools import partial
 import torch
 
 from benchmarks import measure
-from benchmarks.training import of_smooth
-from lib import shares, training
-from lib.config import preset
-from lib.hardware import choose_device, choose_precision, memory_format
-from lib.optimisers import build_optimiser
+from benchmarks.measure import Case
+from benchmarks.training import model_of, of_smooth, step_of
+from lib.distributed.batches import SharedViews
+from lib.distributed.group import Share
+from lib.distributed.step import SharedStep
+from lib.hardware import choose_device, choose_precision
+from lib.presets import preset
+from lib.training import build_optimiser
 
 PEERS = ()
 CHUNKS, SIZE = (1, 2, 4, 8, 16), 32
 BATCH, ENCODER = {"cpu": 256, "cuda": 1024}, {"cpu": "slim", "cuda": "resnet50"}
 
 
-def case(encoder: str, batch: int, accumulate: int, device: torch.device) -> Callable[[], object]:
+def case(encoder: str, batch: int, accumulate: int, device: torch.device) -> Case:
     """One step, as a run takes it."""
     config = preset("simclr-cifar10", encoder=encoder, data="smooth", accumulate=accumulate)
     config = replace(config, precision=choose_precision("auto", device))
-    model = (
-        training.build_model(config, of_smooth(SIZE, 16))
-        .to(device, memory_format=memory_format(device))
-        .train()
-    )
+    model = model_of(config, of_smooth(SIZE, 16), device)
     x = torch.randn(2, batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(device)
-    parts = (
-        build_optimiser(config, model),
-        torch.amp.GradScaler(device.type, enabled=config.precision == "float16"),
-    )
-    share = shares.Share(batch, accumulate, device)
     if accumulate == 1:
-        return partial(training.train_step, config, model, *parts, x, None)
-    return partial(
-        training.spread_step,
-        config,
-        model,
-        *parts,
-        [x[:, places] for places in share.own],
-        None,
-        share,
-    )
+        return step_of(config, model, x)
+
+    optimiser = build_optimiser(config, model)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+    take_step = SharedStep(config, model, optimiser, scaler)
+    share = Share(batch, accumulate, device)
+    views = SharedViews([x[:, places] for places in share.own], share)
+    return partial(take_step, views, None, config.learning_rate)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,37 +51,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-of", type=int, metavar="CHUNKS", help=argparse.SUPPRESS)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure, print, keep the record."""
+def run(args: argparse.Namespace, memory: Callable[..., int] = measure.in_own_process) -> None:
+    """Measure, print, keep the record. memory: of a step, by the command that measures it."""
     device = choose_device()
-    batch, encoder = args.batch or BATCH[device.type], args.encoder or ENCODER[device.type]
+    batch = args.batch or BATCH[device.type]
+    encoder = args.encoder or ENCODER[device.type]
     if args.memory_of:
         print(measure.extra_memory(case(encoder, batch, args.memory_of, device), device))
         return
-    seconds = measure.interleaved(
-        {k: case(encoder, batch, k, device) for k in CHUNKS}, args.repetitions
-    )
+
+    cases = {str(chunks): case(encoder, batch, chunks, device) for chunks in CHUNKS}
+    seconds = measure.interleaved(cases, args.repetitions)
+    command = ("accumulation", "--batch", str(batch), "--encoder", encoder, "--memory-of")
     rows = []
     for chunks, taken in seconds.items():
-        memory = measure.in_own_process(
-            "accumulation", "--batch", str(batch), "--encoder", encoder, "--memory-of", str(chunks)
-        )
-        rows.append(
-            {
-                "chunks": chunks,
-                "batch": batch,
-                "encoder": encoder,
-                "seconds": measure.spread(taken),
-                "times_at_once": measure.ratios(taken, seconds[1]),
-                "extra_bytes": memory,
-            }
-        )
+        row = {
+            "chunks": int(chunks),
+            "batch": batch,
+            "encoder": encoder,
+            "seconds": measure.spread(taken),
+            "times_at_once": measure.ratios(taken, seconds["1"]),
+            "extra_bytes": memory(*command, chunks),
+        }
+        rows.append(row)
         print(
-            f"{chunks:3} chunks  {rows[-1]['seconds']['median']:8.3f} s  "
-            f"{rows[-1]['times_at_once']['median']:5.2f} x  {memory / 1e6:8.1f} MB"
+            f"{chunks:>3} chunks  {row['seconds']['median']:8.3f} s  "
+            f"{row['times_at_once']['median']:5.2f} x  {row['extra_bytes'] / 1e6:8.1f} MB"
         )
-    print(
-        measure.keep(
-            "accumulation", device, rows, [], {"size": SIZE, "repetitions": args.repetitions}
-        )
-    )
+    settings = {"size": SIZE, "repetitions": args.repetitions}
+    print(measure.keep("accumulation", device, rows, PEERS, settings, args.results))

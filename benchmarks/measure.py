@@ -1,5 +1,4 @@
-"""What every benchmark needs: interleaved times, peak memory in a process of its own, ratios, and a
-record."""
+"""What every benchmark needs: times in turns, memory in a process of its own, ratios, a record."""
 
 import logging
 import random
@@ -8,7 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,35 +15,51 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lib import ROOT, InputError, records
+from lib import ROOT, InputError
+from lib.runs import provenance, records
+
+Case = Callable[[], object]  # what is timed
+Spread = dict[str, float]  # "min", "median" and "max"
 
 
 def interleaved(
-    cases: dict[str, Callable[[], object]],
+    cases: dict[str, Case],
     repetitions: int,
     within: dict[str, Callable[[], AbstractContextManager]] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of every call, after one that does not count.
 
+    within: contexts for some cases, which are called twice in theirs, the first time without
+        counting, as in the midst of a run.
+
     A round calls each case once, in an order drawn anew, so that a slow minute of the machine and
-    what a case leaves behind in caches fall on all alike. within: contexts for some cases, which
-    are called twice in theirs, the first time without counting, as in the midst of a run.
+    what a case leaves behind in caches fall on all alike.
     """
     within = within or {}
-    seconds, names, draw = {name: [] for name in cases}, list(cases), random.Random(0)
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    names = list(cases)
+    draw = random.Random(0)
+
     for turn in tqdm(range(-1, repetitions), desc="rounds", leave=False, disable=None):
         draw.shuffle(names)
         for name in names:
-            with within.get(name, nullcontext)():
-                for _ in range(1 + (name in within)):
-                    _synchronise()
-                    started = time.perf_counter()
-                    cases[name]()
-                    _synchronise()
-                    taken = time.perf_counter() - started
+            context = within.get(name, nullcontext)
+            with context():
+                if name in within:
+                    timed(cases[name])
+                taken = timed(cases[name])
             if turn >= 0:
                 seconds[name].append(taken)
     return seconds
+
+
+def timed(case: Case) -> float:
+    """Seconds of one call, what it started on a GPU included."""
+    _synchronise()
+    started = time.perf_counter()
+    case()
+    _synchronise()
+    return time.perf_counter() - started
 
 
 @contextmanager
@@ -57,64 +72,73 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> Spread:
     """Least, median and largest."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def ratios(seconds: list[float], to: list[float]) -> dict[str, float]:
+def ratios(seconds: Sequence[float], to: Sequence[float]) -> Spread:
     """Spread of the ratio, round by round."""
     return spread([one / other for one, other in zip(seconds, to, strict=True)])
+
+
+def in_words(ratio: Spread) -> str:
+    """A ratio's median and its ends, as "1.20 [1.10, 1.50]"."""
+    return f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]"
 
 
 def in_own_process(*arguments: str) -> int:
     """The number that ``python -m benchmarks ARGUMENTS`` prints last."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what PyTorch keeps for this process the other one may need
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        reason = done.stderr.strip().splitlines() or [
-            f"killed by signal {-done.returncode}, for memory perhaps"
-        ]
-        raise InputError(f"python -m benchmarks {' '.join(arguments)} failed: {reason[-1]}")
+        reason = f"killed by signal {-done.returncode}, for memory perhaps"
+        if done.stderr.strip():
+            reason = done.stderr.strip().splitlines()[-1]
+        raise InputError(f"python -m benchmarks {' '.join(arguments)} failed: {reason}")
     return int(done.stdout.split()[-1])
 
 
-def extra_memory(case: Callable[[], object], device: torch.device) -> int:
-    """Bytes by which one call raises the memory of this process: resident, or on the GPU what
-    PyTorch allocated.
+def extra_memory(case: Case, device: torch.device) -> int:
+    """Bytes by which one call raises the memory of this process.
 
-    The resident peak is that of the whole life of the process; where an earlier one was higher, it
-    counts.
+    Resident, or on the GPU what PyTorch allocated. The resident peak is that of the whole life of
+    the process; where an earlier one was higher, it counts.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         case()
         return torch.cuda.max_memory_allocated() - before
+
     before = _resident("VmRSS")
     case()
     return _resident("VmHWM") - before
 
 
 def keep(
-    name: str, device: torch.device, rows: list[dict], peers: list[str], settings: dict
+    name: str,
+    device: torch.device,
+    rows: list[dict],
+    peers: Sequence[str],
+    settings: dict,
+    folder: Path = records.BENCHMARKS,
 ) -> Path:
     """Write a benchmark's record: rows, settings, code, versions, machine."""
-    versions = records.versions() | {peer: installed(peer) for peer in peers}
     record = {
         "schema": records.SCHEMA,
         "benchmark": name,
         "settings": settings,
         "rows": rows,
-        "code": records.code("benchmarks"),
-        "versions": versions,
-        "device": records.device(device),
-        "finished": records.now(),
+        "code": provenance.code("benchmarks"),
+        "versions": provenance.versions() | {peer: installed(peer) for peer in peers},
+        "device": provenance.device(device),
+        "finished": provenance.now(),
     }
-    path = records.BENCHMARKS / f"{name}-{device.type}.json"
+    path = folder / f"{name}-{device.type}.json"
     records.write(path, record)
     return path
 
@@ -130,8 +154,10 @@ def installed(package: str) -> str:
 
 
 def _resident(field: str) -> int:
-    """Bytes of this process in memory: now (VmRSS) or at the peak (VmHWM), of which getrusage says
-    the parent's too."""
+    """Bytes of this process in memory: now (VmRSS), or at the peak (VmHWM).
+
+    getrusage would say the parent's peak too.
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError as error:

@@ -16,11 +16,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
 from benchmarks import measure
-from lib import data, images
+from lib.data import load, pictures
+from lib.data.dataset import Dataset
 
 PEERS = ("torchvision", "pillow")
 SIZE, WORKERS, BATCH = 96, 2, 256
@@ -35,30 +37,40 @@ FORMS = (
     ("png", "RGBA"),
     ("png", "P"),
 )
+FORMATS = {"jpg": "JPEG", "png": "PNG"}
 
 
-def write(root: Path, dataset: data.Dataset, n: int) -> None:
-    """n files of mixed sizes, modes and formats, a folder for each class; the file's number
-    decides."""
-    pixels, labels = dataset.train.images.permute(0, 2, 3, 1).numpy(), dataset.train.labels.tolist()
+def write(root: Path, dataset: Dataset, n: int) -> None:
+    """n files of mixed sizes, modes and formats, a folder for each class.
+
+    The file's number decides.
+    """
+    pixels = dataset.train.images.permute(0, 2, 3, 1).numpy()
+    labels = dataset.train.labels.tolist()
     for number in range(n):
-        place, side, (ending, mode) = (
-            number % len(labels),
-            SIDES[number % len(SIDES)],
-            FORMS[number // 6 % len(FORMS)],
-        )
+        place = number % len(labels)
+        side = SIDES[number % len(SIDES)]
+        ending, mode = FORMS[number // 6 % len(FORMS)]
         image = Image.fromarray(pixels[place]).resize((side, side + number % 7)).convert(mode)
         buffer = io.BytesIO()
-        image.save(buffer, "JPEG" if ending == "jpg" else "PNG")
-        whole = buffer.getvalue()
+        image.save(buffer, FORMATS[ending])
+
+        content = buffer.getvalue()
+        if number % 100 == 50:
+            content = content[: len(content) // 2]
         path = root / dataset.classes[labels[place]] / f"{number:06}.{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(whole[: len(whole) // 2] if number % 100 == 50 else whole)
+        path.write_bytes(content)
 
 
 def by_us(root: Path, out: Path) -> Callable[[], int]:
     """The import, to a file; returns how many images were whole."""
-    return lambda: sum(images.make(root, SIZE, out)[0].values())
+
+    def case() -> int:
+        counts, _ = pictures.make(root, SIZE, out)
+        return sum(counts.values())
+
+    return case
 
 
 def opened(path: str) -> Image.Image | None:
@@ -69,7 +81,7 @@ def opened(path: str) -> Image.Image | None:
         return None
 
 
-def whole(batch: list) -> list:
+def whole(batch: list) -> list[np.ndarray]:
     """What the DataLoader is given to make a batch by."""
     return [np.asarray(image) for image, _ in batch if image is not None]
 
@@ -78,24 +90,28 @@ class OrNone(T.Compose):
     """torchvision's transforms of an image, where there is one."""
 
     def __call__(self, image: Image.Image | None) -> Image.Image | None:
-        return image and super().__call__(image)
+        if image is None:
+            return None
+        return super().__call__(image)
 
 
 def of_torchvision(root: Path) -> ImageFolder:
     """The folder as torchvision's data set."""
-    return ImageFolder(
-        root,
-        OrNone([T.Resize(SIZE, T.InterpolationMode.LANCZOS), T.CenterCrop(SIZE)]),
-        loader=opened,
-    )
+    steps = [T.Resize(SIZE, T.InterpolationMode.LANCZOS), T.CenterCrop(SIZE)]
+    return ImageFolder(root, OrNone(steps), loader=opened)
 
 
 def by_image_folder(root: Path) -> Callable[[], int]:
     """An epoch of a DataLoader; returns how many images were whole."""
-    loader = torch.utils.data.DataLoader(
-        of_torchvision(root), BATCH, num_workers=WORKERS, collate_fn=whole
-    )
-    return lambda: len(np.stack([image for batch in loader for image in batch]))
+    loader = DataLoader(of_torchvision(root), BATCH, num_workers=WORKERS, collate_fn=whole)
+
+    def case() -> int:
+        images = []
+        for batch in loader:
+            images += batch
+        return len(np.stack(images))
+
+    return case
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,46 +123,56 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-of", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure, print, keep the record."""
+def run(args: argparse.Namespace, memory: Callable[..., int] = measure.in_own_process) -> None:
+    """Measure, print, keep the record. memory: of an import, by the command that measures it."""
     device = torch.device("cpu")
     with TemporaryDirectory() as work:
-        out = Path(work) / "made.npz"
+        folder = Path(work)
         if args.memory_of:
-            return print(measure.extra_memory(by_us(args.memory_of, out), device))
-        rows, dataset = [], data.load(args.data)
+            case = by_us(args.memory_of, folder / "made.npz")
+            print(measure.extra_memory(case, device))
+            return
+
+        dataset = load(args.data)
+        rows = []
         for files in (args.files // 4, args.files):
-            root = Path(work) / str(files)
+            root = folder / str(files)
             write(root, dataset, files)
-            cases = {"ours": by_us(root, out), "ImageFolder": by_image_folder(root)}
-            with measure.quiet():
-                found = {name: case() for name, case in cases.items()}
-                seconds = measure.interleaved(cases, args.repetitions)
-            for library, taken in seconds.items():
-                row = {
-                    "case": f"{files:,} files",
-                    "library": library,
-                    "whole": found[library],
-                    "images_per_second": measure.spread([files / second for second in taken]),
-                    "times_ours": measure.ratios(taken, seconds["ours"]),
-                }
-                if library == "ours":
-                    row["extra_bytes"] = measure.in_own_process(
-                        "pictures", "--memory-of", str(root)
-                    )
-                rows.append(row)
-                print(
-                    f"{row['case']:14} {library:12} {row['images_per_second']['median']:6,.0f} "
-                    "images/s  of ours "
-                    f"{row['times_ours']['median']:.2f}  {row.get('extra_bytes', 0) / 1e6:,.0f} "
-                    "MB  "
-                    f"{found[library]:,} whole",
-                    flush=True,
-                )
+            rows += rows_of(root, files, folder / "made.npz", args.repetitions, memory)
     settings = {
         "data": args.data,
         "size": SIZE,
         "workers": WORKERS,
         "repetitions": args.repetitions,
     }
-    print(measure.keep("pictures", device, rows, PEERS, settings))
+    print(measure.keep("pictures", device, rows, PEERS, settings, args.results))
+
+
+def rows_of(
+    root: Path, files: int, out: Path, repetitions: int, memory: Callable[..., int]
+) -> list[dict]:
+    """Rates, ratios and memory of both ways through a folder; printed."""
+    cases = {"ours": by_us(root, out), "ImageFolder": by_image_folder(root)}
+    with measure.quiet():
+        images = {name: case() for name, case in cases.items()}
+        seconds = measure.interleaved(cases, repetitions)
+
+    rows = []
+    for library, taken in seconds.items():
+        row = {
+            "case": f"{files:,} files",
+            "library": library,
+            "whole": images[library],
+            "images_per_second": measure.spread([files / second for second in taken]),
+            "times_ours": measure.ratios(taken, seconds["ours"]),
+        }
+        if library == "ours":
+            row["extra_bytes"] = memory("pictures", "--memory-of", str(root))
+        rows.append(row)
+        print(
+            f"{row['case']:14} {library:12} {row['images_per_second']['median']:6,.0f} images/s  "
+            f"of ours {row['times_ours']['median']:.2f}  "
+            f"{row.get('extra_bytes', 0) / 1e6:,.0f} MB  {row['whole']:,} whole",
+            flush=True,
+        )
+    return rows

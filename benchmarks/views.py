@@ -1,5 +1,4 @@
-"""Views a second: two views of each image, by the published recipes, beside the usual ways to make
-them.
+"""Views a second: two views of each image, by the published recipes, beside the usual ways.
 
 Each case turns 512 images into 1,024 views. "ours" is what training does on a CPU; "batched" is
 what it does on other devices, here on the CPU too. "PIL" is torchvision on PIL images in a
@@ -18,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import measure
-from lib import augmentations
-from lib.augmentations import RECIPES, Recipe
+from benchmarks.measure import Case
+from lib.augmentations import RECIPES, Recipe, apply_in_batches, draw, views
 from lib.hardware import choose_device
 
 PEERS = ("kornia", "pillow")
@@ -28,22 +27,28 @@ CASES = {"32x32, SupContrast's recipe": (32, "supcontrast"), "96x96, UvA's recip
 
 
 def smooth(n: int, size: int) -> Tensor:
-    """Random images (n, 3, size, size) uint8 with some structure, since colour operations depend on
-    it."""
+    """Random images (n, 3, size, size) uint8 with the structure that colour operations feel."""
     coarse = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     return F.interpolate(coarse, size, mode="bilinear").mul(255).to(torch.uint8)
 
 
-def by_us(images: Tensor, recipe: Recipe, form: object) -> Callable[[], None]:
-    """Two views of every batch, with the compiled form or (None) the batched one."""
+def by_us(images: Tensor, make: Callable[[Tensor, int], Tensor]) -> Case:
+    """Two views of every batch. make: (images (N, 3, H, W), step) -> (2, N, 3, S, S)."""
 
     def case() -> None:
-        there, augmentations.kernels = augmentations.kernels, form
         for step, batch in enumerate(images.split(BATCH)):
-            augmentations.views(batch, recipe, 0, step)
-        augmentations.kernels = there
+            make(batch, step)
 
     return case
+
+
+def views_in_batches(images: Tensor, recipe: Recipe, step: int) -> Tensor:
+    """``augmentations.views`` as it is computed where there is no compiled code."""
+    size = recipe.size or images.shape[2]
+    made = torch.empty(2, len(images), 3, size, size, device=images.device)
+    for view, out in enumerate(made):
+        apply_in_batches(images, draw(recipe, len(images), 0, step, view), out)
+    return made
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -54,19 +59,16 @@ class Pairs(torch.utils.data.Dataset):
         from torchvision import transforms as T
 
         self.images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-        jitter = T.RandomApply([T.ColorJitter(*recipe.jitter)], recipe.jitter_probability)
-        blur = [T.GaussianBlur(recipe.blur_kernel, recipe.blur_sigma)] if recipe.blur_sigma else []
-        self.transform = T.Compose(
-            [
-                T.RandomResizedCrop(recipe.size, scale=recipe.crop_scale),
-                T.RandomHorizontalFlip(recipe.flip),
-                jitter,
-                T.RandomGrayscale(recipe.greyscale),
-                *blur,
-                T.ToTensor(),
-                T.Normalize(recipe.mean, recipe.std),
-            ]
-        )
+        steps = [
+            T.RandomResizedCrop(recipe.size, scale=recipe.crop_scale),
+            T.RandomHorizontalFlip(recipe.flip),
+            T.RandomApply([T.ColorJitter(*recipe.jitter)], recipe.jitter_probability),
+            T.RandomGrayscale(recipe.greyscale),
+        ]
+        if recipe.blur_sigma:
+            steps.append(T.GaussianBlur(recipe.blur_kernel, recipe.blur_sigma))
+        steps += [T.ToTensor(), T.Normalize(recipe.mean, recipe.std)]
+        self.transform = T.Compose(steps)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,7 +77,7 @@ class Pairs(torch.utils.data.Dataset):
         return self.transform(self.images[i]), self.transform(self.images[i])
 
 
-def by_pil(images: Tensor, recipe: Recipe) -> Callable[[], None]:
+def by_pil(images: Tensor, recipe: Recipe) -> Case:
     """An epoch of a DataLoader."""
     loader = torch.utils.data.DataLoader(
         Pairs(images, recipe),
@@ -92,23 +94,21 @@ def by_pil(images: Tensor, recipe: Recipe) -> Callable[[], None]:
     return case
 
 
-def by_kornia(images: Tensor, recipe: Recipe) -> Callable[[], None]:
+def by_kornia(images: Tensor, recipe: Recipe) -> Case:
     """kornia's augmentations, each with its own parameters for every image."""
     import kornia.augmentation as K
 
-    blur = (
-        [K.RandomGaussianBlur((recipe.blur_kernel,) * 2, recipe.blur_sigma, p=1.0)]
-        if recipe.blur_sigma
-        else []
-    )
-    transform = torch.nn.Sequential(
-        K.RandomResizedCrop((recipe.size,) * 2, scale=recipe.crop_scale),
+    steps = [
+        K.RandomResizedCrop((recipe.size, recipe.size), scale=recipe.crop_scale),
         K.RandomHorizontalFlip(p=recipe.flip),
         K.ColorJitter(*recipe.jitter, p=recipe.jitter_probability),
         K.RandomGrayscale(p=recipe.greyscale),
-        *blur,
-        K.Normalize(torch.tensor(recipe.mean), torch.tensor(recipe.std)),
-    ).to(images.device)
+    ]
+    if recipe.blur_sigma:
+        kernel = (recipe.blur_kernel, recipe.blur_kernel)
+        steps.append(K.RandomGaussianBlur(kernel, recipe.blur_sigma, p=1.0))
+    steps.append(K.Normalize(torch.tensor(recipe.mean), torch.tensor(recipe.std)))
+    transform = torch.nn.Sequential(*steps).to(images.device)
 
     def case() -> None:
         for batch in images.split(BATCH):
@@ -118,22 +118,19 @@ def by_kornia(images: Tensor, recipe: Recipe) -> Callable[[], None]:
     return case
 
 
-def cases(size: int, name: str, n: int, device: torch.device) -> dict[str, Callable[[], None]]:
+def cases(size: int, name: str, n: int, device: torch.device) -> dict[str, Case]:
     """Every way to make the views, by the library's name."""
-    images, recipe = (
-        smooth(n, size),
-        replace(RECIPES[name], size=size, mean=(0.5,) * 3, std=(0.5,) * 3),
-    )
-    there = images.to(device)
-    batched = (
-        {"batched": by_us(there, recipe, None)} if device.type == "cpu" else {}
-    )  # elsewhere it is ours
-    return {
-        "ours": by_us(there, recipe, augmentations.kernels),
-        **batched,
-        "PIL": by_pil(images, recipe),
-        "kornia": by_kornia(there, recipe),
-    }
+    images = smooth(n, size)
+    on_device = images.to(device)
+    recipe = replace(RECIPES[name], size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    made = {"ours": by_us(on_device, lambda batch, step: views(batch, recipe, 0, step))}
+    if device.type == "cpu":  # elsewhere it is ours
+        made["batched"] = by_us(
+            on_device, lambda batch, step: views_in_batches(batch, recipe, step)
+        )
+    made["PIL"] = by_pil(images, recipe)
+    made["kornia"] = by_kornia(on_device, recipe)
+    return made
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,19 +140,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, keep the record."""
-    rows, device = [], choose_device()
-    for what, (size, name) in CASES.items():
-        seconds = measure.interleaved(cases(size, name, args.images, device), args.repetitions)
+    device = choose_device()
+    rows = []
+    for case, (size, recipe) in CASES.items():
+        seconds = measure.interleaved(cases(size, recipe, args.images, device), args.repetitions)
         for library, taken in seconds.items():
             rate = measure.spread([2 * args.images / second for second in taken])
             ratio = measure.ratios(taken, seconds["ours"])
             rows.append(
-                {"case": what, "library": library, "views_per_second": rate, "times_ours": ratio}
+                {"case": case, "library": library, "views_per_second": rate, "times_ours": ratio}
             )
             print(
-                f"{what:28} {library:8} {rate['median']:8,.0f} views/s  of ours "
-                f"{ratio['median']:.2f} "
-                f"[{ratio['min']:.2f}, {ratio['max']:.2f}]",
+                f"{case:28} {library:8} {rate['median']:8,.0f} views/s  of ours "
+                f"{measure.in_words(ratio)}",
                 flush=True,
             )
     settings = {
@@ -164,4 +161,4 @@ def run(args: argparse.Namespace) -> None:
         "workers": WORKERS,
         "repetitions": args.repetitions,
     }
-    print(measure.keep("views", device, rows, PEERS, settings))
+    print(measure.keep("views", device, rows, PEERS, settings, args.results))

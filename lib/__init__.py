@@ -3,18 +3,19 @@
 One way through the data, and no arrow back::
 
     data.load -> augmentations.views -> encoders.Model -> (h, z) -> losses
-              -> training.pretrain -> evaluation.evaluate -> records -> figures -> a chapter
+              -> training.train -> runs.Run -> probes -> records -> evidence -> a chapter
 
-``files``, ``config``, ``data``, ``augmentations``, ``corruptions``, ``encoders``, ``losses``,
-``geometry``, ``statistics``, ``hardware``, ``records`` and ``distributed`` stand on the ground;
-``downloads``, ``optimisers``, ``checkpoints``, ``shares``, ``probes``, ``evaluation``, ``runs``,
-``sessions`` and ``training`` on them; ``comparisons``, ``claims`` and ``figures`` read records;
-``foreign``, ``sources`` and ``images`` bring other people's weights and one's own pictures, which
-``weights`` and ``estimator`` use; ``experiments``, ``plan`` and its ``queue``, ``book`` and the
-command line (``python -m lib``) are on top.
+The core are nine files: ``data.dataset``, ``augmentations``, ``encoders``, ``losses``, ``methods``,
+``config``, ``presets``, ``training`` and ``evaluation``. The rooms stand on it, each on those
+before it: ``compute`` (numbers alone, under the core), ``data``, ``probes``, ``distributed``,
+``runs``, ``evidence``, ``weights``. Under the core are also ``hardware``, ``files``, the group of
+ranks (``distributed.group``) and ``interruptions``. ``geometry``, ``figures`` and ``settings`` are
+for the chapters; ``python -m lib`` is the command line.
 """
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -44,3 +45,13 @@ def needed(package: str, extra: str) -> ModuleType:
             f"this needs the package {package}, which is not installed; run: pip install -e "
             f"'.[{extra}]'"
         ) from error
+
+
+def unknown(what: str, value: object, known: Iterable) -> str:
+    """One sentence for an unknown name, with the nearest known ones."""
+    names = list(map(str, known))
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = [f"did you mean '{name}'?" for name in near]
+    if not near or len(names) <= 5:  # of a few, all are told: the nearest may mean the opposite
+        hint.append(f"known: {', '.join(names[:30])}" + ", ..." * (len(names) > 30))
+    return f"unknown {what} '{value}'; {' '.join(hint)}"

@@ -4,20 +4,20 @@ h is the representation, kept for use downstream; z is the embedding, on which t
 acts. For cross-entropy the head is the linear classifier, and z are its logits.
 """
 
-import copy
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from lib import InputError
-from lib.kmeans import KMeans
+from lib import InputError, unknown
+from lib.compute.kmeans import KMeans
 
 
 def _resnet(block, layers, stem: str) -> tuple[nn.Module, int]:
-    """torchvision's ResNet without its classifier; "cifar" swaps the 7x7/2 stem and max-pool for
-    3x3/1 and none."""
+    """torchvision's ResNet without its classifier.
+
+    The stem "cifar" has a 3x3/1 convolution in place of 7x7/2, and no max-pool.
+    """
     net = ResNet(block, layers)
     width = net.fc.in_features
     net.fc = nn.Identity()
@@ -29,8 +29,7 @@ def _resnet(block, layers, stem: str) -> tuple[nn.Module, int]:
 
 
 def _slim(stem: str) -> tuple[nn.Module, int]:
-    """0.31 M parameters for CPUs: a 3x3/2 stem and three of ResNet's basic blocks, 32-64-128
-    channels wide.
+    """0.31 M parameters for CPUs: a 3x3/2 stem and three of ResNet's basic blocks, 32-64-128 wide.
 
     The "imagenet" stem adds the max-pool, for images of 96 pixels and more.
     """
@@ -81,7 +80,7 @@ def _conv_norm(
     inputs: int, outputs: int, kernel: int = 3, stride: int = 1, pool: bool = False
 ) -> list[nn.Module]:
     """A convolution, a max-pool of 2 x 2 where wanted, BatchNorm and ReLU."""
-    layers = [nn.Conv2d(inputs, outputs, kernel, stride, padding=1, bias=False)]
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, stride, padding=1, bias=False)]
     if pool:
         layers.append(nn.MaxPool2d(2))
     return [*layers, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
@@ -105,27 +104,31 @@ def _initialise_convolutions(net: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-ENCODERS = {
+# By name, from the stem: the encoder and the width of h, which a head is made for. Without a width
+# no head can follow, and no gradient trains the encoder.
+ENCODERS: dict[str, Callable[[str], tuple[nn.Module, int]]] = {
     "resnet18": lambda stem: _resnet(BasicBlock, [2, 2, 2, 2], stem),
     "resnet34": lambda stem: _resnet(BasicBlock, [3, 4, 6, 3], stem),
     "resnet50": lambda stem: _resnet(Bottleneck, [3, 4, 6, 3], stem),
     "slim": _slim,
     "resnet9": _resnet9,
-    "pixels": lambda stem: (
-        nn.Flatten(),
-        None,
-    ),  # no encoder at all: the baseline every encoder must beat
-    "kmeans32": lambda stem: (KMeans(32), None),  # no network: as wide as slim and resnet9
-    "kmeans100": lambda stem: (KMeans(100), None),
-    "kmeans400": lambda stem: (KMeans(400), None),
+    "pixels": lambda stem: (nn.Flatten(), 0),  # no encoder: the baseline every encoder must beat
+    "kmeans32": lambda stem: (KMeans(32), 0),  # no network: as wide as slim and resnet9
+    "kmeans100": lambda stem: (KMeans(100), 0),
+    "kmeans400": lambda stem: (KMeans(400), 0),
 }
-# Encoders that no gradient trains, and what their features owe their quality to
-BASELINES = {"pixels": "pixels", "kmeans32": "kmeans", "kmeans100": "kmeans", "kmeans400": "kmeans"}
+# What those that no gradient trains owe their features' quality to
+BASELINES = {
+    "pixels": "pixels",
+    "kmeans32": "kmeans",
+    "kmeans100": "kmeans",
+    "kmeans400": "kmeans",
+}
 STEMS = ("imagenet", "cifar")
 HEADS = ("none", "linear", "mlp")
 
 
-def _head(kind: str, width: int | None, embedding: int) -> nn.Module:
+def _head(kind: str, width: int, embedding: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
     if kind == "linear":
@@ -140,8 +143,11 @@ def _head(kind: str, width: int | None, embedding: int) -> nn.Module:
 class Model(nn.Module):
     """Encoder f and projection head g.
 
-    encoder: a name in ENCODERS; stem: "imagenet" or "cifar"; head: "none", "linear" or "mlp";
+    encoder: a name in ENCODERS.
+    stem: "imagenet" or "cifar".
+    head: "none", "linear" or "mlp".
     embedding: dimensions of z (with head "none" z is h).
+
     Raises InputError for an unknown name.
     """
 
@@ -153,13 +159,10 @@ class Model(nn.Module):
         embedding: int = 128,
     ):
         super().__init__()
-        for value, known, what in (
-            (encoder, ENCODERS, "encoder"),
-            (stem, STEMS, "stem"),
-            (head, HEADS, "head"),
-        ):
+        named = {"encoder": (encoder, ENCODERS), "stem": (stem, STEMS), "head": (head, HEADS)}
+        for what, (value, known) in named.items():
             if value not in known:
-                raise InputError(f"unknown {what} '{value}'; known: {', '.join(known)}")
+                raise InputError(unknown(what, value, known))
         if encoder in BASELINES and head != "none":
             raise InputError(
                 f"the encoder '{encoder}' has no trainable features: its head must be 'none'"
@@ -171,27 +174,3 @@ class Model(nn.Module):
         """x: (B, 3, S, S) float, normalised. Returns h (B, width) and z (B, embedding)."""
         h = self.encoder(x)
         return h, self.head(h)
-
-    def flops(self, size: int) -> int:
-        """Floating-point operations that training spends on one view of size x size pixels, forward
-        and backward.
-
-        Counted by PyTorch from the shapes of convolutions and matrix products, a multiplication and
-        an addition as two; the loss, BatchNorm and the like are left out.
-        """
-        twin = copy.deepcopy(self).to("meta").train()
-        with FlopCounterMode(display=False) as counter:
-            twin(torch.empty(2, 3, size, size, device="meta"))[1].sum().backward()
-        return counter.get_total_flops() // 2
-
-    def memory(self, size: int) -> int:
-        """Bytes that training needs for a view, in float32: half as much again as what forward
-        keeps for backward."""
-        twin, kept = copy.deepcopy(self).to("meta").train(), {}
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda x: kept.setdefault(x.untyped_storage()._cdata, x), id
-        ):
-            twin(torch.empty(2, 3, size, size, device="meta"))
-        for parameter in twin.parameters():
-            kept.pop(parameter.untyped_storage()._cdata, None)
-        return 3 * sum(x.untyped_storage().nbytes() for x in kept.values()) // 4

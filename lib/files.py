@@ -1,23 +1,34 @@
-"""Files that outlive what happens to a process: written whole, by one writer at a time, and read
-with suspicion."""
+"""Files that outlive what happens to a process, and settings that people write, checked.
+
+Files are written whole, by one writer at a time, and read with suspicion.
+"""
 
 import contextlib
 import errno
+import functools
 import json
 import math
 import os
 import sys
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any, TypeVar, dataclass_transform
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import ErrorDetails
 
-from lib import InputError
+from lib import InputError, unknown
+
+T = TypeVar("T")
 
 YAML_BYTES = 2**16  # a profile or a list of claims is smaller
 YAML_VALUES = 10**5
+SHOWN = 100  # characters of a wrong value, at most, in the sentence about it
 UNLOCKABLE = {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}  # what file systems without locks answer
 
 
@@ -42,9 +53,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-    with contextlib.suppress(
-        OSError
-    ):  # the new name reaches the disk too, where folders can be flushed
+
+    # the new name reaches the disk too, where folders can be flushed
+    with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         with contextlib.suppress(OSError):
             os.fsync(folder)
@@ -55,24 +66,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 def only_writer(path: Path, what: str, wait: bool = True) -> Iterator[None]:
     """Within, no other process holds the lock file at path; the system takes it from one that dies.
 
-    what: for the line on stderr that says that this process waits, or where wait is False the
-    InputError, which is raised too where the file can't be written.
+    what: is written, for the line on stderr that says that this process waits, or the error.
+    wait: for another process, instead of an error.
+
+    Raises InputError where wait is False and another process holds it, or the file can't be
+    written.
     """
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            if not wait:
-                raise InputError(
-                    f"another process is writing {what}; try again when it is done"
-                ) from None
-            print(
-                f"another process is writing {what}; waiting until it is done (Ctrl-C leaves)",
-                file=sys.stderr,
-            )
-            lock.acquire()
+        _acquire(lock, what, wait)
     except OSError as error:
         if error.errno not in UNLOCKABLE:
             raise InputError(
@@ -89,14 +92,31 @@ def only_writer(path: Path, what: str, wait: bool = True) -> Iterator[None]:
         lock.release()
 
 
-def parse_json(text: bytes | str) -> object:
-    """JSON as we write it: a ValueError for anything else, NaN, infinity and endless nesting
-    included."""
+def _acquire(lock: BaseFileLock, what: str, wait: bool) -> None:
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if not wait:
+            raise InputError(
+                f"another process is writing {what}; try again when it is done"
+            ) from None
+        print(
+            f"another process is writing {what}; waiting until it is done (Ctrl-C leaves)",
+            file=sys.stderr,
+        )
+        lock.acquire()
 
-    def finite(text: str) -> float:
-        if math.isfinite(float(text)):
-            return float(text)
-        raise ValueError(f"{text[:20]} is no finite number")
+
+def parse_json(text: bytes | str) -> Any:
+    """JSON as we write it.
+
+    Raises ValueError for anything else, NaN, infinity and endless nesting included.
+    """
+
+    def finite(number: str) -> float:
+        if math.isfinite(float(number)):
+            return float(number)
+        raise ValueError(f"{number[:20]} is no finite number")
 
     try:
         return json.loads(text, parse_constant=finite, parse_float=finite)
@@ -105,15 +125,17 @@ def parse_json(text: bytes | str) -> object:
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """YAML not too deep, whose aliases stand for YAML_VALUES values at most: they can stand for a
-    tree of any size."""
+    """YAML not too deep, whose aliases stand for YAML_VALUES values at most.
 
-    def compose_node(self, parent, index):
+    They can stand for a tree of any size.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if len(self.states) > 99:
             raise yaml.YAMLError("nested too deeply")
         return super().compose_node(parent, index)
 
-    def get_single_node(self):
+    def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
         if node is not None and _written_out(node, {}) > YAML_VALUES:
             raise yaml.YAMLError(f"its aliases stand for more than {YAML_VALUES} values")
@@ -121,33 +143,168 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a node has with its aliases written out; endless where it is inside of
-    itself."""
+    """How many values a node has with its aliases written out.
+
+    known: what is known of other nodes, by their id.
+    """
     if id(node) not in known:
-        known[id(node)] = math.inf
-        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
-        known[id(node)] = 1 + sum(
-            _written_out(part, known)
-            for entry in parts
-            for part in (entry if isinstance(entry, tuple) else (entry,))
-        )
+        known[id(node)] = math.inf  # while it is counted: it may be inside of itself
+        known[id(node)] = 1 + sum(_written_out(child, known) for child in _children(node))
     return known[id(node)]
 
 
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    """A list's values, a mapping's keys and values."""
+    if isinstance(node, yaml.MappingNode):
+        return list(chain.from_iterable(node.value))
+    if isinstance(node, yaml.SequenceNode):
+        return node.value
+    return []
+
+
 def parse_yaml(content: bytes) -> object:
-    """YAML of YAML_BYTES at most: a ValueError or yaml.YAMLError for more, aliases written out, or
-    anything else."""
+    """YAML of YAML_BYTES and, aliases written out, YAML_VALUES at most.
+
+    Raises ValueError or yaml.YAMLError for anything else.
+    """
     if len(content) > YAML_BYTES:
         raise ValueError(f"larger than {YAML_BYTES} bytes")
     return yaml.load(content, _BoundedLoader)
 
 
 def read_yaml(path: Path) -> object:
-    """A small YAML file. Raises InputError, naming it, where it is none or too large, aliases
-    written out."""
+    """A small YAML file (``parse_yaml``).
+
+    Raises InputError, naming it, where it is none or too large.
+    """
     try:
         with open(path, "rb") as file:
             return parse_yaml(file.read(YAML_BYTES + 1))
     except Exception as error:  # PyYAML lets through whatever its constructors raise
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path} can't be read as YAML: {why}") from error
+
+
+# what a value must be, and what values in a list must be, by pydantic's name for the error
+KINDS = {
+    "int_type": ("an integer", "integers"),
+    "int_from_float": ("an integer", "integers"),
+    "float_type": ("a number", "numbers"),
+    "string_type": ("text", "text"),
+    "bool_type": ("true or false", "true or false"),
+    "list_type": ("a list", "lists"),
+    "tuple_type": ("a list", "lists"),
+    "dict_type": ("a mapping", "mappings"),
+    "dataclass_type": ("a mapping", "mappings"),
+}
+# what a value of the right kind must be, with the limits that pydantic tells
+BOUNDS = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "finite_number": "must be finite",
+    "literal_error": "must be {expected}",
+    "too_short": "must have a length of at least {min_length}",
+}
+
+
+@dataclass_transform(frozen_default=True)
+def checked(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose fields are checked by their annotations, as pydantic reads them.
+
+    Types are strict: an int serves as a float, nothing else as anything else, and no number is
+    infinite. Wrong values raise InputError, one sentence that names the field.
+    """
+    config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    made: Any = pydantic_dataclass(frozen=True, config=config)(cls)
+    check = made.__init__
+
+    @functools.wraps(check)
+    def __init__(self, *values: Any, **named: Any) -> None:
+        try:
+            check(self, *values, **named)
+        except ValidationError as error:
+            raise InputError(one_sentence(error, made)) from None
+
+    made.__init__ = __init__
+    return made
+
+
+def validated(kind: Any, value: object, where: str) -> Any:
+    """What people wrote, as a kind of thing: a type that pydantic knows, ``checked`` classes too.
+
+    where: the file, and what in it; the InputError for a wrong value begins with it.
+
+    The value is checked as JSON, where lists serve as tuples and mappings as objects.
+    """
+    try:
+        return _adapter(kind).validate_json(json.dumps(value, default=str))
+    except ValidationError as error:
+        raise InputError(f"{where}: {one_sentence(error, kind)}") from None
+    except TypeError as error:  # of json.dumps, for a mapping's key: YAML has dates
+        raise InputError(f"{where}: {error}") from None
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+def one_sentence(error: ValidationError, kind: Any = None) -> str:
+    """The first thing that a validation found wrong, by the name of its field.
+
+    kind: what the value should have been, for the names of its fields.
+    """
+    first = error.errors(include_url=False)[0]
+    path = list(first["loc"])
+    in_list = bool(path) and isinstance(path[-1], int)
+    if in_list:
+        path.pop()
+    name = ".".join(map(str, path)) or "it"
+
+    match first["type"]:
+        case "value_error":  # of a check of ours: a whole sentence, or what the field must be
+            reason = str(first["ctx"]["error"])
+            if reason.startswith("must "):
+                return f"{name} {reason}"
+            return reason
+        case "missing":
+            return f"the field '{name}' is missing"
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return _unknown_field(name, kind)
+
+    shown = _shortened(repr(first["input"]))
+    demand = _demand(first, in_list)
+    if demand is None:
+        return f"{name}: {first['msg']}, got {shown}"
+    return f"{name} {demand}, got {shown}"
+
+
+def _unknown_field(name: str, kind: Any) -> str:
+    fields = getattr(kind, "__dataclass_fields__", {})
+    if "." in name or not fields:  # of a kind within this one
+        return f"unknown field '{name}'"
+    return unknown("field", name, fields)
+
+
+def _demand(error: ErrorDetails, in_list: bool) -> str | None:
+    """What a value must be, in words; None where pydantic's own words must do."""
+    if error["type"] in KINDS:
+        one, several = KINDS[error["type"]]
+        if in_list:
+            return f"must be {several}"
+        return f"must be {one}"
+    if error["type"] not in BOUNDS:
+        return None
+
+    limits = {}
+    for name, value in error.get("ctx", {}).items():
+        limits[name] = f"{value:g}" if isinstance(value, float) else str(value)
+    return BOUNDS[error["type"]].format(**limits)
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= SHOWN:
+        return text
+    return f"{text[:SHOWN]} ..."

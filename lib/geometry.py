@@ -12,11 +12,14 @@ said, or with a number that is not finite, raise InputError. Letters: N images o
 dimensions, C classes.
 """
 
+import importlib
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from scipy.special import hyp0f1
+from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -27,54 +30,59 @@ TINY = 1e-300  # keeps 0 / 0 at 0
 
 
 def alignment(z: Tensor) -> float:
-    """Mean squared distance of the two views on the sphere, 0 to 4 (arXiv 2005.10242, section 4.1,
-    alpha = 2).
+    """Mean squared distance of the two views on the sphere, 0 to 4; lower is better aligned.
 
-    z: (2, N, D), two views of N images in the same order, not yet normalised; N >= 2. Lower is
-    better aligned.
+    z: (2, N, D), two views of N images in the same order, not yet normalised; N >= 2.
+
+    From arXiv 2005.10242, section 4.1, with alpha = 2.
     """
     if z.ndim != 3 or len(z) != 2:
         raise InputError(f"alignment compares two views: z must be (2, N, D), not {tuple(z.shape)}")
-    first, second = (F.normalize(_check(view), dim=1) for view in z)
+
+    first = F.normalize(_check(z[0]), dim=1)
+    second = F.normalize(_check(z[1]), dim=1)
     return (first - second).square().sum(1).mean().item()
 
 
 def uniformity(z: Tensor, t: float = 2) -> float:
-    """``log mean_{i < j} exp(-t |z_i - z_j|^2)`` on the sphere, at most 0 (arXiv 2005.10242,
-    section 4.1).
+    """``log mean_{i < j} exp(-t |z_i - z_j|^2)`` on the sphere, at most 0.
 
-    z: (N, D), one view, not yet normalised; N >= 2. Lower is more uniform, 0 is a single point. No
-    N x N matrix is made. Raises InputError also for a t that is not positive and finite.
+    z: (N, D), one view, not yet normalised; N >= 2.
+
+    Lower is more uniform, 0 is a single point (arXiv 2005.10242, section 4.1). No N x N matrix is
+    made. Raises InputError also for a t that is not positive and finite.
     """
     if not 0 < t < math.inf:
         raise InputError(f"t must be greater than 0 and finite, got {t}")
-    z, sums = F.normalize(_check(z), dim=1), []
+    z = F.normalize(_check(z), dim=1)
+    sums = []
     for start in range(0, len(z), CHUNK):
-        exponent = 2 * t * (z[start : start + CHUNK] @ z[start:].T - 1)  # -t |z_i - z_j|^2
-        seen = torch.ones_like(
-            exponent, dtype=torch.bool
-        ).tril()  # each pair once, no row with itself
-        sums.append(exponent.masked_fill_(seen, -math.inf).logsumexp((0, 1)))
-    return torch.stack(sums).logsumexp(0).item() - math.log(math.comb(len(z), 2))
+        cosines = z[start : start + CHUNK] @ z[start:].T
+        exponents = 2 * t * (cosines - 1)  # -t |z_i - z_j|^2
+        again = torch.ones_like(exponents, dtype=torch.bool).tril()  # each pair once, i < j
+        sums.append(exponents.masked_fill_(again, -math.inf).logsumexp((0, 1)))
+
+    pairs = math.comb(len(z), 2)
+    return torch.stack(sums).logsumexp(0).item() - math.log(pairs)
 
 
 def uniformity_floor(d: int, t: float = 2) -> float:
-    """Uniformity of the uniform distribution on the sphere in D dimensions: ``log 0F1(D / 2, t^2) -
-    2 t``.
+    """Uniformity of the uniform distribution on the sphere in D dimensions.
 
-    About ``-2 t + 2 t^2 / D``; t up to 300. No distribution has less (arXiv 2005.10242, proposition
-    1), and so many embeddings can't get below; a few can, since no embedding is paired with itself:
-    two antipodes reach -4 t.
+    It is ``log 0F1(D / 2, t^2) - 2 t``, about ``-2 t + 2 t^2 / D``; t up to 300. No distribution
+    has less (arXiv 2005.10242, proposition 1), and so many embeddings can't get below; a few can,
+    since no embedding is paired with itself: two antipodes reach -4 t.
     """
     return math.log(hyp0f1(d / 2, t * t)) - 2 * t
 
 
 def spectrum(x: Tensor) -> Tensor:
-    """Shares of the variance along the principal axes, descending, with the sum 1; all 0 where all
-    rows are the same.
+    """Shares of the variance along the principal axes, descending, with the sum 1.
 
-    x: (N, D), as it comes; N >= 2. Returns (min(N, D),): eigenvalues of the covariance over their
-    sum. A tail of zeros is dimensional collapse (Jing et al., arXiv 2110.09348, section 3).
+    x: (N, D), as it comes; N >= 2.
+
+    Returns (min(N, D),): eigenvalues of the covariance over their sum; all 0 where all rows are the
+    same. A tail of zeros is dimensional collapse (Jing et al., arXiv 2110.09348, section 3).
     """
     x = _check(x)
     x = x - x[0]  # rows that are all the same become 0 to the bit
@@ -83,91 +91,110 @@ def spectrum(x: Tensor) -> Tensor:
 
 
 def effective_rank(x: Tensor) -> float:
-    """exp of the entropy of the singular values over their sum, from 1 to min(N, D) (Roy and
-    Vetterli 2007).
+    """exp of the entropy of the singular values over their sum, from 1 to min(N, D).
 
-    x: (N, D), as it comes; N >= 2. This is RankMe (arXiv 2210.02885, section 3) without its
-    epsilon: 0 log 0 is 0. As there, x is not centred, and what all rows share counts as a
-    direction, often the strongest; give ``x - x.mean(0)`` for the rank of what differs.
+    x: (N, D), as it comes; N >= 2.
+
+    By Roy and Vetterli 2007. This is RankMe (arXiv 2210.02885, section 3) without its epsilon: 0
+    log 0 is 0. As there, x is not centred, and what all rows share counts as a direction, often the
+    strongest; give ``x - x.mean(0)`` for the rank of what differs.
     """
     values = torch.linalg.svdvals(_check(x))
-    return torch.special.entr(values / values.sum().clamp(min=TINY)).sum().exp().item()
+    shares = values / values.sum().clamp(min=TINY)
+    return torch.special.entr(shares).sum().exp().item()
 
 
 def class_means(x: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Each class's mean, less the mean of these means: every class counts once (arXiv 2008.08186,
-    balanced there).
+    """Each class's mean, less the mean of these means: every class counts once.
 
-    x: (N, D), as it comes (normalise z before); labels: (N,) integers in 0..C-1, each at least
-    once; C >= 2. Returns (C, D) float64. Raises InputError also where the labels are not like that.
+    x: (N, D), as it comes (normalise z before).
+    labels: (N,) integers in 0..C-1, each at least once.
+    classes: C >= 2.
+
+    Returns (C, D) float64 (arXiv 2008.08186, where classes are balanced). Raises InputError also
+    where the labels are not like that.
     """
     means, _ = _by_class(x, labels, classes)
     return means - means.mean(0)
 
 
 def simplex_distance(means: Tensor) -> float:
-    """``mean_{b != c} |cos(m_b, m_c) + 1 / (C - 1)|``: 0 at a regular simplex's angles (arXiv
-    2008.08186, NC2).
+    """``mean_{b != c} |cos(m_b, m_c) + 1 / (C - 1)|``: 0 at a regular simplex's angles.
 
-    means: (C, D), ``class_means``; C >= 2. Lengths are not looked at, and a mean of length 0 has
-    the cosine 0. Of two classes it says nothing: their centred means are opposite, always.
+    means: (C, D), ``class_means``; C >= 2.
+
+    This is NC2 of arXiv 2008.08186. Lengths are not looked at, and a mean of length 0 has the
+    cosine 0. Of two classes it says nothing: their centred means are opposite, always.
     """
     means = F.normalize(_check(means), dim=1)
-    first, second = torch.triu_indices(len(means), len(means), offset=1)
-    return ((means @ means.T)[first, second] + 1 / (len(means) - 1)).abs().mean().item()
+    classes = len(means)
+
+    first, second = torch.triu_indices(classes, classes, offset=1)
+    cosines = (means @ means.T)[first, second]
+    return (cosines + 1 / (classes - 1)).abs().mean().item()
 
 
 def within_between(x: Tensor, labels: Tensor, classes: int) -> float:
-    """Variance within classes over variance between their means, ``tr S_W / tr S_B``: 0 where each
-    class is a point.
+    """Variance within classes over variance between their means, ``tr S_W / tr S_B``.
 
+    0 where each class is a point, inf where all class means are the same, nan where all rows are.
     Arguments and errors are those of ``class_means``; every class counts once. Papyan et al.
-    measure the same collapse (NC1) by ``tr(S_W pinv(S_B)) / C``, direction by direction. inf where
-    all class means are the same, nan where all rows are.
+    measure the same collapse (NC1) by ``tr(S_W pinv(S_B)) / C``, direction by direction.
     """
     means, within = _by_class(x, labels, classes)
-    return (within.mean() / (means - means.mean(0)).square().sum(1).mean()).item()
+    between = (means - means.mean(0)).square().sum(1)
+    return (within.mean() / between.mean()).item()
 
 
 def map_2d(x: Tensor, method: str = "tsne", seed: int = 0) -> Tensor:
-    """A map of the rows' directions, for the eye: neighbours stay neighbours, sizes and distances
-    mean little.
+    """A map of the rows' directions, for the eye: neighbours stay neighbours.
 
-    x: (N, D), not yet normalised; N > 30, D >= 2. method: "tsne" (van der Maaten and Hinton 2008;
-    perplexity 30, from the principal axes) or "umap" (McInnes et al., arXiv 1802.03426; 15
-    neighbours). Returns (N, 2) float32, zeros where all directions are the same. Runs on one
-    thread, since the last digit of a sum grows into another picture: t-SNE of 5,000 rows takes half
-    a minute. Raises InputError also for another method, and where umap-learn is not installed.
+    Sizes and distances mean little. It runs on one thread, since the last digit of a sum grows into
+    another picture: t-SNE of 5,000 rows takes half a minute.
+
+    x: (N, D), not yet normalised; N > 30, D >= 2.
+    method: "tsne" (van der Maaten and Hinton 2008; perplexity 30, from the principal axes) or
+        "umap" (McInnes et al., arXiv 1802.03426; 15 neighbours).
+    seed: of the randomness in either.
+
+    Returns (N, 2) float32, zeros where all directions are the same. Raises InputError also for
+    another method, and where umap-learn is not installed.
     """
-    if method not in ("tsne", "umap"):
-        raise InputError(f"unknown map '{method}'; known: tsne, umap")
+    if method not in MAPPERS:
+        raise InputError(f"unknown map '{method}'; known: {', '.join(MAPPERS)}")
     x = F.normalize(_check(x, rows=31, dimensions=2), dim=1)
     x = x - x[0]  # no distance changes, and the principal axes keep digits
     if x.abs().max() < 1e-6:  # nothing but float32's rounding; t-SNE would crash
         return torch.zeros(len(x), 2)
+
+    mapper = MAPPERS[method](seed)
     with threadpool_limits(1):
-        return torch.from_numpy(_mapper(method, seed).fit_transform(x.numpy())).float()
+        places = mapper.fit_transform(x.numpy())
+    return torch.from_numpy(places).float()
 
 
-def _mapper(method: str, seed: int):
-    """Imports only what is asked for: UMAP compiles itself anew in every process, ten seconds or
-    more."""
-    if method == "tsne":
-        from sklearn.manifold import TSNE
+def _tsne(seed: int) -> Any:
+    return TSNE(perplexity=30, init="pca", random_state=seed)
 
-        return TSNE(perplexity=30, init="pca", random_state=seed)
+
+def _umap(seed: int) -> Any:
+    """It is imported here alone: it compiles itself anew in every process, ten seconds or more."""
     try:
-        from umap import UMAP
+        umap = importlib.import_module("umap")
     except ImportError as error:
         raise InputError(
             f"UMAP can't be imported ({error}); install it with: pip install umap-learn"
         ) from error
-    return UMAP(n_neighbors=15, random_state=seed, n_jobs=1)
+    return umap.UMAP(n_neighbors=15, random_state=seed, n_jobs=1)
+
+
+MAPPERS = {"tsne": _tsne, "umap": _umap}  # of scikit-learn's kind, by the seed
 
 
 def _by_class(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Means (C, D), seen from x[0], and variances summed over dimensions (C,), of every class."""
-    x, labels = _check(x), labels.cpu()
+    x = _check(x)
+    labels = labels.cpu()
     if labels.shape != x.shape[:1] or labels.is_floating_point():
         raise InputError(
             f"labels must be {len(x)} integers, got {labels.dtype} {tuple(labels.shape)}"
@@ -181,19 +208,25 @@ def _by_class(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     count = torch.bincount(labels, minlength=classes)
     if not count.all():
         raise InputError(f"every class needs a row, class {count.argmin()} has none")
+
     x = x - x[0]  # rows that are all the same become 0 to the bit
-    share = F.one_hot(labels.long(), classes).double() / count
-    means = share.T @ x
-    return means, share.T @ (x - means[labels.long()]).square().sum(1)
+    labels = labels.long()
+    shares = F.one_hot(labels, classes).double() / count  # (N, C), each column with the sum 1
+    means = shares.T @ x
+    deviations = (x - means[labels]).square().sum(1)
+    return means, shares.T @ deviations
 
 
 def _check(x: Tensor, rows: int = 2, dimensions: int = 1) -> Tensor:
-    """x (N, D) as float64 on the CPU, without its graph. Raises InputError for another shape or NaN
-    or infinity."""
+    """x (N, D) as float64 on the CPU, without its graph.
+
+    Raises InputError for another shape, NaN or infinity.
+    """
     if x.ndim != 2 or len(x) < rows or x.shape[1] < dimensions:
         raise InputError(
             f"features must be (N, D) with N >= {rows} and D >= {dimensions}, got {tuple(x.shape)}"
         )
+
     x = x.detach().cpu().double()
     wrong = (~x.isfinite().all(1)).nonzero()
     if len(wrong):

@@ -10,8 +10,8 @@ SupCon (arXiv 2004.11362, equation 2, "L_out"): P(i) is every other embedding wi
 
 Letters: N images, V views, M = V N embeddings, D dimensions, t temperature. Losses are in nats,
 averaged over the anchors. No M x M matrix is ever made: the denominators are summed tile by tile
-(``lib.tiles``), and the positives need none, because the sum over them is a dot product with the
-sum of a class.
+(``compute.log_sum_exp``), and the positives need none, because the sum over them is a dot product
+with the sum of a class.
 """
 
 import math
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib import InputError
-from lib.tiles import log_sum_exp_others, negatives_ahead
+from lib.compute.log_sum_exp import Rows, log_sum_exp_others, negatives_ahead
 
 POSITIVES = ("out", "in")
 
@@ -32,27 +32,33 @@ def nt_xent(
     temperature: float,
     base_temperature: float | None = None,
     check: bool = True,
-    log_sum_exp=log_sum_exp_others,
+    rows: Rows | None = None,
 ) -> Tensor:
     """SimCLR's loss, averaged over all 2N anchors (arXiv 2002.05709, section 2.1, equation 1).
 
     z: (2, N, D) float, two views of N images in the same order, not yet normalised; N >= 2. Half
-    precision is lifted. base_temperature: multiply by temperature / base_temperature, as
-    SupContrast's code does; None: the equation. check: look for numbers that are not finite. A GPU
-    has to wait for the answer; a compiled loss never asks. log_sum_exp: how the denominators are
-    computed; ``lib.shares`` has one that is spread over processes. Returns a scalar in nats. Fully
-    collapsed embeddings give exactly ``chance(2 N)``. Raises InputError for another shape, a number
-    that is not finite, or a temperature that is not positive.
+        precision is lifted.
+    base_temperature: multiply by temperature / base_temperature, as SupContrast's code does; None:
+        the equation.
+    check: look for numbers that are not finite. A GPU has to wait for the answer; a compiled loss
+        never asks.
+    rows: the anchors whose denominators this process sums, where several processes share a batch
+        (``lib.distributed``); the gradient is right in their rows. None: all.
+
+    Returns a scalar in nats (times the factor). Fully collapsed embeddings give exactly
+    ``chance(2 N)``, without a factor.
+    Raises InputError for another shape, a number that is not finite, or a temperature that is not
+    positive.
     """
     _check(z, temperature=temperature, base_temperature=base_temperature)
     if len(z) != 2:
         raise InputError(f"nt_xent compares two views: z must be (2, N, D), not {tuple(z.shape)}")
+
     z = normalise(z, check)
     first, second = z  # (N, D) each
-    positive = (first * second).sum() / (
-        z.shape[1] * temperature
-    )  # mean over i, the same for both directions
-    loss = log_sum_exp(z.flatten(0, 1), temperature, bound=1).mean() - positive
+    positive = (first * second).sum() / (z.shape[1] * temperature)  # mean over anchors
+    denominators = log_sum_exp_others(z.flatten(0, 1), temperature, bound=1, rows=rows)
+    loss = denominators.mean() - positive
     return loss * scale(temperature, base_temperature)
 
 
@@ -63,32 +69,38 @@ def sup_con(
     positives: str = "out",
     base_temperature: float | None = None,
     check: bool = True,
-    log_sum_exp=log_sum_exp_others,
+    rows: Rows | None = None,
 ) -> Tensor:
     """The supervised contrastive loss (arXiv 2004.11362, section 3.2.2, equations 2 and 3).
 
-    z: (V, N, D) float, V views of N images, not yet normalised; labels: (N,) integers, the images'
-    classes, any values. positives: "out", the mean over the positives outside the logarithm (L_out,
-    the paper's choice), or "in", inside (L_in, never more than L_out): ``log sum_{j != i} exp(z_i .
-    z_j / t) - log mean_p exp(z_i . z_p / t)``. base_temperature, check, log_sum_exp: as in nt_xent.
+    z: (V, N, D) float, V views of N images, not yet normalised.
+    labels: (N,) integers, the images' classes, any values.
+    positives: "out", the mean over the positives outside the logarithm (L_out, the paper's choice),
+        or "in", inside (L_in, never more than L_out):
+        ``log sum_{j != i} exp(z_i . z_j / t) - log mean_p exp(z_i . z_p / t)``.
+    base_temperature, check, rows: as in nt_xent.
+
     Returns a scalar in nats: the mean over the anchors that have at least one positive. Anchors
     without one (V = 1 and alone in their class) are left out of the mean; where no anchor has one
-    the loss is 0. With all labels different and V = 2 it equals ``nt_xent``. Raises InputError for
-    wrong shapes, a label count that is not N, labels that are no integers, a number that is not
-    finite, an unknown ``positives``, or a temperature that is not positive.
+    the loss is 0. With all labels different and V = 2 it equals ``nt_xent``.
+    Raises InputError for wrong shapes, a label count that is not N, labels that are no integers, a
+    number that is not finite, an unknown ``positives``, or a temperature that is not positive.
     """
     _check(z, temperature=temperature, base_temperature=base_temperature)
     if positives not in POSITIVES:
         raise InputError(f"positives must be 'out' or 'in', got {positives!r}")
+
     labels = _labels_of(z, labels)  # (M,)
     z = normalise(z, check).flatten(0, 1)  # (M, D)
     mean, count = positives_by_class(z, labels)
     if positives == "in":
-        inside = log_sum_exp(z, temperature, labels, bound=1)
-        mean = temperature * torch.where(
-            count > 0, inside - count.clamp(min=1).to(z.dtype).log(), 0
-        )
-    loss = log_sum_exp(z, temperature, bound=1) - mean / temperature
+        # over the others of the same class alone
+        inside = log_sum_exp_others(z, temperature, labels, bound=1, rows=rows)
+        log_mean = inside - count.clamp(min=1).to(z.dtype).log()
+        mean = temperature * torch.where(count > 0, log_mean, 0)
+
+    denominators = log_sum_exp_others(z, temperature, bound=1, rows=rows)
+    loss = denominators - mean / temperature
     has_positive = (count > 0).to(loss.dtype)
     loss = (loss * has_positive).sum() / has_positive.sum().clamp(min=1)
     return loss * scale(temperature, base_temperature)
@@ -98,95 +110,95 @@ def positives_by_class(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of ``z_i . z_p`` over the positives p of each anchor i, and how many positives it has.
 
     z: (M, D) float; labels: (M,) integers. Returns (M,) float and (M,) integers, in O(M D) memory,
-    because the sum over positives is a dot product with the class's sum: ``sum_p z_i . z_p = z_i .
-    (S_c - z_i)``. An anchor that is alone in its class has no positive; its mean is 0.
+    because the sum over positives is a dot product with the class's sum:
+    ``sum_p z_i . z_p = z_i . (S_c - z_i)``. An anchor that is alone in its class has no positive;
+    its mean is 0.
     """
-    of = _class_of(labels)
-    sums = torch.zeros_like(z).index_add(0, of, z)  # (M, D)  row c: the sum of class c
-    count = torch.zeros_like(of).index_add(0, of, torch.ones_like(of))[of] - 1
-    others = (
-        sums.index_select(0, of) - z
-    )  # no z[of]: its backward adds in any order on several threads
+    place = _class_places(labels)
+    sums = torch.zeros_like(z).index_add(0, place, z)  # (M, D)  row c: the sum of class c
+    count = torch.zeros_like(place).index_add(0, place, torch.ones_like(place))[place] - 1
+    # index_select: the backward pass of z[place] adds in any order on several threads
+    others = sums.index_select(0, place) - z
     return (z * others).sum(1) / count.clamp(min=1), count
 
 
-def _class_of(labels: Tensor) -> Tensor:
-    """Labels of any value as classes from 0: (M,) int64. By sorting, so that no size depends on the
-    data."""
+def _class_places(labels: Tensor) -> Tensor:
+    """Labels of any value as classes from 0, (M,) int64; by sorting: no size depends on them."""
     ordered, places = labels.sort()
     numbers = F.pad((ordered[1:] != ordered[:-1]).long().cumsum(0), (1, 0))
     return torch.empty_like(places).scatter_(0, places, numbers)
 
 
 class Contrast(NamedTuple):
-    """How well the embeddings of a batch tell who belongs together, over the anchors that have a
-    positive."""
+    """How well a batch's embeddings tell who belongs together, over anchors with a positive."""
 
-    # share of anchors whose nearest other embedding is a positive; by guessing P / (M - 1)
-    top1: float
-    top5: float  # share of anchors with a positive among the five nearest
+    top1: float  # anchors whose nearest other embedding is a positive; by guessing P / (M - 1)
+    top5: float  # anchors with a positive among the five nearest; both are shares
     positive: float  # mean cosine of the positive pairs
     negative: float | None  # mean cosine of all other pairs; None where there are none
 
 
 @torch.no_grad()
 def contrast(z: Tensor, labels: Tensor | None = None) -> Contrast:
-    """Accuracies and mean similarities of a batch, for the curves of a run. No M x M matrix is
-    made.
+    """Accuracies and mean similarities of a batch, for a run's curves. No M x M matrix is made.
 
-    z: (V, N, D) float, not yet normalised; labels: (N,) integers, or None: each image is its own
-    class. A tie counts against the positive. Raises InputError as the losses do, and where no
-    anchor has a positive.
+    z: (V, N, D) float, not yet normalised.
+    labels: (N,) integers, or None: each image is its own class.
+
+    A tie counts against the positive.
+    Raises InputError as the losses do, and where no anchor has a positive.
     """
     _check(z)
-    labels = torch.arange(z.shape[1], device=z.device) if labels is None else labels
-    z, labels = normalise(z).flatten(0, 1), _labels_of(z, labels)
+    if labels is None:
+        labels = torch.arange(z.shape[1], device=z.device)
+    labels = _labels_of(z, labels)  # (M,)
+    z = normalise(z).flatten(0, 1)  # (M, D)
     mean, count = positives_by_class(z, labels)
     if not count.any():
         raise InputError(
             "no embedding of the batch has a positive: give two views, or labels that occur twice"
         )
+
     ahead = negatives_ahead(z, labels)[count > 0]
-    everything, positive = z.sum(0).square().sum() - z.square().sum(), (mean * count).sum()
+    top1 = int((ahead < 1).sum()) / len(ahead)
+    top5 = int((ahead < 5).sum()) / len(ahead)
+
+    positive = (mean * count).sum()
+    everything = z.sum(0).square().sum() - z.square().sum()
     positives = int(count.sum())
     negatives = len(z) * (len(z) - 1) - positives
-    top1, top5 = (int((ahead < k).sum()) / len(ahead) for k in (1, 5))
-    return Contrast(
-        top1,
-        top5,
-        positive.item() / positives,
-        (everything - positive).item() / negatives if negatives else None,
-    )
+    negative = None
+    if negatives:
+        negative = (everything - positive).item() / negatives
+    return Contrast(top1, top5, positive.item() / positives, negative)
 
 
 def chance(m: int) -> float:
-    """The loss of M embeddings that are all the same, log(M - 1): what a collapsed encoder pays. In
-    nats."""
+    """The loss of M equal embeddings, log(M - 1), in nats: what a collapsed encoder pays."""
     return math.log(m - 1)
 
 
 def floor(m: int, positives: int, temperature: float) -> float:
-    """The loss no M embeddings with P positives each can beat, ``log(P + (M-1-P) exp(-M / ((M-1-P)
-    t)))``, in nats.
+    """The loss that no M embeddings with P positives each can beat, in nats.
 
-    Reached where positives coincide and the groups of P + 1 are the corners of a regular simplex,
-    at the cosine
-    -(P + 1) / (M - 1 - P); a bound in any case, by Jensen's inequality and |sum of z|^2 >= 0.
+    ``log(P + (M-1-P) exp(-M / ((M-1-P) t)))``. Reached where positives coincide and the groups of
+    P + 1 are the corners of a regular simplex, at the cosine ``-(P + 1) / (M - 1 - P)``; a bound in
+    any case, by Jensen's inequality and |sum of z|^2 >= 0.
     """
     negatives = m - 1 - positives
-    return math.log(
-        positives + (negatives * math.exp(-m / (negatives * temperature)) if negatives else 0)
-    )
+    if not negatives:
+        return math.log(positives)
+    return math.log(positives + negatives * math.exp(-m / (negatives * temperature)))
 
 
 def normalise(z: Tensor, check: bool = True) -> Tensor:
-    """Rows of length 1. Half precision is lifted to float32, so that the sums keep their digits;
-    float64 stays.
+    """Rows of length 1, float64 or lifted to float32, so that the sums keep their digits.
 
     A row of zeros has no direction and stays zero. With check, raises InputError for a NaN or an
     infinity.
     """
-    z = z if z.dtype == torch.float64 else z.float()
+    if z.dtype != torch.float64:
+        z = z.float()
     length = z.norm(dim=-1, keepdim=True)
     if check and not torch.compiler.is_compiling() and not length.isfinite().all():
         raise InputError(
@@ -197,8 +209,10 @@ def normalise(z: Tensor, check: bool = True) -> Tensor:
 
 
 def scale(temperature: float, base_temperature: float | None) -> float:
-    """SupContrast's factor on the loss, ``temperature / base_temperature``: a hidden learning rate.
-    1 for None."""
+    """SupContrast's factor on the loss, a hidden learning rate: temperature / base_temperature.
+
+    1 where base_temperature is None.
+    """
     return 1.0 if base_temperature is None else temperature / base_temperature
 
 
@@ -216,10 +230,10 @@ def _check(z: Tensor, **temperatures: float | None) -> None:
     for name, value in temperatures.items():
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} must be greater than 0 and finite, got {value}")
+    shape = tuple(z.shape)
     if z.ndim != 3:
-        raise InputError(f"z must have the shape (views, images, dimensions), got {tuple(z.shape)}")
+        raise InputError(f"z must have the shape (views, images, dimensions), got {shape}")
     if z.shape[1] < 2:
         raise InputError(
-            "a contrastive loss needs at least two images in a batch, z has the shape "
-            f"{tuple(z.shape)}"
+            f"a contrastive loss needs at least two images in a batch, z has the shape {shape}"
         )

@@ -1,461 +1,281 @@
-"""One loop for SimCLR, SupCon and cross-entropy, and all that keeps a run from being lost.
+"""One loop for all methods: batches of views, a step downhill, and a generator that takes steps.
 
-The order of images is a function of (seed, epoch), the views are one of (seed, step); so a run is
+The order of images is a function of (seed, epoch), the views a function of (seed, step); a run is
 determined by its configuration and data, to the bit on one kind of CPU with one number of threads,
-elsewhere up to rounding. It has an identity, the hash of both: asking for a run that is done
-returns it at once, and asking for one that is half done goes on from the step of its last
-checkpoint.
+elsewhere up to rounding. Whoever iterates over ``train`` saves, measures or stops; ranks and
+gradient accumulation are other batches and other steps of the same shape (``lib.distributed``).
 """
 
 import math
-import signal
 import time
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from lib import (
-    Diverged,
-    InputError,
-    checkpoints,
-    distributed,
-    evaluation,
-    losses,
-    records,
-    sessions,
-    shares,
-)
-from lib.augmentations import views
-from lib.checkpoints import Progress
-from lib.config import Config, fitting_batch, recipe_content
-from lib.data import Dataset, Split, order
+from lib import Diverged
+from lib.augmentations import RECIPES, Recipe, apply, draw, views
+from lib.compute.kmeans import KMeans
+from lib.config import Config
+from lib.data.dataset import Dataset, epoch_order
 from lib.encoders import Model
-from lib.hardware import choose_device, choose_precision, memory_format, memory_kept
-from lib.optimisers import batch_sizes, build_optimiser, learning_rate
-from lib.runs import NUMERICS, RUNS, Run, build_model, identity, load_run, recipe_for
-
-# isort: split
-from lib.runs import evaluate, features, missing  # noqa: F401
-
-CHECKPOINT_SECONDS = 60  # a checkpoint after the first step after so long
+from lib.hardware import memory_format, read_ahead, send
+from lib.losses import contrast
+from lib.methods import METHODS
 
 
-def loss_of(config: Config, z: Tensor, labels: Tensor | None, **how) -> Tensor:
-    """The run's loss on z (V, N, D) and labels (N,). Not finite where z is not: no step waits for a
-    check.
+class Batches:
+    """A run's training images, epoch by epoch and batch by batch, as views with their labels."""
 
-    how: of the contrastive losses, ``log_sum_exp``.
-    """
-    if config.method == "simclr":
-        return losses.nt_xent(z, config.temperature, config.base_temperature, check=False, **how)
-    if config.method == "supcon":
-        return losses.sup_con(
-            z,
-            labels,
-            config.temperature,
-            config.positives,
-            config.base_temperature,
-            check=False,
-            **how,
-        )
-    if config.method == "ce":
-        return F.cross_entropy(
-            z.flatten(0, 1).float(), labels.repeat(len(z)), label_smoothing=config.label_smoothing
-        )
-    raise InputError(f"no loss is known for the method '{config.method}'")
+    def __init__(self, config: Config, dataset: Dataset, device: torch.device, fits: bool = True):
+        """dataset: the slice that is trained on; fits: whether its images may lie on the device."""
+        pool = dataset.pool(config.pool)
+        self.config, self.device, self.fits = config, device, fits
+        self.recipe = recipe_for(config, dataset)
+        self.count = len(pool)
+        self.sizes = batch_sizes(config, self.count)
+        self.home = device if fits else torch.device("cpu")  # of the images, and of their places
+        self.images = pool.images.to(self.home)
+        self.labels = None
+        if METHODS[config.method].needs_labels:
+            assert pool.labels is not None  # runs.pretrain refuses a pool without
+            self.labels = pool.labels.to(self.home)
 
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        return len(self.sizes)
 
-def pretrain(
-    config: Config,
-    dataset: Dataset,
-    runs: str | Path = RUNS,
-    device: str | None = None,
-    progress: bool = True,
-    wait: bool = True,
-    plan: dict | None = None,
-    keep: tuple[int, ...] = (),
-) -> Run:
-    """Train, or return the finished run, or go on with a half-done one.
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Any, Tensor | None]]:
+        """Of each batch, from the first one on, views (V, N, 3, S, S) and labels (N,) or None."""
+        config, step = self.config, number * len(self) + first
+        batches = self.places(number)[first:]
+        for places, images in zip(batches, self.read(batches)):
+            x = views(images, self.recipe, config.seed, step, config.views)
+            yield x, self.labels_of(places)
+            step += 1
 
-    runs: folder of all runs; each has its own below. device: "cuda", "mps" or "cpu"; default the
-    best there is. progress: show a bar with loss, views/s and the time left. wait: for another
-    process that is at this very run, to return what it made, instead of an error. plan: a note for
-    the record of what the run belongs to (lib.plan); a run that goes on keeps the one it began
-    with. keep: epochs after which the model is kept, as epoch-N.safetensors. A configuration whose
-    precision is "auto" becomes one with the precision that suits the device. SIGTERM and SIGINT end
-    a run after its step and a checkpoint; a second one at once. Within a group of processes
-    (lib.distributed) all call this; they need a folder that all of them see, and may be fewer or
-    more when the run goes on. Raises InputError where data and configuration don't fit, no
-    checkpoint is whole, the data changed since such a run began, a file can't be written, or memory
-    runs out; Diverged where the embeddings collapse, or loss or weights stop being finite, which is
-    an outcome of its own: a record of it is left in failed.json. The last good checkpoint stays,
-    and the run's failure.json says how it ended.
-    """
-    if dataset.name != config.data:
-        raise InputError(
-            f"the configuration is for the data set '{config.data}', the one given is "
-            f"'{dataset.name}'"
-        )
-    device = choose_device(device)
-    config = replace(config, precision=choose_precision(config.precision, device))
-    folder, code = (
-        Path(runs) / identity(config, dataset),
-        records.code(),
-    )  # the code that runs, not a later edit
-    if (folder / "record.json").is_file():
-        return load_run(folder)
-    part = dataset.take(config.images)
-    pool = part.pool(config.pool)
-    if config.method != "simclr" and pool.labels is None:
-        raise InputError(
-            f"{config.method} needs labels, the pool '{config.pool}' of {dataset.name} has none"
-        )
-    least = config.batch_size if config.drop_last else 2
-    if config.epochs and len(pool) < least:
-        fits = f"batch_size={fitting_batch(len(pool))}" if len(pool) > 3 else "another pool"
-        raise InputError(
-            f"the pool '{config.pool}' of {dataset.name} has {len(pool)} images, fewer than one "
-            "batch of "
-            f"{least}; set {fits} for example"
-            + ", or pool=train+val"
-            * (config.pool == "unlabeled")
-        )
-    with distributed.only_writer(folder, wait):
-        if (folder / "record.json").is_file():  # by the process that was waited for
-            return load_run(folder)
-        for path in (
-            () if distributed.rank() else folder.glob(".*.*.[0-9]*")
-        ):  # what killed ones had begun to write
-            path.unlink(missing_ok=True)
-        session = _begin(config, dataset, folder, device, plan or {}, keep)
-        state, model = session.progress, session.parts[0]
-        data = {
-            "name": dataset.name,
-            "variant": dataset.variant,
-            "fingerprint": dataset.fingerprint,
-            "classes": list(dataset.classes),
-            "counts": part.counts,
-            "pool": len(pool),
-        }
-        try:
-            _run(session, part, pool, progress)
-        except Diverged as error:
-            record = _record(session, data, code, device) | {"failed": str(error)}
-            if not distributed.rank():
-                records.write(folder / "failed.json", record)
-            raise
-        record = _record(session, data, code, device)
-        if state.curves:
-            record["cost"] = sessions.cost(config, config.size or part.size[0], model, state.curves)
-        if not distributed.rank():
-            checkpoints.save(folder / "model.safetensors", config, state, model)
-            records.write(folder / "record.json", record)
-            for path in [
-                *folder.glob("checkpoint*.safetensors*"),
-                folder / sessions.ENDED,
-                folder / "failed.json",
-            ]:
-                path.unlink(missing_ok=True)
-    return Run(folder, config, record, model.cpu().eval())
+    def places(self, epoch: int) -> tuple[Tensor, ...]:
+        """Which images are in each batch: (N,) places in the pool."""
+        everything = epoch_order(self.count, self.config.seed, epoch).to(self.home)
+        return everything[: sum(self.sizes)].split(self.config.batch_size)
+
+    def read(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The images (N, 3, H, W) uint8 in the places of each batch, on the device."""
+        if self.fits:
+            yield from (self.images[places] for places in batches)
+        else:
+            for images in read_ahead(self.images.__getitem__, batches):
+                yield send(images, self.device)
+
+    def labels_of(self, places: Tensor) -> Tensor | None:
+        return None if self.labels is None else self.labels[places].to(self.device)
 
 
-def _record(session: "_Session", data: dict, code: dict, device: torch.device) -> dict:
-    """What a run was and what came out so far; evaluation comes later."""
-    config, state = session.config, session.progress
-    record = {
-        "schema": records.SCHEMA,
-        "id": session.folder.name,
-        "config": asdict(config),
-        "delta": config.delta,
-        "recipe": recipe_content(config.recipe),
-        "data": data,
-        "numerics": NUMERICS,
-        "code": code,
-        "versions": records.versions(),
-        "device": records.device(device),
-        "started": state.started,
-        "finished": records.now(),
-    }
-    if state.plan:
-        record["plan"] = state.plan
-    why = sessions.inexact(state.segments)
-    record |= {"segments": state.segments, "bit_exact": why is None}
-    if why:
-        record["inexact_because"] = why
-    return record | {
-        "seconds": sum(row["seconds"] for row in state.curves),
-        "views_per_second": sessions.rate(state.curves),
-        "cost": {},
-        "curves": state.curves,
-        "evaluation": {},
-    }
+class Step:
+    """A step downhill. All views pass the encoder together: BatchNorm has one mean for them."""
 
-
-@dataclass
-class _Session:
-    """A run in the midst of its loop, and what it takes to save it."""
-
-    folder: Path
-    config: Config
-    parts: tuple  # model, optimiser (None where there is nothing to train), float16's scaler
-    progress: Progress = field(default_factory=Progress)
-    keep: tuple[int, ...] = ()  # epochs after which the model is kept
-    interruptions: sessions.Interruptions = field(default_factory=sessions.Interruptions)
-    started: float = field(default_factory=time.monotonic)
-    saved: float = field(default_factory=time.monotonic)
-
-    def save(self) -> None:
-        """A checkpoint, the session's segment up to date in it. Raises InputError where the loss is
-        not finite."""
-        self.mean_loss()
-        *before, segment = self.progress.segments
-        segment = segment | {
-            "steps": [segment["steps"][0], self.progress.step],
-            "seconds": time.monotonic() - self.started,
-        }
-        coming = replace(self.progress, segments=[*before, segment])
-        if not distributed.rank():
-            checkpoints.rotate(self.folder, self.config, coming, *self.parts)
-        distributed.barrier()
-        self.progress.segments, self.saved = coming.segments, time.monotonic()
-
-    def after_step(self) -> None:
-        """A checkpoint where it is time, or where a signal has come, which is then delivered; else
-        wait for nothing.
-
-        Ranks agree on both: what one is told ends all of them after the same step.
-        """
-        due = time.monotonic() - self.saved > CHECKPOINT_SECONDS
-        caught, due = distributed.agree(self.interruptions.caught or 0, int(due))
-        if not caught and not due:
-            return
-        self.save()
-        if caught:
-            sessions.end(self.progress, self.folder, f"stopped by {signal.Signals(caught).name}")
-            self.interruptions.deliver(caught)
-
-    def mean_loss(self) -> float | None:
-        """Of the epoch's images so far. Raises InputError where it is not finite."""
-        state = self.progress
-        mean = float(state.total) / state.seen if state.seen else 0.0
-        if not math.isfinite(mean):
-            raise Diverged(
-                f"the loss of {self.folder.name} became {mean} in epoch {len(state.curves) + 1}; "
-                "lower "
-                f"learning_rate or raise temperature (the last checkpoint is kept)"
-            )
-        return mean
-
-
-def _begin(
-    config: Config,
-    dataset: Dataset,
-    folder: Path,
-    device: torch.device,
-    plan: dict,
-    keep: tuple[int, ...],
-) -> _Session:
-    """A session that stands where the last checkpoint left the run, or at its start."""
-    model = build_model(config, dataset).to(device, memory_format=memory_format(device))
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-    session = _Session(folder, config, (model, build_optimiser(config, model), scaler), keep=keep)
-    with distributed.first():  # who deletes what is damaged
-        found = checkpoints.resume(folder, config, *session.parts)
-    most, least = distributed.agree(*([found.step, -found.step] if found else [-1, 1]))
-    if most != -least:
-        raise InputError(
-            f"ranks found different checkpoints in {folder}: it must be a folder that all of them "
-            "see"
-        )
-    if not found:
-        checkpoints.refuse_changed_data(config, dataset.name, dataset.fingerprint, folder)
-    new = Progress(folder.name, dataset.fingerprint, started=records.now(), plan=plan)
-    session.progress = state = found or new
-    for name, value in state.tensors.items():
-        setattr(state, name, value.to(device))
-    sessions.begin(state, folder, device)
-    if not found:
-        session.save()  # can the folder be written? Now, not later
-    return session
-
-
-def _run(session: _Session, part: Dataset, pool: Split, progress: bool) -> None:
-    """The loop, with what ends it before its time noted in the run's folder."""
-    model = session.parts[0]
-    device = next((parameter.device for parameter in model.parameters()), pool.images.device)
-    try:
-        with session.interruptions, memory_kept(device):
-            images = shares.Pool(pool.images, device)
-            if distributed.active() or images.where != "device":
-                distributed.tell(device, images.said)
-            _train(session, part, images, pool.labels, progress)
-            session.save()
-        return
-    except BaseException as error:
-        if sessions.out_of_memory(error):
-            said = sessions.which_batch_would_fit(
-                error, session.config, model, session.config.size or part.size[0]
-            )
-            sessions.end(session.progress, session.folder, said)
-            raise InputError(said) from error
-        sessions.end(
-            session.progress,
-            session.folder,
-            distributed.lost(error) or f"{type(error).__name__}: {error}",
-        )
-        raise
-
-
-def _train(
-    session: _Session, dataset: Dataset, pool: shares.Pool, labels_of: Tensor | None, progress: bool
-) -> None:
-    """From where the session stands to the last epoch. Appends one row per epoch to its curves."""
-    config, state, (model, optimiser, scaler) = session.config, session.progress, session.parts
-    recipe, sizes = recipe_for(config, dataset), batch_sizes(config, pool.n)
-    batches, last_full = len(sizes), max(pool.n // config.batch_size, 1) - 1
-    share_of = {
-        size: shares.Share(size, config.accumulate, pool.index)
-        for size in {*sizes}
-        if config.epochs
-    }
-    shares.refuse_idle(share_of.values())
-    stepping = distributed.wrap(model, pool.device)
-    spread = distributed.active() or config.accumulate > 1
-    labels_of = None if labels_of is None else labels_of.to(pool.index)
-    bar = tqdm(
-        total=config.epochs * batches,
-        initial=state.step,
-        desc=f"{config.name} s{config.seed}",
-        unit="step",
-        mininterval=1,
-        dynamic_ncols=True,
-        disable=not (progress and config.epochs) or distributed.rank() > 0,
-    )
-    for epoch in range(len(state.curves), config.epochs):
-        stepping.train()
-        started = time.monotonic() - state.seconds
-        places = (
-            order(pool.n, config.seed, epoch).to(pool.index)[: sum(sizes)].split(config.batch_size)
-        )
-        to_do = [(rows, share_of[len(rows)]) for rows in places[state.step - epoch * batches :]]
-        for (rows, share), images in zip(to_do, pool.stream(to_do)):
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(config, state.step, batches)
-            x = [
-                views(
-                    part, recipe, config.seed, state.step, config.views, at.start
-                )  # (V, n, 3, S, S) a chunk
-                for part, at in zip(images.split(share.sizes), share.own)
-            ]
-            labels = None if labels_of is None else labels_of[rows].to(pool.device)
-            loss, z = (
-                spread_step(config, stepping, optimiser, scaler, x, labels, share)
-                if spread
-                else train_step(config, model, optimiser, scaler, *x, labels)
-            )
-            if state.step - epoch * batches == last_full and config.method != "ce":
-                state.z, state.labels = z, labels if config.method == "supcon" else None
-            state.total += loss * len(rows)
-            state.seen += len(rows)
-            state.step += 1
-            state.seconds = time.monotonic() - started
-            bar.update()
-            session.after_step()
-        row = {
-            "epoch": epoch + 1,
-            "loss": session.mean_loss(),
-            "learning_rate": learning_rate(config, state.step - 1, batches),
-        }
-        state.seconds = time.monotonic() - started  # the device is done by now
-        row |= {
-            "seconds": state.seconds,
-            "views_per_second": state.seen * config.views / state.seconds,
-        }
-        if config.method != "ce":
-            row |= losses.contrast(state.z, state.labels)._asdict()
-            sessions.refuse_collapse(config, [*state.curves[-1:], row])
-        if config.knn_every and (epoch + 1) % config.knn_every == 0:
-            row["knn"] = evaluation.knn_on_val(model, dataset, recipe_for(config, dataset, "none"))
-        if config.test_every and (epoch + 1) % config.test_every == 0:
-            row["test_correct"] = evaluation.classified(
-                model, dataset.test, recipe_for(config, dataset, "none")
-            )
-        state.end_epoch(row)
-        if epoch + 1 in session.keep and not distributed.rank():
-            checkpoints.save(
-                session.folder / f"epoch-{epoch + 1}.safetensors", config, state, model
-            )
-        bar.set_postfix(loss=f"{row['loss']:.3f}", views_s=f"{row['views_per_second']:.0f}")
-        session.after_step()
-    bar.close()
-
-
-def train_step(
-    config: Config, model: Model, optimiser, scaler, x: Tensor, labels: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """One step downhill. All views pass the encoder together, so BatchNorm has one mean and one
-    variance for them.
-
-    x: (V, N, 3, S, S) float, V views of N images; labels: (N,), or None for simclr. Returns the
-    loss, in nats, and z (V, N, D), both detached and on the device, so that nobody waits for them.
-    """
-    z = embed(config, model, x)
-    loss = loss_of(config, z, labels)
-    optimiser.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
-    scaler.step(optimiser)
-    scaler.update()
-    return loss.detach(), z.detach()
-
-
-def embed(config: Config, model: Model, x: Tensor) -> Tensor:
-    """z (V, N, D) of views x (V, N, 3, S, S), in the run's precision."""
-    with torch.autocast(
-        x.device.type, getattr(torch, config.precision), enabled=config.precision != "float32"
+    def __init__(
+        self, config: Config, model: nn.Module, optimiser: Optimizer, scaler: torch.amp.GradScaler
     ):
-        _, z = model(x.flatten(0, 1).contiguous(memory_format=memory_format(x.device)))  # (V N, D)
+        self.config, self.model, self.optimiser, self.scaler = config, model, optimiser, scaler
+
+    def __call__(self, x: Any, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
+        """Views x (V, N, 3, S, S) and labels (N,) -> the loss and z (V, N, D).
+
+        rate: the learning rate. Both results are detached and on the device: nobody waits for them.
+        (Under lib.distributed x is a list of chunks, and this another class.)
+        """
+        z = embed(self.config, self.model, x)
+        loss = METHODS[self.config.method].loss(z, labels, self.config, None)
+
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.update(rate)
+        return loss.detach(), z.detach()
+
+    def update(self, rate: float) -> None:
+        """Change the weights by their gradients."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+
+
+def embed(config: Config, model: nn.Module, x: Tensor) -> Tensor:
+    """Views (V, N, 3, S, S) -> z (V, N, D), in the run's precision, which is not "auto" by then."""
+    images = x.flatten(0, 1).contiguous(memory_format=memory_format(x.device))  # (V N, 3, S, S)
+    precision = getattr(torch, config.precision)
+    with torch.autocast(x.device.type, precision, enabled=config.precision != "float32"):
+        _, z = model(images)
     return z.unflatten(0, x.shape[:2])
 
 
-def spread_step(
-    config: Config,
-    model: torch.nn.Module,
-    optimiser,
-    scaler,
-    chunks: list[Tensor],
-    labels: Tensor | None,
-    share: shares.Share,
-) -> tuple[Tensor, Tensor]:
-    """The same step where this process has a part of the batch, or takes it chunk by chunk, or
-    both.
+@dataclass
+class Progress:
+    """How far a training is: steps, finished epochs, and the sums of the epoch under way."""
 
-    chunks: its views (V, n, 3, S, S), as share says; labels: (N,) of the whole batch. Embeddings
-    come first, with several chunks without a graph; then the loss of all of them and its gradient
-    by each embedding; then, chunk by chunk, by the weights (GradCache, arXiv 2101.06983, section
-    3.2). With one chunk it is train_step's gradient. Returns the loss and z (V, N, D) of the whole
-    batch, both detached.
+    step: int = 0  # steps done
+    curves: list[dict] = field(default_factory=list)  # a row for each finished epoch
+    # of the epoch under way: seconds, images seen, the sum of their losses
+    seconds: float = 0.0
+    seen: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    # z (V, N, D) of its latest full batch, where there are several views, and the batch's labels
+    # (N,), for methods that need them
+    z: Tensor | None = None
+    labels: Tensor | None = None
+
+    def add(self, loss: Tensor, z: Tensor, labels: Tensor | None) -> None:
+        """Count a step: its loss, z (V, N, D) and labels (N,)."""
+        images = z.shape[1]
+        self.total = self.total + loss * images  # on the loss's device from then on
+        self.seen += images
+        self.step += 1
+        full = self.z is None or images >= self.z.shape[1]
+        if full and len(z) > 1:
+            self.z, self.labels = z, labels
+
+    def mean_loss(self) -> float:
+        """Of the epoch's images so far. Waits for the device; Diverged where it is not finite."""
+        mean = float(self.total) / max(self.seen, 1)
+        if not math.isfinite(mean):
+            raise Diverged(
+                f"the loss became {mean} in epoch {len(self.curves) + 1}; lower learning_rate or "
+                "raise temperature (the last checkpoint is kept)"
+            )
+        return mean
+
+    def end_epoch(self, rate: float, views: int, started: float) -> dict:
+        """Append the epoch's row and return it; the sums start anew.
+
+        rate: the last learning rate. views: of an image in a step. started: time.monotonic() then.
+        """
+        loss = self.mean_loss()
+        seconds = time.monotonic() - started
+        row = {
+            "epoch": len(self.curves) + 1,
+            "loss": loss,
+            "learning_rate": rate,
+            "seconds": seconds,
+            "views_per_second": self.seen * views / seconds,
+        }
+        if self.z is not None:
+            row |= contrast(self.z, self.labels)._asdict()
+
+        self.curves.append(row)
+        self.seconds, self.seen, self.total = 0.0, 0, torch.zeros_like(self.total)
+        self.z = self.labels = None
+        return row
+
+
+def train(
+    config: Config, batches: Batches, take_step: Step, progress: Progress
+) -> Iterator[dict | None]:
+    """Train from where progress stands to the last epoch.
+
+    Yields None after every step, and after every epoch its row of the curves.
     """
-    several, inner = len(chunks) > 1, getattr(model, "module", model)
-    with torch.set_grad_enabled(not several), distributed.buffers_kept(inner, several):
-        z = [embed(config, inner if several else model, x) for x in chunks]
-    mine = torch.cat([part.detach() for part in z], dim=1)  # (V, n_r, D)
-    everyone = share.gather(
-        mine.to(torch.promote_types(mine.dtype, torch.float32))
-    ).requires_grad_()
-    how = {"log_sum_exp": share.log_sum_exp} if distributed.active() else {}
-    loss = loss_of(config, everyone, labels, **how)
-    (gradient,) = torch.autograd.grad(scaler.scale(loss), everyone)
-    gradient = (
-        gradient[:, share.mine].to(mine.dtype) * distributed.world()
-    )  # for DDP will take the mean
-    optimiser.zero_grad(set_to_none=True)
-    for number, (x, part) in enumerate(zip(chunks, gradient.split(share.sizes, dim=1)), start=1):
-        with distributed.not_yet(model, number == len(chunks)):
-            (embed(config, model, x) if several else z[0]).backward(part)
-    scaler.step(optimiser)
-    scaler.update()
-    return loss.detach(), everyone.detach()
+    for epoch in range(len(progress.curves), config.epochs):
+        started = time.monotonic() - progress.seconds
+        done = progress.step - epoch * len(batches)
+
+        for x, labels in batches.epoch(epoch, first=done):
+            rate = learning_rate(config, progress.step, len(batches))
+            loss, z = take_step(x, labels, rate)
+            progress.add(loss, z, labels)
+            progress.seconds = time.monotonic() - started
+            yield None
+
+        last_rate = learning_rate(config, progress.step - 1, len(batches))
+        yield progress.end_epoch(last_rate, config.views, started)
+
+
+def learning_rate(config: Config, step: int, steps: int) -> float:
+    """Learning rate of a step, counted from 0, in a run with so many steps an epoch.
+
+    With milestones, a tenth of what it was after each of them, in whole epochs (PyTorch's
+    MultiStepLR). Else a cosine that changes once an epoch, ``low + (high - low)(1 + cos(pi e / E))
+    / 2`` with low = final_rate * high, e counted from first_epoch; before it a warm-up, linear step
+    by step, from warmup_from to the cosine's value at the warm-up's end (SupContrast util.py,
+    adjust_learning_rate and warmup_learning_rate).
+    """
+    epoch = step // steps
+    if config.milestones:
+        passed = sum(epoch >= int(config.epochs * share) for share in config.milestones)
+        return config.learning_rate * 0.1**passed
+
+    high, low = config.learning_rate, config.learning_rate * config.final_rate
+
+    def cosine(epoch: float) -> float:
+        return low + (high - low) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+
+    warmup_steps = config.warmup * steps
+    if step < warmup_steps:
+        end = cosine(config.warmup)
+        return config.warmup_from + (end - config.warmup_from) * step / warmup_steps
+    return cosine(epoch + config.first_epoch)
+
+
+def batch_sizes(config: Config, images: int) -> list[int]:
+    """How many images each step of an epoch sees; a last one alone is left out, for BatchNorm."""
+    whole, rest = divmod(images, config.batch_size)
+    sizes = [config.batch_size] * whole
+    if rest > 1 and not config.drop_last:
+        sizes.append(rest)
+    return sizes
+
+
+def build_optimiser(config: Config, model: nn.Module) -> Optimizer | None:
+    """AdamW or SGD over all parameters, in one kernel where there is one; None without parameters.
+
+    SGD in float16 is not fused: where the scaler skips the first step, PyTorch's kernel leaves the
+    momentum unwritten.
+    """
+    parameters = list(model.parameters())
+    if not parameters:
+        return None
+    rate, decay = config.learning_rate, config.weight_decay
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    if config.optimiser == "adamw":
+        return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=fused)
+    fused = fused and config.precision != "float16"
+    return torch.optim.SGD(parameters, rate, config.momentum, weight_decay=decay, fused=fused)
+
+
+def build_model(config: Config, dataset: Dataset) -> Model:
+    """The model of a run, freshly initialised from its seed, on the CPU.
+
+    The global random state is left as it was. k-means, which no gradient trains, has learned from
+    the run's pool.
+    """
+    embedding = config.embedding
+    if METHODS[config.method].classifier:
+        embedding = len(dataset.classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        model = Model(config.encoder, config.stem, config.head, embedding)
+
+    if isinstance(model.encoder, KMeans):
+        part = dataset.take(config.images)
+        images = part.pool(config.pool).images
+        recipe = recipe_for(config, part, "none")
+        batches = (apply(batch, draw(recipe, len(batch), 0, 0)) for batch in images.split(1024))
+        model.encoder.fit(batches, len(images), config.seed)
+    return model
+
+
+def recipe_for(config: Config, dataset: Dataset, name: str | None = None) -> Recipe:
+    """The run's recipe, or the one of that name, with its size and normalisation.
+
+    dataset: the slice that is trained on; its moments are the normalisation that is left open.
+    """
+    mean, std = dataset.moments
+    return replace(
+        RECIPES[name or config.recipe],
+        size=config.size,
+        mean=config.mean or mean,
+        std=config.std or std,
+    )

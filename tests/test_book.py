@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,13 @@ import pytest
 import torch
 import yaml
 
-from lib import ROOT, InputError, book, files
-from lib.config import preset
+from lib import ROOT, InputError, files
+from lib.methods import METHODS
+from lib.presets import preset
+from lib.settings import PROFILES, Profile, filled_in, found_profile, load_profile, settings
 from tests.conftest import wait_for
+from tools import book
+from tools.book import BOOK, Book
 
 CELLS = {
     "01_good": ["number = 1", "print(number)"],
@@ -24,76 +29,142 @@ CELLS = {
 
 
 @pytest.fixture
-def small_book(tmp_path, monkeypatch):
-    """A book of tiny chapters, each with a parameter cell, in a folder of its own."""
-    home = tmp_path / "book"
-    (home / "notebooks").mkdir(parents=True)
-    (home / "profiles").mkdir()
+def small(tmp_path):
+    """A book of tiny chapters, each with a parameter cell."""
+    made = Book(tmp_path)
+    (made.source / "notebooks").mkdir(parents=True)
+    made.profiles.mkdir()
+    (made.root / "README.md").touch()
+
     for name, cells in CELLS.items():
-        write(home / "notebooks" / f"{name}.ipynb", cells)
-    toc(home, CELLS)
-    (home / "profiles" / "quick.yml").write_text(
-        "{about: small, timeout_minutes: 0.05, common: {word: a}}"
-    )
-    monkeypatch.setattr(book, "BOOK", home)
-    monkeypatch.setattr(book, "PROFILES", home / "profiles")
-    monkeypatch.setattr(book, "BUILD", tmp_path / "build")
-    return home
+        write_chapter(made, name, cells)
+    write_contents(made, list(CELLS))
+    write_profile(made, "{about: small, timeout_minutes: 0.05, common: {word: a}}")
+    return made
 
 
-def toc(home, names):
-    files = [{"file": f"notebooks/{name}"} for name in names]
-    (home / "_toc.yml").write_text(yaml.dump({"root": "intro", "chapters": files}))
+def write_contents(small, names):
+    chapters = [{"file": f"notebooks/{name}"} for name in names]
+    contents = yaml.dump({"root": "intro", "chapters": chapters})
+    (small.source / "_toc.yml").write_text(contents)
 
 
-def write(path, cells):
+def write_profile(small, content):
+    (small.profiles / "quick.yml").write_text(content)
+
+
+def write_chapter(small, name, cells):
     kernel = {"name": "python3", "display_name": "", "language": "python"}
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+
     parameters = 'profile = "quick"\nword = None\nepochs = None'
     notebook.cells = [
         nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
         *map(nbformat.v4.new_code_cell, cells),
     ]
-    nbformat.write(notebook, path)
+    nbformat.write(notebook, small.source / "notebooks" / f"{name}.ipynb")
 
 
-def test_chapters_that_fail_hang_leave_or_die_are_named_and_take_no_others_work(small_book):
+def executed(small, name):
+    return small.built / "executed" / "quick" / name
+
+
+def test_chapters_that_fail_hang_leave_or_die_are_named_and_take_no_others_work(small):
     with pytest.raises(InputError) as caught:
-        book.run("quick")
+        book.run("quick", book=small)
+
     lines = str(caught.value).splitlines()
-    assert len(lines) == 4
-    for line, words in zip(
-        lines,
-        [
-            "02_fails failed in code cell 4: ZeroDivisionError: division by zero",
-            "03_hangs hung",
-            "04_leaves skipped",
-            "05_dies died",
-        ],
-    ):
+    expected = [
+        "02_fails failed in code cell 4: ZeroDivisionError: division by zero",
+        "03_hangs hung",
+        "04_leaves skipped 1 of its 4 code cells",
+        "05_dies died",
+    ]
+    for line, words in zip(lines, expected, strict=True):
         assert words in line, line
-    out = book.BUILD / "executed" / "quick"
-    assert (out / "01_good.stamp").is_file() and not (out / "02_fails.stamp").exists()
-    kept = nbformat.read(out / "02_fails.ipynb", as_version=4)  # the executed part
+
+    assert executed(small, "01_good.stamp").is_file()
+    assert not executed(small, "02_fails.stamp").exists()
+    kept = nbformat.read(executed(small, "02_fails.ipynb"), as_version=4)  # the executed part
     assert "before" in str([cell.get("outputs") for cell in kept.cells])
 
 
-def test_a_second_run_starts_with_the_first_chapter_that_is_not_done(small_book, capsys):
-    toc(small_book, ["01_good", "02_fails"])
+def test_a_second_run_starts_with_the_first_chapter_that_is_not_done(small, capsys):
+    write_contents(small, ["01_good", "02_fails"])
     with pytest.raises(InputError):
-        book.run("quick")
-    write(small_book / "notebooks" / "02_fails.ipynb", ["print('mended')"])
+        book.run("quick", book=small)
+
+    write_chapter(small, "02_fails", ["print('mended')"])
     capsys.readouterr()
-    assert [path.stem for path in book.run("quick")] == ["01_good", "02_fails"]
+    done = book.run("quick", book=small)
+    assert [path.stem for path in done] == ["01_good", "02_fails"]
     said = capsys.readouterr().out
     assert "01_good: unchanged" in said and "02_fails: running" in said
-    book.run("quick")
+
+    book.run("quick", book=small)
     assert capsys.readouterr().out.splitlines() == ["01_good: unchanged", "02_fails: unchanged"]
-    (small_book / "profiles" / "quick.yml").write_text(
-        "{common: {word: b}}"
-    )  # another profile is another chapter
-    book.run("quick", only="01")
-    assert "01_good: running" in capsys.readouterr().out
+
+
+def test_what_a_chapter_is_made_from_makes_it_run_anew(small, capsys):
+    write_contents(small, ["01_good"])
+    book.run("quick", book=small)
+    changes = {
+        small.profiles / "quick.yml": "{common: {word: b}}",
+        small.source / "claims.yml": "[]",
+        small.source / "experiments.yml": "[]",
+    }
+
+    for path, content in changes.items():
+        path.write_text(content)
+        capsys.readouterr()
+        book.run("quick", book=small)
+        assert "01_good: done" in capsys.readouterr().out, path.name
+
+
+def test_what_changes_while_a_chapter_runs_makes_it_run_anew(small, capsys):
+    write_contents(small, ["01_good"])
+    write_chapter(small, "01_good", ["open('book/claims.yml', 'a').write(' ')"])
+    for _ in range(2):
+        book.run("quick", book=small)
+        assert "01_good: done" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_forgets_the_one_before(small, capsys):
+    write_contents(small, ["01_good"])
+    book.run("quick", book=small)
+    (notebook,) = book.chapters(small)
+    content = notebook.read_bytes()
+    write_chapter(small, "01_good", ["1 / 0"])
+    with pytest.raises(InputError):
+        book.run("quick", book=small)
+
+    notebook.write_bytes(content)
+    capsys.readouterr()
+    book.run("quick", book=small)
+    assert "01_good: done" in capsys.readouterr().out
+
+
+def test_only_chapters_that_are_asked_for_are_run(small):
+    assert [path.stem for path in book.run("quick", only="01", book=small)] == ["01_good"]
+    with pytest.raises(InputError, match="unknown chapter '06'"):
+        book.run("quick", only="06", book=small)
+
+
+def test_a_chapter_that_is_not_there_is_named(small):
+    write_contents(small, ["01_good", "06_lost"])
+    with pytest.raises(InputError, match="_toc.yml names 06_lost.ipynb, which is not there"):
+        book.run("quick", book=small)
+
+
+def test_chapters_are_found_at_any_depth_of_the_contents_in_their_order(small):
+    parts = [
+        {"caption": "One", "chapters": [{"file": "glossary"}, {"file": "notebooks/03_hangs"}]},
+        {"chapters": [{"file": "notebooks/02_fails", "sections": [{"file": "notebooks/01_good"}]}]},
+    ]
+    (small.source / "_toc.yml").write_text(yaml.dump({"root": "intro", "parts": parts}))
+
+    names = [path.stem for path in book.chapters(small)]
+    assert names == ["03_hangs", "02_fails", "01_good"]
 
 
 @pytest.mark.parametrize(
@@ -106,68 +177,75 @@ def test_a_second_run_starts_with_the_first_chapter_that_is_not_done(small_book,
         ),
         ("{chapters: {01_god: {epochs: 1}}}", "unknown chapter '01_god'; did you mean '01_good'"),
         ("{comon: {}}", "unknown field 'comon'; did you mean 'common'"),
-        ("{timeout_minutes: soon}", "timeout_minutes is of the wrong type"),
+        ("{timeout_minutes: soon}", "timeout_minutes must be a number, got 'soon'"),
         ("{timeout_minutes: 0}", "timeout_minutes must be greater than 0"),
         ("{about: 2024-13-45}", "can't be read as YAML"),
-        ("{about: &a [x], common: *a}", "common is of the wrong type"),
+        ("{common: [x]}", "common must be a mapping"),
         ("[" * 5000, "nested too deeply"),
         ("about: " + "x" * 70_000, "larger than 65536 bytes"),
-        ("{chapters: {01_good: 3}}", "chapters.01_good must map"),
-        ("[1]", "must hold the fields"),
+        ("{chapters: {01_good: 3}}", "chapters.01_good must be a mapping"),
+        ("[1]", "must be a mapping"),
         ("{", "can't be read as YAML"),
-        ("", "must hold the fields"),
+        ("", "must be a mapping"),
     ],
 )
-def test_bad_profiles_are_named_before_anything_runs(small_book, content, words):
-    (small_book / "profiles" / "quick.yml").write_text(content)
+def test_bad_profiles_are_named_before_anything_runs(small, content, words):
+    write_profile(small, content)
     with pytest.raises(InputError, match=words):
-        book.run("quick")
-    assert not book.BUILD.exists()
+        book.run("quick", book=small)
+    assert not small.built.exists()
 
 
-def test_auto_is_chosen_by_the_device_found(monkeypatch):
-    for there, name in ((False, "quick"), (True, "colab")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert book.found_profile("auto") == name and book.load_profile(
-            "auto"
-        ) == book.load_profile(name)
-        assert book.settings("02_loss", "auto", temperature=None).profile == name
-    assert book.found_profile("cpu") == "cpu"
+def test_an_unknown_profile_is_named_with_those_there_are(small):
+    with pytest.raises(InputError, match="unknown profile 'quik'; did you mean 'quick'"):
+        book.run("quik", book=small)
 
 
-def test_a_parameter_given_wins_over_the_chapters_over_the_common(small_book):
-    (small_book / "profiles" / "quick.yml").write_text(
-        "{common: {word: a, epochs: 1}, chapters: {02_fails: {word: b}}}"
-    )
-    assert vars(book.settings("01_good", "quick", word=None, epochs=None, seeds=None)) == {
-        "word": "a",
-        "epochs": 1,
-        "seeds": None,
-        "profile": "quick",
-    }
-    assert book.settings("02_fails", "quick", word=None).word == "b"
-    given = book.settings("02_fails", "quick", word="c", epochs=None)
+@pytest.mark.parametrize("available, name", [(False, "quick"), (True, "colab")])
+def test_auto_is_chosen_by_the_device_found(available, name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert found_profile("auto") == name and load_profile("auto") == load_profile(name)
+    assert settings("02_loss", "auto", temperature=None).profile == name
+    assert found_profile("cpu") == "cpu"
+
+
+def test_a_parameter_given_wins_over_the_chapters_over_the_common():
+    profile = Profile(common={"word": "a", "epochs": 1}, chapters={"02_fails": {"word": "b"}})
+    open_ones = {"word": None, "epochs": None, "seeds": None}
+    common = filled_in(profile, "01_good", "quick", open_ones)
+    assert vars(common) == {"word": "a", "epochs": 1, "seeds": None, "profile": "quick"}
+
+    own = filled_in(profile, "02_fails", "quick", {"word": None})
+    assert own.word == "b"
+    given = filled_in(profile, "02_fails", "quick", {"word": "c", "epochs": None})
     assert given.word == "c" and given.delta == {"epochs": 1}  # word is no field of a Config
 
 
-BATCH = """
+# A shell's background jobs ignore SIGINT
+COMMAND = """
 import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from pathlib import Path
-from lib import book
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from lib.__main__ import main
-home = Path(sys.argv[1])
-book.BOOK, book.PROFILES, book.BUILD = home, home / "profiles", home.parent / "build"
-book.build = lambda *_: "the site"
-sys.exit(main(["book", *sys.argv[2:]]))
+sys.exit(main(["book", *sys.argv[1:]]))
 """
+CHAPTERS = "from tools import book; book.run()"
 SLEEPS = "import os, time; open('{}', 'w').write(str(os.getpid())); time.sleep(60)"
+STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
-def batch(home, *arguments):
+@pytest.fixture
+def checkout(small):
+    """A checkout of the package with the small book in it: the command line finds it by itself."""
+    for package in ("lib", "tools"):
+        shutil.copytree(ROOT / package, small.root / package)
+    return small
+
+
+def start(checkout, code, *arguments):
+    """A process of its own in the checkout."""
     return subprocess.Popen(
-        [sys.executable, "-c", BATCH, home, *arguments],
-        cwd=ROOT,
+        [sys.executable, "-c", code, *arguments],
+        cwd=checkout.root,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -181,81 +259,81 @@ def is_alive(pid):
         return False
 
 
+def has_written(path):
+    return path.is_file() and path.read_text()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_kernel_does_not_outlive_its_batch_and_the_next_batch_goes_on(
-    small_book, number, tmp_path, capsys
-):
-    told = tmp_path / "kernel"
-    (small_book / "profiles" / "quick.yml").write_text("{timeout_minutes: 5}")
-    write(small_book / "notebooks" / "02_fails.ipynb", [SLEEPS.format(told)])
-    toc(small_book, ["01_good", "02_fails"])
-    process = batch(small_book)
-    wait_for(lambda: told.is_file() and told.read_text())
-    kernel, out = int(told.read_text()), tmp_path / "build" / "executed" / "quick"
+@pytest.mark.parametrize("number", STATUS)
+def test_a_kernel_does_not_outlive_its_batch_and_the_next_batch_goes_on(checkout, number, tmp_path):
+    kernel_file = tmp_path / "kernel"
+    write_profile(checkout, "{timeout_minutes: 5}")
+    write_chapter(checkout, "02_fails", [SLEEPS.format(kernel_file)])
+    write_contents(checkout, ["01_good", "02_fails"])
+
+    process = start(checkout, COMMAND)
+    wait_for(lambda: has_written(kernel_file))
+    kernel = int(kernel_file.read_text())
     assert is_alive(kernel)
-    if number == signal.SIGTERM:  # once is enough: it takes seconds
-        left = batch(small_book, "--no-wait")
-        assert (
-            "another process is writing the chapters of profile quick; try again"
-            in left.communicate()[1]
-        )
-        assert left.returncode == 2
+
     process.send_signal(number)
     process.communicate(timeout=60)
-    assert (
-        process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    )
+    assert process.returncode == STATUS[number]
     wait_for(lambda: not is_alive(kernel), 15)
-    assert (out / "01_good.stamp").is_file() and not (out / "02_fails.stamp").exists()
-    write(small_book / "notebooks" / "02_fails.ipynb", ["print('mended')"])
-    assert [path.stem for path in book.run("quick")] == ["01_good", "02_fails"]
-    said = capsys.readouterr().out
+    assert executed(checkout, "01_good.stamp").is_file()
+    assert not executed(checkout, "02_fails.stamp").exists()
+
+    write_chapter(checkout, "02_fails", ["print('mended')"])
+    said, _ = start(checkout, CHAPTERS).communicate()
     assert "01_good: unchanged" in said and "02_fails: done" in said
 
 
-def test_a_second_batch_waits_and_finds_the_chapters_done(small_book, capfd):
-    toc(small_book, ["01_good"])
+def test_a_second_batch_can_leave_instead_of_waiting(checkout):
+    with files.only_writer(executed(checkout, ".lock"), "test"):
+        second = start(checkout, COMMAND, "--no-wait")
+        _, said = second.communicate(timeout=60)
+    assert "another process is writing the chapters of profile quick; try again" in said
+    assert second.returncode == 2
+
+
+def test_a_second_batch_waits_and_finds_the_chapters_done(small, capfd):
+    write_contents(small, ["01_good"])
     made = []
-    with files.only_writer(book.BUILD / "executed" / "quick" / ".lock", "test"):
-        thread = threading.Thread(target=lambda: made.extend(book.run("quick")))
+    with files.only_writer(executed(small, ".lock"), "test"):
+        thread = threading.Thread(target=lambda: made.extend(book.run("quick", book=small)))
         thread.start()
         wait_for(lambda: "waiting until it is done" in capfd.readouterr().err)
         assert not made
+
     thread.join(60)
     assert [path.stem for path in made] == ["01_good"]
 
 
-def test_chapters_that_the_site_shows_without_outputs_are_named(
-    small_book, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(book, "ROOT", tmp_path)
-    (tmp_path / "README.md").touch()
-    toc(small_book, ["01_good", "02_fails"])
-    book.run("quick", only="01")
+def test_chapters_that_the_site_shows_without_outputs_are_named(small, tmp_path, capsys):
+    write_contents(small, ["01_good", "02_fails"])
+    book.run("quick", only="01", book=small)
     capsys.readouterr()
-    book._stage_all("quick", tmp_path / "stage")
+
+    book.stage("quick", tmp_path / "stage", small)
     said = capsys.readouterr().out
     assert "02_fails: not run since its last change" in said and "01_good" not in said
-    assert json.loads((tmp_path / "stage" / "notebooks" / "01_good.ipynb").read_text())["cells"][
-        -1
-    ]["outputs"]
+
+    shown = json.loads((tmp_path / "stage" / "notebooks" / "01_good.ipynb").read_text())
+    assert shown["cells"][-1]["outputs"]
+    hidden = [cell for cell in shown["cells"] if "remove-cell" in cell["metadata"].get("tags", [])]
+    assert len(hidden) == 1 and "injected-parameters" in hidden[0]["metadata"]["tags"]
 
 
-def test_an_interrupted_build_leaves_the_old_site(small_book, monkeypatch):
-    monkeypatch.setattr(book, "SITE", book.BUILD / "html")
-    toc(small_book, [])
-    book.SITE.mkdir(parents=True)
-    (book.SITE / "index.html").write_text("old")
-    (book.BUILD / "site-1" / "source").mkdir(parents=True)  # of a build that was killed
+def test_a_build_that_fails_leaves_the_old_site(small):
+    write_contents(small, [])  # a book without its first page
+    index = small.site() / "index.html"
+    index.parent.mkdir(parents=True)
+    index.write_text("old")
+    (small.built / "site-1" / "source").mkdir(parents=True)  # of a build that was killed
 
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(subprocess, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        book.build("quick")
-    assert (book.SITE / "index.html").read_text() == "old" and not list(book.BUILD.glob("site-*"))
+    with pytest.raises(InputError, match="Jupyter Book found fault"):
+        book.build("quick", book=small)
+    assert index.read_text() == "old" and not list(small.built.glob("site-*"))
 
 
 # --- the real book
@@ -270,56 +348,56 @@ def test_the_quick_book_runs_and_builds():
         assert path.stat().st_size < 1_000_000
 
 
-def test_profiles_fit_the_chapters():
-    for path in book.PROFILES.glob("*.yml"):
-        book.check(path.stem)
+PROFILE_NAMES = sorted(path.stem for path in PROFILES.glob("*.yml"))
 
 
-@pytest.mark.parametrize("profile", sorted(path.stem for path in book.PROFILES.glob("*.yml")))
+@pytest.mark.parametrize("profile", PROFILE_NAMES)
+def test_profiles_fit_the_chapters(profile):
+    book.check(profile)
+
+
+@pytest.mark.parametrize("profile", PROFILE_NAMES)
 def test_every_chapters_configurations_can_be_built_from_every_profile(profile):
     built = 0
     for path in book.chapters():
-        chapter = book.settings(
-            path.stem, profile, **dict.fromkeys(set(book.parameters(path)) - {"profile"})
-        )
-        for name in {"simclr", "supcon", "ce"} & vars(chapter).keys():
-            config = preset(getattr(chapter, name), **chapter.delta)
-            assert config.method == name and config.data == chapter.data
+        names = set(book.parameters(path)) - {"profile"}
+        chapter = settings(path.stem, profile, **dict.fromkeys(names))
+        for method in METHODS.keys() & names:
+            config = preset(getattr(chapter, method), **chapter.delta)
+            assert config.method == method and config.data == chapter.data
             if "pretrain(" in path.read_text():
-                assert vars(chapter).keys() >= {"epochs", "precision", "runs"}, (
-                    f"{path.stem} drops what a profile says"
-                )
+                dropped = {"epochs", "precision", "runs"} - names
+                assert not dropped, f"{path.stem} drops what a profile says"
             built += 1
     assert built > 8
 
 
 def test_plain_papermill_takes_parameters(tmp_path):
-    program = Path(sys.executable).with_name("papermill")
     out = tmp_path / "out.ipynb"
     command = [
-        program,
+        str(Path(sys.executable).with_name("papermill")),
         "book/notebooks/02_loss.ipynb",
-        out,
-        "-p",
-        "profile",
-        "cpu",
-        "-p",
-        "temperature",
-        "1.0",
+        str(out),
         "--no-progress-bar",
     ]
+    command += ["-p", "profile", "cpu", "-p", "temperature", "1.0"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
-    assert "4.628" not in out.read_text() and "log(2.151" in out.read_text()  # exp(cos 40 degrees)
+
+    said = out.read_text()
+    assert "4.628" not in said and "log(2.151" in said  # exp(cos 40 degrees)
 
 
 @pytest.mark.parametrize("path", book.chapters(), ids=lambda path: path.stem)
 def test_notebooks_are_committed_clean(path):
     notebook = json.loads(path.read_text())
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    for cell in code:
+        assert not cell["outputs"] and not cell["execution_count"]
+        if "figure" in cell["metadata"].get("mystnb", {}):
+            assert cell["metadata"]["mystnb"]["image"]["alt"]
+
     parameters = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
-    assert len(parameters) == 1 and "".join(parameters[0]["source"]).startswith('profile = "auto"')
-    config = yaml.safe_load((book.BOOK / "_config.yml").read_text())
+    assert len(parameters) == 1
+    assert "".join(parameters[0]["source"]).startswith('profile = "auto"')
+    config = yaml.safe_load((BOOK.source / "_config.yml").read_text())
     assert config["repository"]["url"] in "".join(code[0]["source"])  # the clone on Colab
-    figures = [cell for cell in code if "figure" in cell["metadata"].get("mystnb", {})]
-    assert all(cell["metadata"]["mystnb"]["image"]["alt"] for cell in figures)

@@ -1,8 +1,8 @@
-"""The built site as a browser without a network shows it: every page, light and dark, on a laptop
-and on a phone.
+"""The built site as a browser without a network shows it.
 
-Each page is loaded once, and put through all of it; the tests then look at what was found. Links
-and anchors are checked in test_site.py, which needs no browser.
+Every page, light and dark, on a laptop and on a phone. Each is loaded once, and put through all of
+it; the tests then look at what was found. Links and anchors are checked in test_site.py, which
+needs no browser.
 """
 
 import re
@@ -19,9 +19,8 @@ if not chromium.found():
     )
 
 LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-KNOWN_ERRORS = {
-    "Identifier 'THEBE_JS_URL' has already been declared"
-}  # Jupyter Book writes the line twice
+# Jupyter Book writes the line twice
+KNOWN_ERRORS = {"Identifier 'THEBE_JS_URL' has already been declared"}
 # Rules that the theme itself breaks and that can't be mended from outside: none.
 KNOWN_VIOLATIONS: set[str] = set()
 WCAG = {
@@ -81,16 +80,19 @@ AXE = "async options => (await axe.run(document, options)).violations"
 
 
 def axe(page, rules) -> list[str]:
-    """The serious and critical violations on a page, one text an element. rules: axe-core's
-    runOnly."""
-    asked = {"resultTypes": ["violations"], "preload": False, **rules}
-    return [
-        f"{violation['id']}: {node['target']}: {node['html'][:150]}"
-        for violation in page.evaluate(AXE, asked)
-        if violation["impact"] in ("serious", "critical")
-        and violation["id"] not in KNOWN_VIOLATIONS
-        for node in violation["nodes"]
-    ]
+    """The serious and critical violations on a page, one text an element.
+
+    rules: axe-core's runOnly.
+    """
+    options = {"resultTypes": ["violations"], "preload": False, **rules}
+    said = []
+    for violation in page.evaluate(AXE, options):
+        known = violation["id"] in KNOWN_VIOLATIONS
+        if known or violation["impact"] not in ("serious", "critical"):
+            continue
+        for node in violation["nodes"]:
+            said.append(f"{violation['id']}: {node['target']}: {node['html'][:150]}")
+    return said
 
 
 FAULTS = """<html lang="en"><title>Faults</title><script>console.error("oh")</script>
@@ -114,8 +116,9 @@ def test_a_page_with_every_fault_is_found_at_fault(tmp_path):
         page.on("console", lambda message: said.append(message.text))
         page.goto((tmp_path / "faults.html").as_uri())
         page.evaluate(AXE_SCRIPT)
-        for kind, what in page.evaluate(LOOK).items():
-            assert what, f"not seen: {kind}"
+
+        for kind, faults in page.evaluate(LOOK).items():
+            assert faults, f"not seen: {kind}"
         assert "color-contrast" in str(axe(page, BY_THEME))
         assert "scrollable-region-focusable" in str(axe(page, BY_WIDTH))
     assert asked == ["https://example.org/a.png"] and "oh" in said
@@ -123,21 +126,36 @@ def test_a_page_with_every_fault_is_found_at_fault(tmp_path):
 
 @pytest.fixture(scope="module")
 def files(site):
-    """Every page but the start, which only leads to the first one, and the 404 page, which needs
-    its site's address."""
-    return sorted(
-        path
-        for path in site.rglob("*.html")
-        if "_static" not in path.parts and path.name not in ("index.html", "404.html")
-    )
+    """Every page but the start, which leads to the first one, and the 404 page.
+
+    The latter needs its site's address.
+    """
+    paths = []
+    for path in site.rglob("*.html"):
+        if "_static" not in path.parts and path.name not in ("index.html", "404.html"):
+            paths.append(path)
+    return sorted(paths)
 
 
 @pytest.fixture(scope="module")
-def context():
-    asked = []
+def asked():
+    """What was asked of a network."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def context(asked):
     with chromium.opened(asked) as opened:
-        opened.asked = asked
         yield opened
+
+
+@pytest.fixture
+def page(context):
+    """A new page on a laptop."""
+    opened = context.new_page()
+    opened.set_viewport_size(LAPTOP)
+    yield opened
+    opened.close()
 
 
 def show(page, theme):
@@ -146,45 +164,64 @@ def show(page, theme):
     page.wait_for_function("name => document.documentElement.dataset.theme === name", arg=theme)
 
 
-@pytest.fixture(scope="module")
-def found(context, files):
-    """What was found wrong, by kind: lists of (page, theme, width, what)."""
-    wrong, page = {}, context.new_page()
+class Inspection:
+    """What is found wrong on the pages that are put through it, by kind."""
 
-    def note(kind, where, what):
-        wrong.setdefault(kind, []).extend((*where, one) for one in what)
+    def __init__(self, page):
+        self.page = page
+        self.wrong = {}  # lists of (page, theme, width, fault)
+        self.said = []  # by the page at hand
+        page.on("console", self.note_message)
+        page.on("pageerror", lambda error: self.said.append(error.message))
 
-    said = []
-    page.on(
-        "console", lambda message: said.append(message.text) if message.type == "error" else None
-    )
-    page.on("pageerror", lambda error: said.append(error.message))
-    for path in files:
+    def note_message(self, message):
+        if message.type == "error":
+            self.said.append(message.text)
+
+    def note(self, kind, where, faults):
+        self.wrong.setdefault(kind, []).extend((*where, fault) for fault in faults)
+
+    def inspect(self, path):
+        """Both themes and both widths of a page; axe once for each, and on the whole in light."""
+        page, name = self.page, path.stem
         page.emulate_media(color_scheme="light")
         page.set_viewport_size(LAPTOP)
-        said.clear()
+        self.said.clear()
+
         page.goto(path.as_uri())
-        page.evaluate(TYPESET)
-        page.evaluate(AXE_SCRIPT)
-        page.evaluate(PREPARED)
-        page.evaluate(SETTLED)
+        for script in (TYPESET, AXE_SCRIPT, PREPARED, SETTLED):
+            page.evaluate(script)
+
         for theme in ("light", "dark"):
             show(page, theme)
             for size in (LAPTOP, PHONE):
                 page.set_viewport_size(size)
-                for kind, what in page.evaluate(LOOK).items():
-                    note(kind, (path.stem, theme, size["width"]), what)
+                for kind, faults in page.evaluate(LOOK).items():
+                    self.note(kind, (name, theme, size["width"]), faults)
+
         page.evaluate(SETTLED)
-        note("axe", (path.stem, "dark", PHONE["width"]), axe(page, BY_WIDTH))
+        self.note("axe", (name, "dark", PHONE["width"]), axe(page, BY_WIDTH))
         page.set_viewport_size(LAPTOP)
         page.add_style_tag(content=ONE_OF_A_KIND)
-        note("axe", (path.stem, "dark", LAPTOP["width"]), axe(page, BY_THEME))
+        self.note("axe", (name, "dark", LAPTOP["width"]), axe(page, BY_THEME))
         show(page, "light")
         page.evaluate(SETTLED)
-        note("axe", (path.stem, "light", LAPTOP["width"]), axe(page, WCAG))
-        note("console", (path.stem, "", ""), [text for text in said if text not in KNOWN_ERRORS])
+        self.note("axe", (name, "light", LAPTOP["width"]), axe(page, WCAG))
+
+        unknown = [text for text in self.said if text not in KNOWN_ERRORS]
+        self.note("console", (name, "", ""), unknown)
+
+
+@pytest.fixture(scope="module")
+def wrong(context, files):
+    """What was found wrong on every page, by kind."""
+    page = context.new_page()
+    inspection = Inspection(page)
+
+    for path in files:
+        inspection.inspect(path)
     page.close()
-    return wrong
+    return inspection.wrong
 
 
 @pytest.mark.parametrize(
@@ -202,79 +239,67 @@ def found(context, files):
         "axe",
     ],
 )
-def test_no_page_has(found, kind):
-    assert kind in found
-    assert not found[kind], "\n".join(map(str, found[kind][:20]))
+def test_no_page_has(wrong, kind):
+    assert kind in wrong
+    assert not wrong[kind], "\n".join(map(str, wrong[kind][:20]))
 
 
-def test_nothing_was_asked_of_a_network(found, context):
-    assert context.asked == []
+def test_nothing_was_asked_of_a_network(wrong, asked):
+    assert asked == []
 
 
-def test_there_is_maths_and_it_is_typeset(context, site):
-    page = context.new_page()
+def test_there_is_maths_and_it_is_typeset(page, site):
     page.goto((site / "notebooks" / "02_loss.html").as_uri())
     page.evaluate(TYPESET)
     assert page.locator("mjx-container").count() > 20
     assert page.locator("mjx-container").first.bounding_box()["width"] > 5
-    page.close()
 
 
-def test_the_theme_can_be_switched(context, site):
-    page = context.new_page()
-    page.set_viewport_size(LAPTOP)
+def test_the_theme_can_be_switched(page, site):
     page.goto((site / "intro.html").as_uri())
+
     seen = set()
     for _ in range(3):  # auto, light, dark
         page.locator(".theme-switch-button").first.click()
         seen.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert len(seen) == 2
-    page.close()
 
 
-def test_search_finds_words_without_a_server(context, site):
-    page = context.new_page()
+def test_search_finds_words_without_a_server(page, site):
     page.goto((site / "search.html").as_uri() + "?q=temperature")
     page.wait_for_selector("#search-results li a")
-    assert any(
-        "02_loss" in link.get_attribute("href")
-        for link in page.locator("#search-results li a").all()
-    )
-    page.close()
+    links = page.locator("#search-results li a").all()
+    assert any("02_loss" in link.get_attribute("href") for link in links)
 
 
-def test_a_solution_opens_by_keyboard(context, site):
+def test_a_solution_opens_by_keyboard(page, site):
     """What the details element gives, and no script of ours takes away."""
-    page = context.new_page()
     page.goto((site / "notebooks" / "02_loss.html").as_uri())
+
     hidden = page.locator("main details > summary").first
     hidden.focus()
     page.keyboard.press("Enter")
     assert page.locator("main details").first.evaluate("e => e.open")
-    page.close()
 
 
-def test_an_address_that_does_not_exist_shows_the_404_page_with_its_style_and_ways_back(
-    context, site
-):
-    """As GitHub Pages serves it: from a folder of the host, with 404.html in the place of what is
-    missing."""
-    page, missing = context.new_page(), []
-    home = re.search(
-        r'<link rel="canonical" href="([^"]+)intro.html"', (site / "intro.html").read_text()
-    ).group(1)
+def test_an_address_that_does_not_exist_shows_the_404_page_with_its_style_and_ways_back(page, site):
+    """As GitHub Pages serves it: from a folder of the host, 404.html for what is missing."""
+    canonical = r'<link rel="canonical" href="([^"]+)intro.html"'
+    home = re.search(canonical, (site / "intro.html").read_text()).group(1)
+    missing = []
 
     def serve(route):
         path = site / route.request.url.removeprefix(home).split("?")[0].split("#")[0]
         if path.is_file():
-            return route.fulfill(path=path)
-        missing.append(route.request.url)
-        return route.fulfill(path=site / "404.html", status=404)
+            route.fulfill(path=path)
+        else:
+            missing.append(route.request.url)
+            route.fulfill(path=site / "404.html", status=404)
 
     page.route(f"{home}**", serve)
     page.goto(f"{home}notebooks/no_such_chapter.html")
+
     assert page.get_by_role("heading", name="There is no such page").is_visible()
     assert missing == [f"{home}notebooks/no_such_chapter.html"]  # every script and style was found
     page.locator("a", has_text="A loss that pulls and pushes").first.click()
     assert page.url == f"{home}notebooks/02_loss.html"
-    page.close()

@@ -8,9 +8,11 @@ import time
 
 import pytest
 from PIL import Image
+from typer.main import get_command
 
-from lib import ROOT, records
-from lib.__main__ import main
+from lib import ROOT
+from lib.__main__ import EXAMPLES, app, main
+from lib.runs import records
 
 PATH = os.pathsep.join(
     [os.path.dirname(sys.executable), os.environ["PATH"]]
@@ -104,14 +106,49 @@ def test_bad_input_is_one_line_and_status_2(arguments, words, capsys, tmp_path, 
 
 
 def test_help_has_examples_that_parse():
-    shown = subprocess.run(
-        [sys.executable, "-m", "lib", "--help"], capture_output=True, text=True, cwd=ROOT
-    )
-    from lib.__main__ import EXAMPLES, _parser
-
-    assert shown.returncode == 0 and "examples:" in shown.stdout
+    for arguments in (["--help"], ["pretrain", "--help"]):
+        command = [sys.executable, "-m", "lib", *arguments]
+        shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert shown.returncode == 0 and "examples:" in shown.stdout, shown.stderr
+        assert "python -m lib pretrain simclr-digits" in shown.stdout
+    group = get_command(app)
     for line in EXAMPLES.splitlines()[1:]:
-        _parser().parse_args(line.split("  ")[1].split()[3:])
+        name, *words = line.split("  ")[1].split()[3:]
+        group.commands[name].make_context(name, words)  # raises where they don't parse
+    named = {line.split()[3] for line in EXAMPLES.splitlines()[1:]}
+    assert named == set(group.commands)  # every command has one
+
+
+def test_a_list_is_a_repeated_option():
+    context = (
+        get_command(app)
+        .commands["experiments"]
+        .make_context("experiments", ["--only", "heads-slice", "--only", "ce-slice"])
+    )
+    assert context.params["only"] == ["heads-slice", "ce-slice"]
+
+
+def test_a_wrong_command_line_is_one_line_and_status_2(capsys):
+    for arguments, words in (
+        ([], "Missing command"),
+        (["pretrian"], "No such command 'pretrian'"),
+        (["pretrain"], "Missing argument 'preset'"),
+        (["pretrain", "simclr-digits", "--epoch", "3"], "No such option"),
+        (["pretrain", "simclr-digits", "--epochs", "three"], "Invalid value for '--epochs'"),
+    ):
+        assert main(arguments) == 2
+        said = capsys.readouterr().err.strip()
+        assert said.startswith("error: ") and words in said and said.count("\n") == 0, said
+
+
+def test_the_console_script_is_the_same_command(tmp_path):
+    """From a folder that has a lib of its own, which it does not take for the package."""
+    (tmp_path / "lib").mkdir()
+    program = os.path.join(os.path.dirname(sys.executable), "contrastive")
+    listed = subprocess.run(
+        [program, "pretrain", "list"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert listed.returncode == 0 and "supcon-cifar10" in listed.stdout, listed.stderr
 
 
 def test_the_reports_commands_have_counterparts_that_run(toy_root, tmp_path, capsys):

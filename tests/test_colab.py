@@ -1,11 +1,11 @@
-"""A notebook opened on Colab: alone in an empty folder, the package not installed, everything else
-there."""
+"""A notebook opened on Colab: alone in an empty folder, everything there but the package."""
 
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,50 +20,76 @@ notebook = nbformat.read("chapter.ipynb", as_version=4)
 NotebookClient(notebook, timeout=300, extra_arguments=["--log-level=40"]).execute()
 nbformat.write(notebook, "executed.ipynb")
 """
+FIND = ["-c", "import lib; print(lib.__file__)"]
+VERSIONS = ["-m", "pip", "list", "--format=freeze", "--exclude-editable"]
 
 
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory):
-    """A virtual environment with this one's packages but not the project, and an empty folder
-    beside it."""
-    home = tmp_path_factory.mktemp("colab")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home / "env"], check=True)
-    python = home / "env" / "bin" / "python"
+@dataclass(frozen=True)
+class Machine:
+    """A virtual environment, and an empty folder beside it."""
+
+    python: Path
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+        """Its Python, in the folder."""
+        return subprocess.run(
+            [str(self.python), *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """With this environment's packages but not the project; git clones this checkout instead."""
+    environment = without_project(tmp_path / "env")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    address = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["repository"]["url"]
+    variables = os.environ | git_settings(
+        {f"url.file://{ROOT}.insteadOf": address, "safe.directory": "*"}
+    )
+    for name in ("PYTHONPATH", "VIRTUAL_ENV"):
+        variables.pop(name, None)
+    return Machine(environment / "bin" / "python", folder, variables)
+
+
+def without_project(environment: Path) -> Path:
+    """A virtual environment made of links to this one's packages."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    target = subprocess.check_output([python, "-c", ask], text=True)
+    packages = subprocess.check_output([environment / "bin" / "python", "-c", ask], text=True)
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if "contrastive_learning_book" not in entry.name:
-            (Path(target.strip()) / entry.name).symlink_to(entry)
-    (home / "folder").mkdir()
-    address = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["repository"]["url"]
-    settings = {
-        f"url.file://{ROOT}.insteadOf": address,
-        "safe.directory": "*",
-    }  # git clones this checkout instead
-    environment = {
-        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
-    }
+            (Path(packages.strip()) / entry.name).symlink_to(entry)
+    return environment
+
+
+def git_settings(settings: dict[str, str]) -> dict[str, str]:
+    """As variables of the environment."""
+    variables = {"GIT_CONFIG_COUNT": str(len(settings))}
     for place, (key, value) in enumerate(settings.items()):
-        environment |= {f"GIT_CONFIG_KEY_{place}": key, f"GIT_CONFIG_VALUE_{place}": value}
-    return python, home / "folder", environment | {"GIT_CONFIG_COUNT": str(len(settings))}
+        variables[f"GIT_CONFIG_KEY_{place}"] = key
+        variables[f"GIT_CONFIG_VALUE_{place}"] = value
+    return variables
 
 
-def test_a_notebook_alone_clones_installs_and_runs_and_touches_nothing_else(fresh):
-    python, folder, environment = fresh
-    shutil.copy(ROOT / "book" / "notebooks" / "02_loss.ipynb", folder / "chapter.ipynb")
-    find = [python, "-c", "import lib; print(lib.__file__)"]
-    assert subprocess.run(
-        find, cwd=folder, env=environment, capture_output=True
-    ).returncode  # not there yet
-    versions = [python, "-m", "pip", "list", "--format=freeze", "--exclude-editable"]
-    before = subprocess.check_output(versions, cwd=folder, env=environment, text=True)
-    done = subprocess.run(
-        [python, "-c", EXECUTE], cwd=folder, env=environment, capture_output=True, text=True
-    )
+def test_a_notebook_alone_clones_installs_and_runs_and_touches_nothing_else(machine):
+    shutil.copy(ROOT / "book" / "notebooks" / "02_loss.ipynb", machine.folder / "chapter.ipynb")
+    assert machine.run(*FIND).returncode  # not there yet
+    before = machine.run(*VERSIONS)
+    assert before.returncode == 0 and before.stdout
+
+    done = machine.run("-c", EXECUTE)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (folder / "executed.ipynb").is_file()
-    assert subprocess.check_output(versions, cwd=folder, env=environment, text=True) == before
-    where = subprocess.check_output(find, cwd=folder, env=environment, text=True).strip()
-    assert Path(where) == folder / "book" / "lib" / "__init__.py"
+    assert (machine.folder / "executed.ipynb").is_file()
+    assert machine.run(*VERSIONS).stdout == before.stdout
+    clone = machine.folder / "book"
+    assert Path(machine.run(*FIND).stdout.strip()) == clone / "lib" / "__init__.py"
     for needed in ("book/profiles/colab.yml", "book/claims.yml", "results"):
-        assert (folder / "book" / needed).exists()
+        assert (clone / needed).exists()

@@ -1,16 +1,21 @@
+"""Encoders put to use: features of pictures, neighbours, and the classifier in scikit-learn."""
+
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from lib import InputError, estimator
+from lib import InputError
 from lib.augmentations import Recipe
 from lib.encoders import Model
-from lib.estimator import EncoderClassifier
-from lib.weights import Weights
+from lib.weights import Weights, estimator
+from lib.weights.estimator import Arrays, EncoderClassifier
 from tests.conftest import arrays
 
 NOT_APPLICABLE = {
@@ -20,125 +25,63 @@ NOT_APPLICABLE = {
 
 
 @pytest.fixture
-def weights():
+def weights() -> Weights:
     torch.manual_seed(0)
-    recipe = Recipe(size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
-    return Weights("mine", Model("slim", "cifar", "mlp", 16).eval(), recipe, 16, {}, "")
+    model = Model("slim", "cifar", "mlp", 16).eval()
+    return Weights("mine", model, Recipe(size=16), 16, {}, "")
+
+
+def h_and_z(weights: Weights, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of images (N, H, W, 3), by the encoder itself."""
+    x = torch.from_numpy(images).permute(0, 3, 1, 2)
+    h, z = weights.features(x, "cpu")
+    return h.numpy(), z.numpy()
+
+
+# --------------------------------------------------------------------------------------------------
+# the classifier
 
 
 def test_scikit_learns_own_checks_pass_where_they_apply():
     results = check_estimator(EncoderClassifier(), on_fail=None, on_skip=None)
-    failed = {result["check_name"] for result in results if result["status"] != "passed"}
-    assert len(results) > 50 and failed <= NOT_APPLICABLE.keys()
+    assert len(results) > 50
+    others = {result["check_name"] for result in results if result["status"] != "passed"}
+    assert others <= NOT_APPLICABLE.keys()
 
 
 def test_images_go_through_the_encoder_and_the_probe(weights):
-    given, classifier = arrays(n=120, size=16), EncoderClassifier(weights, device="cpu")
+    given = arrays(n=120, size=16)
     names = np.array(["red", "green", "blue", "olive"])
+    classifier = EncoderClassifier(weights, device="cpu")
     classifier.fit(given["x_train"], names[given["y_train"]])
     assert classifier.score(given["x_test"], names[given["y_test"]]) > 0.9
-    h = weights.features(torch.from_numpy(given["x_test"]).permute(0, 3, 1, 2), "cpu")[0]
-    assert np.array_equal(classifier.transform(given["x_test"]), h.numpy())
+
+    h, _ = h_and_z(weights, given["x_test"])
+    assert np.array_equal(classifier.transform(given["x_test"]), h)
     shares = classifier.predict_proba(given["x_test"])
-    assert shares.shape == (60, 4) and shares.sum(1) == pytest.approx(1)
-    with pytest.raises(
-        InputError, match=r"images must be \(N, H, W, 3\) uint8, got \(60, 16, 16\)"
-    ):
-        classifier.transform(given["x_test"][..., 0])
+    assert shares.shape == (60, 4)
+    assert shares.sum(1) == pytest.approx(1)
+
+
+def test_the_classifier_wants_images_and_two_classes(weights):
+    x = arrays(n=120, size=16)["x_train"]
+    classifier = EncoderClassifier(weights, device="cpu")
+    classifier.fit(x, ["a", "b"] * 60)
+    words = r"images must be \(N, H, W, 3\) uint8, got \(120, 16, 16\)"
+    with pytest.raises(InputError, match=words):
+        classifier.transform(x[..., 0])
+    with pytest.raises(InputError, match=r"images must be \(N, H, W, 3\) uint8, got float"):
+        classifier.transform(x / 255)
     with pytest.raises(InputError, match=r"are needed, y has 1 class\(es\) in 120 row"):
-        classifier.fit(given["x_train"], ["a"] * 120)
+        classifier.fit(x, ["a"] * 120)
 
 
 def test_it_stands_in_a_pipeline():
     random = np.random.default_rng(0)
     y = np.arange(60) % 3
     x = random.normal(size=(60, 5)) + y[:, None]
-    assert cross_val_score(make_pipeline(StandardScaler(), EncoderClassifier()), x, y).mean() > 0.6
-
-
-@pytest.fixture
-def found():
-    """Features of two classes that lie apart, and one image of none."""
-    random = np.random.default_rng(0)
-    labels = np.array([0, 1] * 10 + [-1])
-    h = random.normal(0, 0.1, (21, 4)).astype(np.float32)
-    h[np.arange(21), labels] += 1
-    return {
-        "h": h,
-        "z": h[:, :2],
-        "files": np.array([f"{i}.png" for i in range(21)]),
-        "labels": labels,
-        "classes": np.array(["a", "b"]),
-        "encoder": np.array("one"),
-    }
-
-
-def test_neighbours_are_the_highest_cosines(found):
-    h = found["h"].astype(np.float64)
-    cosines = h @ h[3] / np.linalg.norm(h, axis=1) / np.linalg.norm(h[3])
-    expected = [i for i in np.argsort(-cosines) if i != 3][:4]
-    near = estimator.neighbours(found, "3.png", 4)
-    assert [file for file, _ in near] == [f"{i}.png" for i in expected]
-    assert [cosine for _, cosine in near] == pytest.approx(cosines[expected], abs=1e-6)
-    assert len(estimator.neighbours(found, "3.png", 99)) == 20
-    with pytest.raises(InputError, match="unknown picture '3.jpg'; did you mean"):
-        estimator.neighbours(found, "3.jpg")
-    with pytest.raises(InputError, match="count must be at least 1, got 0"):
-        estimator.neighbours(found, "3.png", 0)
-
-
-def test_predictions_are_by_those_that_have_a_class(found):
-    rows = estimator.predict(found, found)
-    assert [name for _, name, _ in rows[:20]] == ["a", "b"] * 10 and all(
-        0.5 < share <= 1 for _, _, share in rows[:20]
-    )
-    with pytest.raises(InputError, match="no probe fits these features: two classes"):
-        estimator.predict(found | {"labels": np.zeros(21, int)}, found)
-    with pytest.raises(
-        InputError, match="are of the encoder one, the others of two: embed both by the same"
-    ):
-        estimator.predict(found, found | {"encoder": np.array("two")})
-    with pytest.raises(
-        InputError, match="no picture to learn from has a class: embed a folder with one for each"
-    ):
-        estimator.predict(found | {"labels": np.full(21, -1)}, found)
-    one_each = np.array([0, 1, *[-1] * 19])
-    with pytest.raises(InputError, match=r"y has 2 class\(es\) in 2 row"):
-        estimator.predict(found | {"labels": one_each}, found)
-    with pytest.raises(InputError, match="no probe fits these features: linalg.eigh"):
-        estimator.predict(found | {"h": found["h"] * np.float32(1e38)}, found)
-    with pytest.raises(
-        InputError, match="no probe fits these features: X has 3 features.*expecting 4"
-    ):
-        estimator.predict(found, found | {"h": found["h"][:, :3]})
-
-
-def test_features_are_written_read_and_refused_where_they_are_none(found, tmp_path):
-    path = tmp_path / "features.npz"
-    estimator.write(path, found)
-    again = estimator.read(path)
-    assert all(np.array_equal(again[name], found[name]) for name in estimator.ARRAYS)
-    for change in (
-        {"h": found["h"][:5]},
-        {"h": found["h"].astype(np.float64)},
-        {"labels": found["labels"] + 1.0},
-        {"labels": found["labels"] + 9},
-        {"h": np.zeros((0, 4), np.float32)},
-        {"h": found["h"] * np.nan},
-        {"encoder": np.array(["one", "two"])},
-    ):
-        estimator.write(path, found | change)
-        with pytest.raises(InputError, match="holds no features; make them by"):
-            estimator.read(path)
-    estimator.write(path, {"h": found["h"]})
-    with pytest.raises(InputError, match="lacks the arrays classes, encoder, files, labels, z"):
-        estimator.read(path)
-
-
-def test_a_folder_of_broken_images_has_no_features(weights, tmp_path):
-    (tmp_path / "x.jpg").touch()
-    with pytest.raises(InputError, match="none of the 1 images of .* is whole: x.jpg: 0 bytes"):
-        estimator.embed(tmp_path, weights)
+    pipeline = make_pipeline(StandardScaler(), EncoderClassifier())
+    assert cross_val_score(pipeline, x, y).mean() > 0.6
 
 
 @pytest.mark.parametrize(
@@ -152,9 +95,137 @@ def test_a_folder_of_broken_images_has_no_features(weights, tmp_path):
     ],
 )
 def test_images_of_another_shape_or_kind_are_refused(weights, wrong):
-    """Compiled code does not look where it writes; a cast of pixels in [0, 1] would make them
-    black."""
+    """Compiled code does not look where it writes; a cast of pixels in [0, 1] would be black."""
     with pytest.raises(InputError, match=r"images must be a tensor \(N, 3, H, W\) uint8, got"):
         weights.features(wrong)
-    with pytest.raises(InputError, match=r"images must be \(N, H, W, 3\) uint8, got float"):
-        EncoderClassifier(weights).fit(np.zeros((4, 8, 8, 3)), [0, 1, 0, 1])
+
+
+# --------------------------------------------------------------------------------------------------
+# features of pictures
+
+
+@pytest.fixture
+def features() -> Arrays:
+    """Of two classes that lie apart, and one picture of none."""
+    random = np.random.default_rng(0)
+    labels = np.array([0, 1] * 10 + [-1])
+    h = random.normal(0, 0.1, (21, 4))
+    h[np.arange(21), labels] += 1
+    return {
+        "h": h.astype(np.float32),
+        "z": np.zeros((21, 2), np.float32),
+        "files": np.array([f"{i}.png" for i in range(21)]),
+        "labels": labels,
+        "classes": np.array(["a", "b"]),
+        "encoder": np.array("one"),
+    }
+
+
+def test_features_are_those_of_the_pictures_in_their_order(weights, tmp_path):
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    names = ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "unlabeled/0.png"]
+    for name, image in zip(names, pixels, strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / name)
+    (tmp_path / "a" / "broken.png").touch()
+
+    found, report = estimator.embed(tmp_path, weights, "cpu")
+    assert found.keys() == estimator.ARRAYS
+    assert found["files"].tolist() == names
+    assert found["labels"].tolist() == [0, 0, 1, 1, -1]
+    assert found["classes"].tolist() == ["a", "b"]
+    assert found["encoder"] == weights.encoder
+    assert report.skipped == ["a/broken.png: 0 bytes"]
+
+    h, z = h_and_z(weights, pixels)
+    assert np.array_equal(found["h"], h)
+    assert np.array_equal(found["z"], z)
+
+
+def test_a_folder_of_broken_images_has_no_features(weights, tmp_path):
+    (tmp_path / "x.jpg").touch()
+    with pytest.raises(InputError, match="none of the 1 images of .* is whole: x.jpg: 0 bytes"):
+        estimator.embed(tmp_path, weights)
+
+
+def test_features_are_written_and_read(features, tmp_path):
+    estimator.write(tmp_path / "features.npz", features)
+    again = estimator.read(tmp_path / "features.npz")
+    assert again.keys() == estimator.ARRAYS
+    for name, values in again.items():
+        assert np.array_equal(values, features[name])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"h": np.zeros((5, 4), np.float32)},
+        {"h": np.zeros((0, 4), np.float32)},
+        {"h": np.zeros((21, 4), np.float64)},
+        {"h": np.zeros(21, np.float32)},
+        {"h": np.full((21, 4), np.nan, np.float32)},
+        {"labels": np.zeros(21)},
+        {"labels": np.full(21, 9)},
+        {"files": np.array(["x"])},
+        {"encoder": np.array(["one", "two"])},
+    ],
+)
+def test_what_are_no_features_is_refused(features, tmp_path, change):
+    path = tmp_path / "features.npz"
+    estimator.write(path, features | change)
+    with pytest.raises(InputError, match="holds no features; make them by"):
+        estimator.read(path)
+
+
+def test_missing_arrays_are_named(features, tmp_path):
+    path: Path = tmp_path / "features.npz"
+    estimator.write(path, {"h": features["h"]})
+    with pytest.raises(InputError, match="lacks the arrays classes, encoder, files, labels, z"):
+        estimator.read(path)
+
+
+def test_neighbours_are_the_highest_cosines(features):
+    h = features["h"].astype(np.float64)
+    lengths = np.linalg.norm(h, axis=1)
+    cosines = h @ h[3] / lengths / lengths[3]
+    _, *expected = np.argsort(-cosines)[:5]  # the first is the picture itself
+
+    files, values = zip(*estimator.neighbours(features, "3.png", 4), strict=True)
+    assert list(files) == [f"{i}.png" for i in expected]
+    assert values == pytest.approx(cosines[expected], abs=1e-6)
+
+    assert len(estimator.neighbours(features, "3.png", 99)) == 20
+    with pytest.raises(InputError, match="unknown picture '3.jpg'; did you mean"):
+        estimator.neighbours(features, "3.jpg")
+    with pytest.raises(InputError, match="count must be at least 1, got 0"):
+        estimator.neighbours(features, "3.png", 0)
+
+
+def test_predictions_are_by_those_that_have_a_class(features):
+    rows = estimator.predict(features, features)
+    files, names, shares = zip(*rows, strict=True)
+    assert list(files) == features["files"].tolist()
+    assert list(names[:20]) == ["a", "b"] * 10
+    assert min(shares) > 0.5 and max(shares) <= 1
+
+
+ONE_EACH = np.array([0, 1] + [-1] * 19)  # labelled pictures
+# so large that their variance is not finite
+HUGE = np.linspace(-2e38, 2e38, 84, dtype=np.float32).reshape(21, 4)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"labels": np.zeros(21, int)}, "no probe fits these features: two classes"),
+        ({"labels": ONE_EACH}, r"y has 2 class\(es\) in 2 row"),
+        ({"labels": np.full(21, -1)}, "no picture to learn from has a class: embed a folder with"),
+        ({"encoder": np.array("two")}, "are of the encoder two, the others of one: embed both by"),
+        ({"h": np.zeros((21, 3), np.float32)}, "features: X has 4 features.*expecting 3"),
+        ({"h": HUGE}, "no probe fits these features: linalg.eigh"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_one_line(features, change, words):
+    with pytest.raises(InputError, match=words):
+        estimator.predict(features | change, features)

@@ -1,256 +1,206 @@
-from dataclasses import replace
+"""Features, and what reads them: the linear probe, nearest neighbours, cross-validation."""
 
+import numpy as np
 import pytest
 import torch
-from torchvision import transforms
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import PredefinedSplit
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
-from lib import data, evaluation, probes
+from lib import evaluation
 from lib.augmentations import RECIPES
-from lib.corruptions import CORRUPTIONS, corrupt
-from lib.data import Split
+from lib.data.dataset import Dataset
 from lib.encoders import Model
-from tests.conftest import arrays
+from lib.evaluation import L2_PATH, Probe, knn, linear_probe, log_likelihood, logistic_path
+from tests.blobs import blobs
 
 
-def test_features_do_not_depend_on_the_batch_and_leave_batchnorm_alone(toy, monkeypatch):
+def test_features_do_not_depend_on_the_batch_and_leave_the_model_as_it_was(
+    toy: Dataset, monkeypatch: pytest.MonkeyPatch
+):
     """The trap: without eval mode, features use the test batch's own statistics."""
     model = Model("slim").train()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     h, z = evaluation.features(model, toy.test.images, RECIPES["none"])
-    assert h.shape == (60, 128) and z.shape == (60, 128)
-    monkeypatch.setattr(
-        evaluation, "BATCH_PIXELS", 7 * 12**2
-    )  # 60 is no multiple of 7: none may be dropped
-    again, _ = evaluation.features(model.train(), toy.test.images, RECIPES["none"])
+    assert h.shape == (60, 128)
+    assert z.shape == (60, 128)
+
+    # 60 is no multiple of 7: none may be dropped
+    monkeypatch.setattr(evaluation, "BATCH_PIXELS", 7 * 12**2)
+    again, _ = evaluation.features(model, toy.test.images, RECIPES["none"])
     assert torch.allclose(h, again, atol=1e-5)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
-def test_test_labels_choose_nothing(toy):
-    """Shuffling the test labels changes the score and nothing else."""
-    model = Model("slim", head="none")
-    one = evaluation.evaluate(model, toy, RECIPES["none"])
-    other = replace(toy, test=Split(toy.test.images, toy.test.labels.roll(1)))
-    two = evaluation.evaluate(model, other, RECIPES["none"])
-    assert one["h"]["linear"]["l2"] == two["h"]["linear"]["l2"] and "z" not in one
-    assert one["h"]["linear"]["val_accuracy"] == two["h"]["linear"]["val_accuracy"]
-    assert one["h"]["linear"]["correct"] > two["h"]["linear"]["correct"]
+def by_scikit_learn(
+    probe: Probe, x: Tensor, y: Tensor, **options
+) -> tuple[np.ndarray, LogisticRegression]:
+    """Standardised features, and scikit-learn's fit on them at a probe's penalty."""
+    standard = ((x - x.mean(0)) / x.std(0, unbiased=False)).double().numpy()
+    settings = {"tol": 1e-8, "max_iter": 5000} | options
+    model = LogisticRegression(C=1 / (probe.l2 * len(x)), **settings)
+    return standard, model.fit(standard, y)
+
+
+def distance(probe: Probe, model: LogisticRegression) -> float:
+    """The largest difference of weights; softmax leaves a shift over classes free."""
+    ours = probe.weight - probe.weight.mean(1, keepdim=True)
+    return np.abs(ours.numpy().T - (model.coef_ - model.coef_.mean(0))).max()
+
+
+def test_the_probe_is_scikit_learns_at_the_same_penalty():
+    x, y = blobs()
+    for probe in logistic_path(x, y, 4, (1.0, 1e-1, 1e-2, 1e-3)):
+        standard, model = by_scikit_learn(probe, x, y)
+        assert distance(probe, model) < 2e-3
+        assert (probe.predict(x).numpy() == model.predict(standard)).mean() > 0.995
+
+
+def test_features_wider_than_there_are_images_have_the_same_minimum():
+    """Raw pixels: the axes come from the images' products with each other."""
+    random = np.random.default_rng(0)
+    classes = np.arange(60) % 3
+    centres = random.normal(size=(3, 200))
+    x = torch.from_numpy(centres[classes] + 3 * random.normal(size=(60, 200)))
+    y = torch.from_numpy(classes)
+    for probe in logistic_path(x, y, 3, (1.0, 1e-2)):
+        _, model = by_scikit_learn(probe, x, y)
+        assert probe.weight.shape == (200, 3)
+        assert distance(probe, model) < 2e-3
+
+    begun_elsewhere, _ = linear_probe((x[:40], y[:40]), (x[40:], y[40:]), 3)
+    begun_at_zero = next(logistic_path(x, y, 3, (begun_elsewhere.l2,)))
+    assert torch.allclose(begun_elsewhere.logits(x), begun_at_zero.logits(x), atol=0.02)
+
+
+def test_the_whole_path_is_converged_where_features_are_nearly_the_same():
+    """Deep features are highly correlated: here 60 that share few directions.
+
+    Newton's method finds the minimum.
+    """
+    random = np.random.default_rng(0)
+    classes = np.arange(1000) % 5
+    centres = 0.5 * random.normal(size=(5, 60))
+    hidden = (centres[classes] + random.normal(size=(1000, 60))) * np.logspace(0, -3, 60)
+    x = torch.from_numpy(hidden @ random.normal(size=(60, 60))).float()
+    y = torch.from_numpy(classes)
+
+    for probe in logistic_path(x, y, 5):
+        standard, model = by_scikit_learn(probe, x, y, tol=1e-7, solver="newton-cholesky")
+
+        def objective(weight: Tensor, bias: Tensor, standard=standard, l2=probe.l2) -> float:
+            logits = torch.from_numpy(standard) @ weight + bias
+            return float(F.cross_entropy(logits, y) + l2 / 2 * weight.square().sum())
+
+        best = objective(torch.from_numpy(model.coef_.T), torch.from_numpy(model.intercept_))
+        ours = objective(probe.weight.double(), probe.bias.double())
+        assert best - 1e-7 < ours < best + 1e-4, probe.l2
+
+
+def test_dead_features_do_no_harm():
+    x, y = blobs()
+    x = torch.cat([x, torch.ones(len(x), 3)], dim=1)
+    *_, weakest = logistic_path(x, y, 4)
+    assert torch.isfinite(weakest.weight).all()
+    assert evaluation.accuracy(weakest, x, y) > 0.7
+
+
+def test_the_penalty_is_chosen_on_val_and_the_probe_refitted_on_both():
+    train, val = blobs(120, noise=4, seed=2), blobs(80, noise=4, seed=3)
+    probe, on_val = linear_probe(train, val, 4)
+    scores = [evaluation.accuracy(fitted, *val) for fitted in logistic_path(*train, 4)]
+    assert on_val == pytest.approx(max(scores))
+    assert probe.l2 == L2_PATH[scores.index(max(scores))]
+
+    x, y = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
+    refitted = next(logistic_path(x, y, 4, (probe.l2,)))
+    assert torch.allclose(probe.mean, x.mean(0))
+    assert torch.allclose(probe.weight, refitted.weight, atol=5e-3)
+
+
+def test_the_penalty_can_be_chosen_by_the_log_likelihood_instead():
+    """Weak penalties are as often right and too sure of it: noise makes the two choices differ."""
+    train, val = blobs(120, noise=8, seed=2), blobs(400, noise=8, seed=3)
+    x, y = val
+    likelihoods = []
+    for fitted in logistic_path(*train, 4):
+        probabilities = fitted.logits(x).log_softmax(1)
+        likelihoods.append(probabilities.gather(1, y[:, None]).mean().item())
+
+    probe, on_val = linear_probe(train, val, 4, log_likelihood)
+    best = max(likelihoods)
+    assert on_val == pytest.approx(best)
+    assert probe.l2 == L2_PATH[likelihoods.index(best)]
+    assert min(likelihoods) < best - 0.1
 
 
 @pytest.mark.parametrize(
-    "method, readers",
+    "scores, best, looked_at",
     [
-        ("simclr", [("h", "linear"), ("z", "linear"), ("h", "knn")]),
-        ("ce", [("h", "linear"), ("h", "knn"), ("z", "classifier")]),
+        ([3, 5, 4, 5, 9], 1, 4),  # the first of equals; two in vain end it
+        ([3, 5, 4, 6, 0, 0, 7], 3, 6),  # one does not
+        ([0, 0, 0, 7], 0, 3),
+        ([1, 2, 3], 2, 3),
     ],
 )
-def test_validation_reads_val_alone(toy, method, readers):
-    """Whatever test holds, and however it is labelled: the same rows; the accuracy is that of a fit
-    on train."""
-    model = Model("slim", head="linear", embedding=4)
-    rows = evaluation.validation(model, toy, RECIPES["none"], method)
-    assert [(row["features"], row["probe"]) for row in rows] == readers and {
-        row["n"] for row in rows
-    } == {len(toy.val)}
-    other = replace(toy, test=Split(torch.zeros_like(toy.test.images), toy.test.labels.roll(1)))
-    assert evaluation.validation(model, other, RECIPES["none"], method) == rows
-    x, x_val = (
-        evaluation.features(model, split.images, RECIPES["none"])[0]
-        for split in (toy.train, toy.val)
-    )
-    best = max(
-        probes.accuracy(probe, x_val, toy.val.labels)
-        for probe in probes.logistic_path(x, toy.train.labels, 4)
-    )
-    assert rows[0]["correct"] == round(best * len(toy.val))
+def test_weaker_penalties_are_tried_until_two_in_a_row_gain_nothing(scores, best, looked_at):
+    rest = iter(scores)
+    assert evaluation.best_score(rest) == (best, scores[best])
+    assert len(scores) - len(list(rest)) == looked_at
 
 
-def test_calibration_by_log_loss_stands_beside_the_other(toy):
-    model = Model("slim", head="linear", embedding=4)
-    wanted = ("calibration", "calibration-by-log-loss")
-    found = evaluation.tables(model, toy, RECIPES["none"], "ce", wanted)
-    for rows in (found["calibration"], found["calibration_by_log_loss"]):
-        assert [(row["features"], row["probe"]) for row in rows] == [
-            ("h", "linear"),
-            ("z", "classifier"),
-        ]
-    assert (
-        found["calibration"][1] == found["calibration_by_log_loss"][1]
-    )  # nothing is chosen for it
-    assert found["calibration"][0] != found["calibration_by_log_loss"][0]
+def test_knn_is_scikit_learns_with_the_same_weights(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluation, "KNN_CHUNK", 20)  # 50 test images are no multiple of it
+    (x, y), (test, _) = blobs(), blobs(50, seed=5)
+    x, test = x / torch.logspace(-2, 3, 10), test / torch.logspace(-2, 3, 10)
+
+    def weights(distances: np.ndarray) -> np.ndarray:
+        return np.exp(-distances / 0.07)
+
+    model = KNeighborsClassifier(7, metric="cosine", algorithm="brute", weights=weights)
+    ours = knn(x.float(), y, test.float(), 4, k=7, temperature=0.07)
+    assert (ours.numpy() == model.fit(x, y).predict(test)).all()
 
 
-def test_published_probes_stand_beside_ours_with_their_last_epoch(toy, monkeypatch):
-    monkeypatch.setattr(
-        probes, "PROTOCOLS", {k: replace(v, epochs=10) for k, v in probes.PROTOCOLS.items()}
-    )
-    rates, fit = [], probes.published_probe
-    monkeypatch.setattr(
-        probes,
-        "published_probe",
-        lambda p, *rest: (rates.append(p.learning_rate), fit(p, *rest))[1],
-    )
-    for method, rate in (("simclr", 1.0), ("supcon", 5.0)):
-        found = evaluation.evaluate(
-            Model("slim"), toy, RECIPES["none"], method, ("uva", "supcontrast")
-        )
-        assert list(found["h"]) == ["uva", "uva-last", "supcontrast", "supcontrast-last"]
-        assert list(found["z"]) == ["uva", "uva-last"]
-        best, last = found["h"]["supcontrast"], found["h"]["supcontrast-last"]
-        assert (
-            best["correct"]
-            == max(right for _, right in best["curve"])
-            >= last["correct"]
-            == best["curve"][-1][1]
-        )
-        assert rates[-2:] == [rate, 1e-3]  # h: uva, supcontrast; z: uva
+def test_fewer_images_than_neighbours_all_vote():
+    x = torch.eye(3)
+    assert knn(x, torch.tensor([0, 1, 1]), x, 2, k=20).tolist() == [0, 1, 1]
 
 
-def test_supcontrasts_probe_sees_new_crops_in_every_step_and_leaves_batchnorm_alone(toy):
-    model = Model("slim").eval()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    batch = evaluation._augmented(
-        model, toy.train, RECIPES["none"], probes.PROTOCOLS["supcontrast"]
-    )
-    rows = torch.arange(8)
-    assert torch.equal(batch(rows, 0), batch(rows, 0)) and not torch.equal(
-        batch(rows, 0), batch(rows, 1)
-    )
-    assert (
-        all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-        and not batch(rows, 0).requires_grad
-    )
+def test_the_curves_knn_reads_val_by_train(toy: Dataset):
+    model = Model("slim")
+    train, _ = evaluation.features(model, toy.train.images, RECIPES["none"])
+    val, _ = evaluation.features(model, toy.val.images, RECIPES["none"])
+    predicted = knn(train, toy.train.labels, val, 4)
+    wanted = (predicted == toy.val.labels).double().mean().item()
+    assert evaluation.knn_on_val(model, toy, RECIPES["none"]) == pytest.approx(wanted)
 
 
-def test_the_label_sweep_uses_no_more_labels_than_it_says(toy, monkeypatch):
-    monkeypatch.setattr(
-        evaluation, "PER_CLASS", (5, 10, 100)
-    )  # toy has 50 a class: 100 is left out
-    monkeypatch.setattr(
-        probes, "PROTOCOLS", {k: replace(v, epochs=10) for k, v in probes.PROTOCOLS.items()}
-    )
-    seen, fit = [], probes.cross_validated_probe
-    monkeypatch.setattr(
-        probes, "cross_validated_probe", lambda x, y, c: (seen.append(y), fit(x, y, c))[1]
-    )
-    rows = evaluation.label_sweep(Model("slim"), toy, RECIPES["none"])
-    assert [len(y) for y in seen] == [20] * 5 + [40] * 5 and all(
-        set(y.bincount().tolist()) <= {5, 10} for y in seen
-    )
-    assert [(r["probe"], r["per_class"], r["labels"], r["subset"]) for r in rows[:7]] == [
-        *(("linear", 5, 20, f"random {i}") for i in range(5)),
-        ("uva", 5, 20, "first"),
-        ("uva-last", 5, 20, "first"),
-    ]
-    assert len(rows) == 14 and all(row["n"] == 60 and 0 <= row["correct"] <= 60 for row in rows)
+def folded(x: Tensor, y: Tensor, fold: np.ndarray, l2: float) -> int:
+    """How many are right in cross-validation over given folds, by scikit-learn."""
+    right = 0
+    for train, test in PredefinedSplit(fold).split():
+        scaler = StandardScaler().fit(x[train])
+        model = LogisticRegression(C=1 / (l2 * len(train)), tol=1e-8, max_iter=5000)
+        model.fit(scaler.transform(x[train]), y[train])
+        right += (model.predict(scaler.transform(x[test])) == y[test].numpy()).sum()
+    return right
 
 
-def test_official_folds_are_used_at_a_hundred_labels_a_class(monkeypatch):
-    given = arrays(n=480)
-    folds = [torch.arange(480)[i::10][:20] for i in range(10)]
-    stl = data.build("toy", **given, folds=folds)
-    pool = stl.pool("train+val")
-    official = torch.from_numpy(given["x_train"]).permute(0, 3, 1, 2)
-    for fold, rows in zip(folds, evaluation._folds(stl, pool)):
-        assert torch.equal(pool.images[rows], official[fold])
-    found = evaluation.label_sweep(Model("slim"), stl, RECIPES["none"])
-    names = [row["subset"] for row in found if row["per_class"] == 100 and row["probe"] == "linear"]
-    assert names == [f"fold {i}" for i in range(10)]
-
-
-def test_a_classifiers_own_accuracy(toy):
-    model = Model("slim", head="linear", embedding=4)
-    found = evaluation.evaluate(model, toy, RECIPES["none"], "ce")
-    assert (
-        evaluation.classified(model, toy.test, RECIPES["none"])
-        == found["z"]["classifier"]["correct"]
-    )
-
-
-class Seen(torch.nn.Module):
-    """An "encoder" whose h is the mean colour of each quarter of the image and whose z is its mean
-    grey."""
-
-    def __init__(self):
-        super().__init__()
-        self.head = torch.nn.Linear(1, 1)
-
-    def forward(self, x):
-        return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1), x.mean((1, 2, 3))[:, None]
-
-
-def test_a_transformation_is_read_where_the_features_hold_it_and_guessed_where_they_do_not():
-    """Pictures with a bright top left corner: h knows how they were turned, z cannot."""
-    given = arrays(n=200, test=80)
-    for key in ("x_train", "x_test"):
-        given[key][:, :6, :6] = 255
-    corner = data.build("corner", **given)
-    found = evaluation.evaluate(Seen(), corner, RECIPES["none"], "simclr", ("rotation", "grey"))
-    assert found["h"]["rotation"]["n"] == 4 * 80 and found["h"]["rotation"]["correct"] == 320
-    assert found["z"]["rotation"]["correct"] < 0.4 * 320
-    assert found["h"]["grey"]["n"] == 160
-
-
-def test_transformations_are_what_their_names_say():
-    x = torch.randint(
-        0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    turned, grey, noise = (
-        evaluation.TRANSFORMATIONS[name](x) for name in ("rotation", "grey", "noise")
-    )
-    assert (
-        torch.equal(turned[1].rot90(3, (2, 3)), x)
-        and torch.equal(turned[2].flip(2, 3), x)
-        and len(turned) == 4
-    )
-    theirs = transforms.functional.rgb_to_grayscale(x, 3)
-    assert (grey[1].int() - theirs.int()).abs().max() <= 1 and torch.equal(grey[0], x)
-    assert torch.equal(noise[1], evaluation.TRANSFORMATIONS["noise"](x)[1])
-    inside = (x > 60) & (x < 195)
-    assert 15 < (noise[1].float() - x.float())[inside].std() < 30
-
-
-def test_calibration_and_corruptions_are_read_by_the_probe_and_the_classifier(toy, monkeypatch):
-    model = Model("slim", head="linear", embedding=4).eval()
-    found = evaluation.tables(model, toy, RECIPES["none"], "ce", ("calibration", "corruptions"))
-    assert found.keys() == {"calibration", "corruptions"}
-    clean = evaluation.evaluate(model, toy, RECIPES["none"], "ce", ("linear",))
-    for row in found["calibration"]:
-        right = clean[row["features"]][row["probe"]]["correct"]
-        assert sum(row["correct"]) == right and sum(row["count"]) == row["n"] == 60
-    z = evaluation.features(model, toy.test.images, RECIPES["none"])[1].softmax(1)
-    (own,) = (row for row in found["calibration"] if row["probe"] == "classifier")
-    assert sum(own["confidence"]) == pytest.approx(z.max(1).values.sum().item(), abs=1e-3)
-    assert {(row["features"], row["probe"]) for row in found["corruptions"]} == {
-        ("h", "linear"),
-        ("z", "classifier"),
-    }
-    rows = {(row["corruption"], row["probe"]): row["correct"] for row in found["corruptions"]}
-    assert rows["none", "linear"] == [
-        clean["h"]["linear"]["correct"]
-    ]  # all 60 test images: toy has no more
-    for name in CORRUPTIONS:
-        assert len(rows[name, "linear"]) == 5
-    changed = evaluation.features(model, corrupt(toy.test.images, "contrast", 5), RECIPES["none"])[
-        1
-    ]
-    assert rows["contrast", "classifier"][4] == int((changed.argmax(1) == toy.test.labels).sum())
-
-
-def test_corruptions_take_a_stratified_part_of_the_test_images(toy, monkeypatch):
-    monkeypatch.setattr(evaluation, "CORRUPTED", 20)
-    monkeypatch.setattr(evaluation, "CORRUPTIONS", {"contrast": None})
-    seen, look = [], evaluation.features
-    monkeypatch.setattr(evaluation, "features", lambda m, x, r: (seen.append(x), look(m, x, r))[1])
-    found = evaluation.tables(Model("slim"), toy, RECIPES["none"], "simclr", ("corruptions",))[
-        "corruptions"
-    ]
-    assert [(row["probe"], row["corruption"], row["n"]) for row in found] == [
-        ("linear", "none", 20),
-        ("linear", "contrast", 20),
-    ]
-    part = toy.test[data.stratified(toy.test.labels, 20)]
-    assert torch.equal(seen[2], part.images) and part.labels.bincount().tolist() == [5] * 4
-    assert len(seen) == 8
-    for severity, changed in enumerate(seen[3:], start=1):
-        assert torch.equal(changed, corrupt(part.images, "contrast", severity))
+@pytest.mark.parametrize("noise", [8.0, 2.0, 0.3])
+def test_cross_validation_chooses_what_scikit_learn_chooses_and_fits_on_all(noise):
+    """The same five folds, every strength fitted by scikit-learn; then all at the chosen one."""
+    x, y = blobs(80, noise=noise, seed=4)
+    probe = evaluation.cross_validated_probe(x, y, 4)
+    fold = (torch.arange(80) // 4 % 5).numpy()  # the classes take turns in blobs
+    path = L2_PATH[:5]
+    scores = [folded(x, y, fold, l2) for l2 in path]
+    assert probe.l2 == path[int(np.argmax(scores))]
+    assert torch.allclose(probe.mean, x.mean(0))
+    alone = next(logistic_path(x, y, 4, (probe.l2,)))
+    assert torch.allclose(probe.weight, alone.weight, atol=5e-3)

@@ -1,3 +1,5 @@
+"""Measures of an embedding's shape against the papers' equations, and maps of it."""
+
 import math
 import sys
 
@@ -9,24 +11,27 @@ from scipy.special import i0
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 from threadpoolctl import threadpool_info, threadpool_limits
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from lib import InputError, geometry
 from tests import reference
 
 
-def embeddings(*shape, seed=0):
+def embeddings(*shape: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
 
 
-def simplex(c):
+def simplex(c: int) -> Tensor:
     """The corners of a regular simplex, (C, C)."""
     return torch.eye(c, dtype=torch.float64) - 1 / c
 
 
-def clusters(n, d=8):
+def clusters(n: int, d: int = 8) -> tuple[Tensor, Tensor]:
     """Three directions with some noise, and which row belongs to which."""
     labels = torch.arange(n) % 3
-    return 4 * torch.eye(d, dtype=torch.float64)[labels] + 0.5 * embeddings(n, d), labels
+    directions = 4 * torch.eye(d, dtype=torch.float64)
+    return directions[labels] + 0.5 * embeddings(n, d), labels
 
 
 LABELS = [2, 0, 1, 2, 2, 0, 1, 2, 0, 2, 2]  # classes of three sizes
@@ -48,53 +53,57 @@ def test_uniformity_is_the_same_in_chunks(n, chunk, monkeypatch):
     assert geometry.uniformity(z) == pytest.approx(want, abs=1e-12)
 
 
-def test_uniformity_makes_no_square_matrix(monkeypatch):
-    z, shapes = embeddings(1001, 4), []
-    fill = torch.Tensor.masked_fill_
-    monkeypatch.setattr(
-        torch.Tensor, "masked_fill_", lambda x, *rest: shapes.append(x.shape) or fill(x, *rest)
-    )
+class Largest(TorchFunctionMode):
+    """Within, the largest tensor that a function of PyTorch's returns is noted."""
+
+    elements = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+def test_uniformity_makes_no_square_matrix():
+    z = embeddings(1001, 4)
+    with Largest() as largest:
+        made = geometry.uniformity(z)
     want = math.log(np.exp(-2 * pdist(reference.unit(z), "sqeuclidean")).mean())
-    assert geometry.uniformity(z) == pytest.approx(want, abs=1e-12)
-    assert shapes == [(256, 1001), (256, 745), (256, 489), (233, 233)]
+    assert made == pytest.approx(want, abs=1e-12)
+    assert largest.elements == 256 * 1001
 
 
 @pytest.mark.parametrize("t", [0.1, 2.0, 1e5])  # exp(-1e5) is 0 in every precision
 def test_points_whose_distances_are_known(t):
     z = embeddings(5)
-    assert geometry.alignment(
-        torch.stack([z, -3 * z]).view(2, 1, 5).repeat(1, 2, 1)
-    ) == pytest.approx(4)
-    assert geometry.uniformity(torch.stack([z, -3 * z]), t) == pytest.approx(-4 * t)
+    antipodes = torch.stack([z, -3 * z])
+    assert geometry.alignment(antipodes[:, None].repeat(1, 2, 1)) == pytest.approx(4)
+    assert geometry.uniformity(antipodes, t) == pytest.approx(-4 * t)
     assert geometry.uniformity(7 * torch.eye(6), t) == pytest.approx(-2 * t)
     assert geometry.uniformity(simplex(5), t) == pytest.approx(-2 * t * (1 + 1 / 4))
 
 
 def test_identical_rows():
-    x = torch.full(
-        (7, 3), 0.1, dtype=torch.float64
-    )  # the mean of seven times 0.1 is not 0.1 to the bit
+    # the mean of seven times 0.1 is not 0.1 to the bit
+    x = torch.full((7, 3), 0.1, dtype=torch.float64)
+    labels = torch.arange(7) % 3
     assert geometry.alignment(torch.stack([x, x])) == 0
     assert geometry.uniformity(x) == pytest.approx(0, abs=1e-12)
     assert geometry.effective_rank(x) == pytest.approx(1, abs=1e-12)
     assert geometry.effective_rank(0 * x) == 1
     assert geometry.spectrum(x).tolist() == [0, 0, 0]
-    assert not geometry.class_means(x, torch.arange(7) % 3, 3).any()
+    assert not geometry.class_means(x, labels, 3).any()
     assert geometry.simplex_distance(torch.zeros(3, 2)) == pytest.approx(1 / 2)
-    assert math.isnan(geometry.within_between(x, torch.arange(7) % 3, 3))
-    assert (
-        geometry.within_between(
-            torch.tensor([[1.0], [-1.0], [2.0], [-2.0]]), torch.tensor([0, 0, 1, 1]), 2
-        )
-        == math.inf
-    )
+    assert math.isnan(geometry.within_between(x, labels, 3))
+    same_means = torch.tensor([[1.0], [-1.0], [2.0], [-2.0]])
+    assert geometry.within_between(same_means, torch.tensor([0, 0, 1, 1]), 2) == math.inf
 
 
 @pytest.mark.parametrize("d, t", [(2, 2), (3, 2), (3, 0.5), (16, 2), (128, 2), (512, 5)])
 def test_the_floor_is_the_integral_over_the_sphere(d, t):
-    assert geometry.uniformity_floor(d, t) == pytest.approx(
-        reference.uniformity_of_the_sphere(d, t), abs=1e-8
-    )
+    want = reference.uniformity_of_the_sphere(d, t)
+    assert geometry.uniformity_floor(d, t) == pytest.approx(want, abs=1e-8)
 
 
 def test_the_floor_in_closed_form_and_in_the_limit():
@@ -107,8 +116,9 @@ def test_the_floor_in_closed_form_and_in_the_limit():
 def test_random_points_have_the_uniformity_of_the_sphere_and_others_more():
     kernel = [math.exp(geometry.uniformity(embeddings(500, 3, seed=seed))) for seed in range(20)]
     error = np.std(kernel, ddof=1) / math.sqrt(len(kernel))
-    assert abs(np.mean(kernel) - math.exp(geometry.uniformity_floor(3))) < 4 * error < 0.01
-    assert geometry.uniformity(embeddings(500, 3) + 0.5) > geometry.uniformity_floor(3) + 0.05
+    floor = geometry.uniformity_floor(3)
+    assert abs(np.mean(kernel) - math.exp(floor)) < 4 * error < 0.01
+    assert geometry.uniformity(embeddings(500, 3) + 0.5) > floor + 0.05
 
 
 @pytest.mark.parametrize("n, d", [(50, 6), (5, 9), (8, 8), (2, 3)])
@@ -123,9 +133,8 @@ def test_spectra_that_are_known():
     line = torch.tensor([[-1.0, 0, 0], [0, 0, 0], [1, 0, 0]]) + 5
     assert geometry.spectrum(line).tolist() == pytest.approx([1, 0, 0])
     cross = torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
-    assert geometry.spectrum(cross).tolist() == pytest.approx(
-        [0.8, 0.2]
-    )  # 4 to 1: variance, not deviation
+    # 4 to 1: variance, not deviation
+    assert geometry.spectrum(cross).tolist() == pytest.approx([0.8, 0.2])
 
 
 def test_effective_rank_equals_the_papers_definition():
@@ -136,32 +145,31 @@ def test_effective_rank_equals_the_papers_definition():
 def test_effective_ranks_that_are_known():
     q = torch.linalg.qr(embeddings(20, 6))[0]
     assert geometry.effective_rank(q) == pytest.approx(6)  # all directions alike
-    assert geometry.effective_rank(
-        q[:, :4] @ torch.linalg.qr(embeddings(9, 4))[0].T
-    ) == pytest.approx(4)
+    turned = q[:, :4] @ torch.linalg.qr(embeddings(9, 4))[0].T
+    assert geometry.effective_rank(turned) == pytest.approx(4)
     entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
-    assert geometry.effective_rank(torch.tensor([[3.0, 0], [0, 1], [0, 0]])) == pytest.approx(
-        math.exp(entropy)
-    )
+    uneven = torch.tensor([[3.0, 0], [0, 1], [0, 0]])
+    assert geometry.effective_rank(uneven) == pytest.approx(math.exp(entropy))
     assert geometry.effective_rank(torch.eye(4) + 1e6) == pytest.approx(1, abs=1e-3)  # not centred
     assert geometry.effective_rank(simplex(4)) == pytest.approx(3)
 
 
 def test_class_means_and_their_measures_equal_the_papers():
-    x = embeddings(11, 6) + 3
-    means = geometry.class_means(x, torch.tensor(LABELS), 3)
-    assert means.numpy() == pytest.approx(np.stack(reference.centred_means(x, LABELS)), abs=1e-12)
-    assert geometry.simplex_distance(means) == pytest.approx(
-        reference.simplex_distance(x, LABELS), abs=1e-12
-    )
-    want = reference.within_between(x, LABELS)
-    assert geometry.within_between(x, torch.tensor(LABELS), 3) == pytest.approx(want, abs=1e-12)
+    x, labels = embeddings(11, 6) + 3, torch.tensor(LABELS)
+    means = geometry.class_means(x, labels, 3)
+    want = np.stack(reference.centred_means(x, LABELS))
+    assert means.numpy() == pytest.approx(want, abs=1e-12)
+    distance = reference.simplex_distance(x, LABELS)
+    assert geometry.simplex_distance(means) == pytest.approx(distance, abs=1e-12)
+    ratio = reference.within_between(x, LABELS)
+    assert geometry.within_between(x, labels, 3) == pytest.approx(ratio, abs=1e-12)
 
 
 @pytest.mark.parametrize("c", [2, 3, 10])
 def test_a_regular_simplex_is_one_wherever_it_lies_and_however_often_a_corner_is_there(c):
     labels = torch.cat([torch.arange(c), torch.arange(c) // 2])  # no balance
-    for corners in (simplex(c), torch.eye(c) + 7, 3 * torch.linalg.qr(embeddings(12, c))[0].T):
+    turned = 3 * torch.linalg.qr(embeddings(12, c))[0].T
+    for corners in (simplex(c), torch.eye(c) + 7, turned):
         means = geometry.class_means(corners[labels], labels, c)
         assert geometry.simplex_distance(means) == pytest.approx(0, abs=1e-12)
         assert geometry.within_between(corners[labels], labels, c) == pytest.approx(0, abs=1e-12)
@@ -178,37 +186,44 @@ def test_variances_that_are_known():
     assert geometry.within_between(x, torch.tensor([0, 1, 0, 1]), 2) == math.inf
 
 
-def test_neither_rotation_nor_order_nor_scale_matters():
+MEASURES = {
+    "alignment": lambda x, y: geometry.alignment(torch.stack([x, x.roll(1, 1)])),
+    "uniformity": lambda x, y: geometry.uniformity(x),
+    "effective rank": lambda x, y: geometry.effective_rank(x),
+    "spectrum": lambda x, y: geometry.spectrum(x).tolist(),
+    "within_between": lambda x, y: geometry.within_between(x, y, 3),
+    "simplex": lambda x, y: geometry.simplex_distance(geometry.class_means(x, y, 3)),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_neither_order_nor_scale_matters(name):
+    measure = MEASURES[name]
     x, labels, places = embeddings(11, 6), torch.tensor(LABELS), torch.randperm(11)
+    want = pytest.approx(measure(x, labels), abs=1e-10)
+    assert measure(x[places], labels[places]) == want
+    assert measure(5 * x, labels) == want
+
+
+@pytest.mark.parametrize("name", sorted(MEASURES.keys() - {"alignment"}))
+def test_no_rotation_matters(name):
+    measure = MEASURES[name]
+    x, labels = embeddings(11, 6), torch.tensor(LABELS)
     turn = torch.linalg.qr(embeddings(6, 6, seed=1))[0]
-    for measure in (
-        lambda x, y: geometry.alignment(torch.stack([x[:, :3], x[:, 3:]])),
-        lambda x, y: geometry.uniformity(x),
-        lambda x, y: geometry.effective_rank(x),
-        lambda x, y: geometry.spectrum(x).tolist(),
-        lambda x, y: geometry.within_between(x, y, 3),
-        lambda x, y: geometry.simplex_distance(geometry.class_means(x, y, 3)),
-    ):
-        want = pytest.approx(measure(x, labels), abs=1e-10)
-        assert measure(x[places], labels[places]) == want
-        assert measure(5 * x, labels) == want
-    for measure in (
-        geometry.uniformity,
-        geometry.effective_rank,
-        lambda x: geometry.spectrum(x).tolist(),
-        lambda x: geometry.alignment(torch.stack([x, x.flip(0)])),
-        lambda x: geometry.within_between(x, labels, 3),
-        lambda x: geometry.simplex_distance(geometry.class_means(x, labels, 3)),
-    ):
-        assert measure(x @ turn) == pytest.approx(measure(x), abs=1e-10)
+    assert measure(x @ turn, labels) == pytest.approx(measure(x, labels), abs=1e-10)
+
+
+def test_no_rotation_of_both_views_matters():
+    z = embeddings(2, 11, 6)
+    turn = torch.linalg.qr(embeddings(6, 6, seed=1))[0]
+    assert geometry.alignment(z @ turn) == pytest.approx(geometry.alignment(z), abs=1e-10)
 
 
 def test_any_dtype_is_taken_and_no_gradient_is_kept():
     x, labels = embeddings(11, 6).half().requires_grad_(), torch.tensor(LABELS)
     assert geometry.uniformity(x) == geometry.uniformity(x.detach().double())
-    assert geometry.effective_rank(x.detach().int()) == geometry.effective_rank(
-        x.detach().int().double()
-    )
+    whole = x.detach().int()
+    assert geometry.effective_rank(whole) == geometry.effective_rank(whole.double())
     for made in (geometry.spectrum(x), geometry.class_means(x, labels.int(), 3)):
         assert made.dtype == torch.float64 and not made.requires_grad
     before = x.detach().clone()
@@ -228,26 +243,30 @@ def test_a_map_keeps_neighbours_and_is_the_same_every_time(method):
     with threadpool_limits(2):
         assert torch.equal(geometry.map_2d(x, method), made)
     lengths = 2.0 ** (torch.arange(90) % 5)
-    assert torch.equal(
-        geometry.map_2d(x * lengths[:, None], method), made
-    )  # directions alone count
+    assert torch.equal(geometry.map_2d(x * lengths[:, None], method), made)  # directions count
     if method == "umap":
         assert not torch.equal(geometry.map_2d(x, method, seed=1), made)
 
 
-def test_maps_are_made_on_one_thread(monkeypatch):
-    class Mapper:
-        def fit_transform(self, x):
-            self.threads = {library["num_threads"] for library in threadpool_info()}
-            return x[:, :2]
+def threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info()}
 
+
+class Mapper:
+    """Notes on how many threads it is fitted."""
+
+    def fit_transform(self, x: np.ndarray) -> np.ndarray:
+        self.threads = threads()
+        return x[:, :2]
+
+
+def test_maps_are_made_on_one_thread(monkeypatch: pytest.MonkeyPatch):
     mapper = Mapper()
-    monkeypatch.setattr(geometry, "_mapper", lambda *_: mapper)
+    monkeypatch.setitem(geometry.MAPPERS, "first two axes", lambda seed: mapper)
     with threadpool_limits(2):
-        geometry.map_2d(clusters(40)[0])
-        assert mapper.threads == {1} and {
-            library["num_threads"] for library in threadpool_info()
-        } == {2}
+        geometry.map_2d(embeddings(40, 8), "first two axes")
+        assert threads() == {2}
+    assert mapper.threads == {1}
 
 
 @pytest.mark.parametrize("noise", [0, 1e-8])

@@ -5,18 +5,19 @@ import math
 import pytest
 import torch
 
-from lib import kmeans, training
-from lib.config import preset
-from lib.kmeans import KMeans
+from lib.compute import kmeans
+from lib.compute.kmeans import WHITENING, KMeans, _normalise_contrast, _random_patches
+from lib.presets import preset
+from lib.runs import load, pretrain
 
 
 @pytest.fixture
 def fitted(monkeypatch):
+    """An encoder of five centroids, and the images that it has learned from."""
     monkeypatch.setattr(kmeans, "PATCHES", 4000)
-    encoder, x = (
-        KMeans(5),
-        torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(1)).cumsum(3),
-    )
+    noise = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    x = noise.cumsum(3)
+    encoder = KMeans(5)
     encoder.fit(x.split(16), 40, seed=0)
     return encoder, x
 
@@ -32,13 +33,14 @@ def described(encoder, image):
             white = encoder.whitening @ (patch - encoder.mean)
             z = torch.stack([(white - centroid).norm() for centroid in encoder.centroids])
             nearness[top, left] = (z.mean() - z).clamp(min=0)
+
     half, rest = math.ceil(places / 2), places // 2
-    quadrants = [
+    quadrants = (
         nearness[:half, :half],
         nearness[:half, rest:],
         nearness[rest:, :half],
         nearness[rest:, rest:],
-    ]
+    )
     return torch.stack([quadrant.mean((0, 1)) for quadrant in quadrants]).T.flatten()
 
 
@@ -52,17 +54,15 @@ def test_features_are_the_papers(fitted):
 
 def test_whitened_patches_have_unit_variance_where_there_is_any(fitted):
     encoder, x = fitted
-    patches = kmeans._normalise_contrast(kmeans._random_patches([x], 40, seed=3))
-    variance = torch.linalg.eigvalsh(torch.cov(patches.T))
-    after = torch.linalg.eigvalsh(torch.cov((encoder._whiten(patches)).T))
-    torch.testing.assert_close(after, variance / (variance + kmeans.WHITENING), rtol=0.2, atol=0.05)
+    patches = _normalise_contrast(_random_patches([x], 40, seed=3))
+    before = torch.linalg.eigvalsh(torch.cov(patches.T))
+    after = torch.linalg.eigvalsh(torch.cov(encoder._whiten(patches).T))
+    torch.testing.assert_close(after, before / (before + WHITENING), rtol=0.2, atol=0.05)
 
 
 def test_centroids_are_means_of_the_patches_nearest_to_them(fitted):
     encoder, x = fitted
-    patches = encoder._whiten(
-        kmeans._normalise_contrast(kmeans._random_patches(x.split(16), 40, seed=0))
-    )
+    patches = encoder._whiten(_normalise_contrast(_random_patches(x.split(16), 40, seed=0)))
     nearest = torch.cdist(patches, encoder.centroids).argmin(1)
     for k, centroid in enumerate(encoder.centroids):
         assert (patches[nearest == k].mean(0) - centroid).norm() < 0.3
@@ -71,24 +71,26 @@ def test_centroids_are_means_of_the_patches_nearest_to_them(fitted):
 def test_patches_are_the_images_own_in_unfolds_order_and_do_not_depend_on_the_batches(monkeypatch):
     monkeypatch.setattr(kmeans, "PATCHES", 50)
     x = torch.arange(4 * 3 * 8 * 8.0).view(4, 3, 8, 8)
-    patches = kmeans._random_patches([x], 4, seed=0)
-    every = torch.nn.functional.unfold(x, 6).mT.flatten(0, 1)
-    assert all((every == patch).all(1).any() for patch in patches) and len(patches) == 50
-    assert torch.equal(patches, kmeans._random_patches(x.split(3), 4, seed=0))
-    assert not torch.equal(patches, kmeans._random_patches([x], 4, seed=1))
+    patches = _random_patches([x], 4, seed=0)
+    assert len(patches) == 50
+    everything = torch.nn.functional.unfold(x, 6).mT.flatten(0, 1)
+    for patch in patches:
+        assert (everything == patch).all(1).any()
+
+    assert torch.equal(patches, _random_patches(x.split(3), 4, seed=0))
+    assert not torch.equal(patches, _random_patches([x], 4, seed=1))
 
 
 def test_a_run_of_it_learns_once_from_its_pool_and_can_be_loaded(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(kmeans, "PATCHES", 2000)
     baseline = {"data": "toy", "encoder": "kmeans32", "head": "none", "epochs": 0}
     config = preset("simclr-digits", **baseline)
-    run = training.pretrain(config, toy, tmp_path, "cpu", progress=False)
-    again = training.load_run(run.folder)
-    assert torch.equal(run.model.encoder.centroids, again.model.encoder.centroids)
-    found = training.evaluate(run, toy, "cpu")
-    assert (
-        found["h"]["linear"]["correct"] > 0.8 * found["h"]["linear"]["n"]
-    )  # toy's classes are colours
+    run = pretrain(config, toy, tmp_path, "cpu", progress=False)
+    centroids = run.model.encoder.centroids
+    assert torch.equal(centroids, load(run.folder).model.encoder.centroids)
+    linear = run.evaluate(toy, "cpu")["h"]["linear"]
+    assert linear["correct"] > 0.8 * linear["n"]  # toy's classes are colours
+
     larger = preset("simclr-digits", **baseline, pool="train+val")
-    other = training.pretrain(larger, toy, tmp_path, "cpu", progress=False)
-    assert not torch.equal(run.model.encoder.centroids, other.model.encoder.centroids)
+    other = pretrain(larger, toy, tmp_path, "cpu", progress=False)
+    assert not torch.equal(centroids, other.model.encoder.centroids)

@@ -5,39 +5,54 @@ import json
 import pytest
 from pypdfium2 import PdfDocument
 
-from lib import book
-from tools import chromium, pdf
+from tools import book, chromium, pdf
 
 needs_chromium = pytest.mark.skipif(
     not chromium.found(), reason="no Chromium found; nothing was printed"
 )
+PAGE = """<html lang="en"><link rel="stylesheet" href="book.css">
+<main class="bd-article"><h1>One</h1>
+<div class="toctree-wrapper"><section><h2>Two</h2><details><summary>Solution</summary>
+<p>opened</p></details></section></div></main></html>"""
+
+
+def texts(document):
+    return [page.get_textpage().get_text_range() for page in document]
+
+
+def titles(document):
+    """Of its outline."""
+    return [mark.get_title() for mark in document.get_toc()]
+
+
+def heading(notebook):
+    """The first line of a chapter."""
+    for cell in json.loads(notebook.read_text())["cells"]:
+        if cell["cell_type"] == "markdown":
+            return "".join(cell["source"]).splitlines()[0].removeprefix("# ")
+    raise AssertionError(f"{notebook.name} has no heading")
 
 
 def test_without_chromium_it_says_so_in_one_line_before_anything_is_run(monkeypatch, capsys):
     monkeypatch.setenv("CHROMIUM", "/no/such/program")
     assert pdf.main([]) == 2
+
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: this needs Chromium") and err.count("\n") == 1
 
 
 @needs_chromium
 def test_a_page_is_printed_with_an_outline_and_page_numbers(tmp_path):
-    source = tmp_path / "page.html"
-    source.write_text(
-        '<html lang="en"><link rel="stylesheet" href="book.css">'
-        '<main class="bd-article"><h1>One</h1>'
-        '<div class="toctree-wrapper"><section><h2>Two</h2><details><summary>Solution</summary>'
-        "<p>opened</p></details></section></div></main></html>"
-    )
-    (tmp_path / "book.css").write_text((book.BOOK / "_static" / "book.css").read_text())
-    pdf.write(source, tmp_path / "out" / "book.pdf")
+    (tmp_path / "page.html").write_text(PAGE)
+    style = book.BOOK.source / "_static" / "book.css"
+    (tmp_path / "book.css").write_text(style.read_text())
+
+    pdf.write(tmp_path / "page.html", tmp_path / "out" / "book.pdf")
     with PdfDocument(tmp_path / "out" / "book.pdf") as document:
-        pages = [page.get_textpage().get_text_range() for page in document]
-        assert (
-            len(pages) == 2 and "One" in pages[0] and "opened" in pages[1]
-        )  # a chapter begins a page
-        assert ["1" in pages[0].split(), "2" in pages[1].split()] == [True, True]
-        assert [mark.get_title() for mark in document.get_toc()] == ["One", "Two"]
+        first, second = texts(document)  # a chapter begins a page
+        assert "One" in first and "opened" in second
+        assert "1" in first.split() and "2" in second.split()
+        assert titles(document) == ["One", "Two"]
 
 
 @needs_chromium
@@ -45,15 +60,11 @@ def test_the_whole_book_is_one_pdf(site, capsys):
     assert pdf.main([]) == 0
     assert str(pdf.PDF) in capsys.readouterr().out
     with PdfDocument(pdf.PDF) as document:
-        text = "".join(page.get_textpage().get_text_range() for page in document)
-        titles = " ".join(mark.get_title() for mark in document.get_toc())
-        assert len(document) > 30
-    for chapter in book.chapters():
-        first = next(
-            cell
-            for cell in json.loads(chapter.read_text())["cells"]
-            if cell["cell_type"] == "markdown"
-        )
-        heading = "".join(first["source"]).splitlines()[0].removeprefix("# ")
-        assert heading in titles, heading
-    assert "\\frac" not in text and "\\sum" not in text
+        pages = texts(document)
+        outline = " ".join(titles(document))
+
+    assert len(pages) > 30
+    for notebook in book.chapters():
+        assert heading(notebook) in outline
+    for page in pages:
+        assert "\\frac" not in page and "\\sum" not in page

@@ -1,228 +1,465 @@
+"""What a model is asked: every probe by itself, and all of them by one call."""
+
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import PredefinedSplit
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torchvision import transforms
 
-from lib import probes
-from lib.data import order
+from lib import data, evaluation, probes
+from lib.augmentations import RECIPES
+from lib.data.dataset import Dataset, Split, epoch_order, first, stratified
+from lib.encoders import Model
+from lib.evaluation import cross_validated_probe, linear_probe, logistic_path
+from lib.probes import PROBES, Seen, calibration, changes, corruptions, few_labels, published
+from lib.probes.changes import CHANGES
+from lib.probes.corruptions import CORRUPTIONS, corrupt
+from lib.probes.published import PROTOCOLS, train_probe
+from tests.blobs import blobs
+from tests.conftest import arrays
 
-
-def blobs(n=300, d=10, classes=4, noise=2.0, seed=0):
-    random = np.random.default_rng(seed)
-    y = np.arange(n) % classes
-    centres = np.random.default_rng(1).normal(size=(classes, d))
-    x = centres[y] * 1.5 + random.normal(size=(n, d)) * noise
-    return torch.from_numpy(x).double() * torch.logspace(-2, 3, d).double(), torch.from_numpy(y)
-
-
-def test_the_probe_is_scikit_learns_at_the_same_penalty():
-    x, y = blobs()
-    path = (1.0, 1e-1, 1e-2, 1e-3)
-    for probe, l2 in zip(probes.logistic_path(x, y, 4, path), path):
-        standard = ((x - x.mean(0)) / x.std(0, unbiased=False)).numpy()
-        theirs = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, max_iter=5000).fit(standard, y)
-        weight = probe.weight - probe.weight.mean(1, keepdim=True)  # softmax leaves a shift free
-        assert np.abs(weight.numpy().T - (theirs.coef_ - theirs.coef_.mean(0))).max() < 2e-3
-        assert (probe.predict(x).numpy() == theirs.predict(standard)).mean() > 0.995
+AS_IT_IS = RECIPES["none"]
+TABLES = {probe.field for probe in PROBES.values()} - {None}
 
 
-def test_features_wider_than_there_are_images_have_the_same_minimum():
-    """Raw pixels: the axes come from the images' products with each other."""
+class Grey(nn.Module):
+    """Of the colours of an image's quarters their mean."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h.mean(1, keepdim=True)
+
+
+class Quarters(nn.Module):
+    """A model for probes that costs nothing: h are the mean colours of the image's quarters."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.head = head
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.encoder(x)  # (N, 12)
+        return h, self.head(h)
+
+
+def a_model(method: str) -> Quarters:
+    """A head as that method has it: z is mean grey, or four logits."""
+    if method == "ce":
+        torch.manual_seed(0)
+        return Quarters(nn.Linear(12, 4))
+    return Quarters(Grey())
+
+
+def unreadable(n: int = 200) -> Dataset:
+    """Images whose labels say nothing of them: which ones are right hangs on every detail."""
+    given = arrays(n=n)
     random = np.random.default_rng(0)
-    y = np.arange(60) % 3
-    x = torch.from_numpy(random.normal(size=(3, 200))[y] + 3 * random.normal(size=(60, 200)))
-    standard = ((x - x.mean(0)) / x.std(0, unbiased=False)).numpy()
-    for probe in probes.logistic_path(x, torch.from_numpy(y), 3, (1.0, 1e-2)):
-        theirs = LogisticRegression(C=1 / (probe.l2 * 60), tol=1e-8, max_iter=5000).fit(standard, y)
-        weight = probe.weight - probe.weight.mean(1, keepdim=True)
-        assert weight.shape == (200, 3)
-        assert np.abs(weight.numpy().T - (theirs.coef_ - theirs.coef_.mean(0))).max() < 2e-3
-    half = probes.linear_probe(
-        (x[:40], torch.from_numpy(y[:40])), (x[40:], torch.from_numpy(y[40:])), 3
-    )[0]
-    refitted = next(probes.logistic_path(x, torch.from_numpy(y), 3, (half.l2,)))  # begun elsewhere
-    assert torch.allclose(half.logits(x), refitted.logits(x), atol=0.02)
+    for key in ("y_train", "y_test"):
+        given[key] = random.permutation(given[key])
+    return data.build("unreadable", **given)
 
 
-def test_the_penalty_can_be_chosen_by_the_log_likelihood_instead():
-    """Weak penalties are as often right and too sure of it: noise makes the two choices differ."""
-    train, val = blobs(120, noise=8, seed=2), blobs(400, noise=8, seed=3)
-    _, on_val = probes.linear_probe(train, val, 4, probes.log_likelihood)
-    path = list(probes.logistic_path(*train, 4))
-    likelihoods = [
-        probe.logits(val[0]).log_softmax(1).gather(1, val[1][:, None]).mean().item()
-        for probe in path
+@pytest.fixture(scope="module", params=["simclr", "ce"])
+def everything(request: pytest.FixtureRequest) -> tuple[str, Dataset, dict]:
+    """A method, a data set, and what all probes find by one call."""
+    method = request.param
+    dataset = unreadable(80)
+    found = probes.ask(a_model(method), dataset, AS_IT_IS, method, reversed(PROBES))
+    return method, dataset, found
+
+
+def test_every_probe_is_asked_by_one_call_and_fills_the_fields_it_says(everything):
+    method, _, found = everything
+    assert found.keys() == {"evaluation"} | TABLES
+    assert probes.missing(found, PROBES) == []
+    for field in TABLES:
+        assert found[field], field
+
+    on_h = {name for name, probe in PROBES.items() if probe.field is None}
+    published_last = {"uva-last", "supcontrast-last"}
+    evaluation = found["evaluation"]
+    assert evaluation["h"].keys() == on_h | published_last
+    if method == "ce":
+        assert evaluation["z"].keys() == {"classifier"}
+    else:  # SupContrast's probe reads h only
+        assert evaluation["z"].keys() == evaluation["h"].keys() - {
+            "supcontrast",
+            "supcontrast-last",
+        }
+    for results in evaluation.values():
+        for result in results.values():
+            assert 0 < result["correct"] <= result["n"]
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_asked_alone_finds_the_same_and_nothing_else(everything, name):
+    method, dataset, found = everything
+    alone = probes.ask(a_model(method), dataset, AS_IT_IS, method, [name])
+    field = PROBES[name].field
+    if field is not None:
+        assert alone == {"evaluation": {}, field: found[field]}
+        return
+    assert alone.keys() == {"evaluation"}
+    names = {name, f"{name}-last", "classifier"}  # as far as they are there
+    for kind, results in found["evaluation"].items():
+        wanted = {key: value for key, value in results.items() if key in names}
+        assert alone["evaluation"].get(kind, {}) == wanted
+
+
+def test_a_record_lacks_the_probes_it_has_no_result_of():
+    record = {"evaluation": {"h": {"linear": {}}}, "label_sweep": []}
+    assert probes.missing(record, ["knn", "linear", "labels", "corruptions"]) == [
+        "knn",
+        "corruptions",
     ]
-    assert on_val == pytest.approx(max(likelihoods))
-    chosen = probes.linear_probe(train, val, 4, probes.log_likelihood)[0]
-    assert chosen.l2 == path[likelihoods.index(max(likelihoods))].l2
-    assert min(likelihoods) < max(likelihoods) - 0.1
+    assert probes.missing({"evaluation": {}}, iter(["linear"])) == ["linear"]
 
 
-def test_the_whole_path_is_converged_where_features_are_nearly_the_same():
-    """Deep features are highly correlated: here 60 that share few directions. Newton's method finds
-    the minimum."""
-    random = np.random.default_rng(0)
-    y = np.arange(1000) % 5
-    hidden = (0.5 * random.normal(size=(5, 60))[y] + random.normal(size=(1000, 60))) * np.logspace(
-        0, -3, 60
-    )
-    x = torch.from_numpy(hidden @ random.normal(size=(60, 60))).float()
-    standard = ((x - x.mean(0)) / x.std(0, unbiased=False)).double()
-
-    def objective(weight, bias, l2):
-        loss = (
-            F.cross_entropy(standard @ weight + bias, torch.from_numpy(y))
-            + l2 / 2 * weight.square().sum()
-        )
-        return loss.item()
-
-    for probe in probes.logistic_path(x, torch.from_numpy(y), 5):
-        theirs = LogisticRegression(
-            C=1 / (probe.l2 * 1000), tol=1e-7, max_iter=1000, solver="newton-cholesky"
-        )
-        theirs.fit(standard.numpy(), y)
-        best = objective(
-            torch.from_numpy(theirs.coef_.T), torch.from_numpy(theirs.intercept_), probe.l2
-        )
-        assert (
-            best - 1e-7
-            < objective(probe.weight.double(), probe.bias.double(), probe.l2)
-            < best + 1e-4
-        ), probe.l2
+def test_asking_leaves_the_models_batchnorm_alone(toy: Dataset):
+    """Also SupContrast's probe, which passes new views through the encoder a hundred times."""
+    model = Model("slim", head="none").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = Seen(model, toy, AS_IT_IS)
+    places = torch.arange(8)
+    batch = published.augmented(seen, "crop-flip")
+    h = batch(places, 0)
+    assert torch.equal(h, batch(places, 0))
+    assert not torch.equal(h, batch(places, 1))  # new crops in every step
+    assert not h.requires_grad
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
-def test_the_penalty_is_chosen_on_val_and_the_probe_refitted_on_both():
-    train, val = blobs(120, noise=4, seed=2), blobs(80, noise=4, seed=3)
-    probe, on_val = probes.linear_probe(train, val, 4)
-    scores = [
-        float((p.predict(val[0]) == val[1]).double().mean())
-        for p in probes.logistic_path(*train, 4)
-    ]
-    assert (
-        on_val == pytest.approx(max(scores))
-        and probe.l2 == probes.L2_PATH[scores.index(max(scores))]
-    )
-    both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
-    refitted = next(probes.logistic_path(*both, 4, (probe.l2,)))
-    assert torch.allclose(probe.mean, both[0].mean(0)) and torch.allclose(
-        probe.weight, refitted.weight, atol=5e-3
-    )
+def test_batches_of_views_are_the_features_where_nothing_is_changed(toy: Dataset):
+    recipe = replace(AS_IT_IS, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    seen = Seen(a_model("simclr"), toy, recipe)
+    places = torch.tensor([7, 199, 0])
+    h, _ = seen.train_and_val("h")
+    assert torch.allclose(published.augmented(seen, "none")(places, 0), h[places], atol=1e-5)
+
+
+def test_features_are_computed_once_for_all_probes(toy: Dataset):
+    seen = Seen(a_model("simclr"), toy, AS_IT_IS)
+    assert seen.pair("test") is seen.pair("test")
+
+
+def test_what_is_fitted_on_are_train_and_val_in_the_order_of_the_pool(toy: Dataset):
+    seen = Seen(a_model("simclr"), toy, AS_IT_IS)
+    x, y = seen.train_and_val("h")
+    pool = toy.pool("train+val")
+    h, _ = evaluation.features(seen.model, pool.images, AS_IT_IS)
+    assert torch.allclose(x, h)
+    assert torch.equal(y, pool.labels)
+
+
+def test_test_labels_choose_nothing(toy: Dataset):
+    """Shuffling the test labels changes the score and nothing else."""
+    model = Model("slim", head="none")
+    shuffled = replace(toy, test=Split(toy.test.images, toy.test.labels.roll(1)))
+    one = probes.ask(model, toy, AS_IT_IS)["evaluation"]
+    other = probes.ask(model, shuffled, AS_IT_IS)["evaluation"]
+    assert one.keys() == {"h"}  # without a head z is h
+    for choice in ("l2", "val_accuracy"):
+        assert one["h"]["linear"][choice] == other["h"]["linear"][choice]
+    assert one["h"]["linear"]["correct"] > other["h"]["linear"]["correct"]
+
+
+def test_knn_votes_among_train_and_val():
+    dataset = unreadable()
+    seen = Seen(Quarters(nn.Linear(12, 3)), dataset, AS_IT_IS)
+    found = probes.ask(seen.model, dataset, AS_IT_IS, wanted=["knn"])["evaluation"]
+    for kind in ("h", "z"):
+        x, y = seen.train_and_val(kind)
+        x_test, truth = seen.labelled(kind, "test")
+        right = evaluation.knn(x, y, x_test, 4) == truth
+        assert found[kind]["knn"]["bits"] == evaluation.pack_bits(right)
+
+
+def test_a_classifiers_own_accuracy(toy: Dataset):
+    model = Model("slim", head="linear", embedding=4)
+    found = probes.ask(model, toy, AS_IT_IS, "ce")["evaluation"]
+    correct = evaluation.classified(model, toy.test, AS_IT_IS)
+    assert found["z"]["classifier"]["correct"] == correct
 
 
 @pytest.mark.parametrize(
-    "scores, best, looked_at",
+    "method, readers",
     [
-        ([3, 5, 4, 5, 9], 1, 4),  # the first of equals; two in vain end it
-        ([3, 5, 4, 6, 0, 0, 7], 3, 6),  # one does not
-        ([0, 0, 0, 7], 0, 3),
-        ([1, 2, 3], 2, 3),
+        ("simclr", [("h", "linear"), ("z", "linear"), ("h", "knn")]),
+        ("ce", [("h", "linear"), ("h", "knn"), ("z", "classifier")]),
     ],
 )
-def test_weaker_penalties_are_tried_until_two_in_a_row_gain_nothing(scores, best, looked_at):
-    rest = iter(scores)
-    assert probes._best(rest) == (best, scores[best]) and len(scores) - len(list(rest)) == looked_at
+def test_validation_reads_val_alone(toy: Dataset, method, readers):
+    """Whatever test holds, and however it is labelled; the accuracy is that of a fit on train."""
+    model = Model("slim", head="linear", embedding=4)
+    rows = probes.ask(model, toy, AS_IT_IS, method, ["validation"])["validation"]
+    assert [(row["features"], row["probe"]) for row in rows] == readers
+    assert {row["n"] for row in rows} == {len(toy.val)}
+
+    black = Split(torch.zeros_like(toy.test.images), toy.test.labels.roll(1))
+    other = replace(toy, test=black)
+    assert probes.ask(model, other, AS_IT_IS, method, ["validation"])["validation"] == rows
+
+    x, _ = evaluation.features(model, toy.train.images, AS_IT_IS)
+    x_val, _ = evaluation.features(model, toy.val.images, AS_IT_IS)
+    path = logistic_path(x, toy.train.labels, 4)
+    best = max(evaluation.accuracy(probe, x_val, toy.val.labels) for probe in path)
+    assert rows[0]["correct"] == round(best * len(toy.val))
 
 
-def test_dead_features_do_no_harm():
-    x, y = blobs()
-    x = torch.cat([x, torch.ones(len(x), 3)], dim=1)
-    *_, probe = probes.logistic_path(x, y, 4)
-    assert torch.isfinite(probe.weight).all() and (probe.predict(x) == y).double().mean() > 0.7
+def test_the_calibration_of_a_classifier_is_its_own_confidence(everything):
+    method, dataset, found = everything
+    readers = [("h", "linear")]
+    if method == "ce":
+        readers.append(("z", "classifier"))
+    for row, (kind, probe) in zip(found["calibration"], readers, strict=True):
+        assert (row["features"], row["probe"]) == (kind, probe)
+        assert sum(row["correct"]) == found["evaluation"][kind][probe]["correct"]
+        assert sum(row["count"]) == row["n"] == 60
+    if method == "ce":
+        _, z = evaluation.features(a_model("ce"), dataset.test.images, AS_IT_IS)
+        confidence = z.softmax(1).max(1).values.sum().item()
+        assert sum(found["calibration"][1]["confidence"]) == pytest.approx(confidence, abs=1e-3)
 
 
-@pytest.mark.parametrize("height, width, k", [(1, 20, 20), (3, 9, 4), (50, 100, 20), (4, 5, 5)])
-def test_the_highest_are_found_by_way_of_columns(height, width, k):
-    x = torch.randn(6, height, width, generator=torch.Generator().manual_seed(0))
-    values, places = probes._highest(x, k)
-    wanted = x.flatten(1).topk(k, dim=1)
-    assert torch.equal(values, wanted.values) and torch.equal(places, wanted.indices)
+def test_calibration_by_log_loss_stands_beside_the_other(toy: Dataset):
+    model = Model("slim", head="linear", embedding=4)
+    wanted = ("calibration", "calibration-by-log-loss")
+    found = probes.ask(model, toy, AS_IT_IS, "ce", wanted)
+    by_accuracy, by_log_loss = found["calibration"], found["calibration_by_log_loss"]
+    for rows in (by_accuracy, by_log_loss):
+        readers = [(row["features"], row["probe"]) for row in rows]
+        assert readers == [("h", "linear"), ("z", "classifier")]
+    assert by_accuracy[1] == by_log_loss[1]  # nothing is chosen for it
+    assert by_accuracy[0] != by_log_loss[0]
 
 
-def test_knn_is_scikit_learns_with_the_same_weights():
-    (x, y), (test, _) = blobs(), blobs(50, seed=5)
-    x, test = x / torch.logspace(-2, 3, 10), test / torch.logspace(-2, 3, 10)
-    theirs = KNeighborsClassifier(
-        7, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07)
-    ).fit(x, y)
-    ours = probes.knn(x.float(), y, test.float(), 4, k=7, temperature=0.07)
-    assert (ours.numpy() == theirs.predict(test)).all()
+def test_a_bin_of_confidence_holds_its_upper_edge():
+    bins = calibration.reliability([0.0, 1 / 3, 0.34, 1.0], [False, True, True, False], bins=3)
+    assert bins["count"] == [2, 1, 1]
+    assert bins["confidence"] == [0.3333, 0.34, 1.0]
+    assert bins["correct"] == [1, 1, 0]
 
 
-@pytest.mark.parametrize("noise", [8.0, 2.0, 0.3])
-def test_cross_validation_chooses_what_scikit_learn_chooses_and_fits_on_all(noise):
-    """The same five folds, every strength fitted by scikit-learn; then the whole subset at the
-    chosen one."""
-    x, y = blobs(80, noise=noise, seed=4)
-    probe = probes.cross_validated_probe(x, y, 4)
-    fold, path = (
-        (torch.arange(80) // 4 % 5).numpy(),
-        probes.L2_PATH[:5],
-    )  # the classes take turns in blobs
-    scores = []
-    for l2 in path:
-        right = 0
-        for train, test in PredefinedSplit(fold).split():
-            scaler = StandardScaler().fit(x[train])
-            model = LogisticRegression(C=1 / (l2 * len(train)), tol=1e-8, max_iter=5000)
-            model.fit(scaler.transform(x[train]), y[train])
-            right += (model.predict(scaler.transform(x[test])) == y[test].numpy()).sum()
-        scores.append(right)
-    assert probe.l2 == path[int(np.argmax(scores))] and torch.allclose(probe.mean, x.mean(0))
-    alone = next(probes.logistic_path(x, y, 4, (probe.l2,)))
-    assert torch.allclose(probe.weight, alone.weight, atol=5e-3)
+def test_corruptions_are_read_by_the_probe_of_clean_images_and_the_classifier(everything):
+    """There are no more than 60 test images: all of them are corrupted."""
+    method, dataset, found = everything
+    readers = {("h", "linear")}
+    if method == "ce":
+        readers.add(("z", "classifier"))
+    correct = {}
+    for row in found["corruptions"]:
+        assert row["n"] == 60
+        correct[row["corruption"], row["features"], row["probe"]] = row["correct"]
+
+    assert {(kind, probe) for _, kind, probe in correct} == readers
+    for kind, probe in readers:
+        assert correct["none", kind, probe] == [found["evaluation"][kind][probe]["correct"]]
+        for name in CORRUPTIONS:
+            assert len(correct[name, kind, probe]) == 5
+    if method == "ce":
+        changed = corrupt(dataset.test.images, "contrast", 5)
+        _, z = evaluation.features(a_model("ce"), changed, AS_IT_IS)
+        right = int((z.argmax(1) == dataset.test.labels).sum())
+        assert correct["contrast", "z", "classifier"][4] == right
 
 
-def by_hand(protocol, x, y, test, classes, rates):
-    """A published probe written out: the learning rate of every epoch given, the looks at test
-    listed."""
+def test_corruptions_take_a_stratified_part_of_the_test_images(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(corruptions, "IMAGES", 20)
+    dataset = unreadable()
+    seen = Seen(a_model("simclr"), dataset, AS_IT_IS)
+    rows = corruptions.ask(seen)
+    assert {row["n"] for row in rows} == {20}
+    assert [row["corruption"] for row in rows] == ["none", *CORRUPTIONS]
+
+    part = dataset.test[stratified(dataset.test.labels, 20)]
+    assert part.labels.bincount().tolist() == [5] * 4
+    probe, _ = linear_probe(seen.labelled("h", "train"), seen.labelled("h", "val"), 4)
+    for row in rows[1:]:
+        for severity, correct in enumerate(row["correct"], start=1):
+            images = corrupt(part.images, row["corruption"], severity)
+            h, _ = evaluation.features(seen.model, images, AS_IT_IS)
+            assert correct == int((probe.predict(h) == part.labels).sum())
+
+
+def test_a_change_is_read_where_the_features_hold_it_and_guessed_where_they_do_not():
+    """Pictures with a bright top left corner: h knows how they were turned, z cannot."""
+    given = arrays(n=200, test=80)
+    for key in ("x_train", "x_test"):
+        given[key][:, :6, :6] = 255
+    corner = data.build("corner", **given)
+    wanted = ("rotation", "grey")
+    found = probes.ask(a_model("simclr"), corner, AS_IT_IS, "simclr", wanted)["evaluation"]
+    assert found["h"]["rotation"]["n"] == found["h"]["rotation"]["correct"] == 4 * 80
+    assert found["z"]["rotation"]["correct"] < 0.4 * 320
+    assert found["h"]["grey"]["n"] == 160
+
+
+def test_a_change_is_read_from_a_stratified_part(toy: Dataset, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(changes, "IMAGES", 20)
+    found = probes.ask(a_model("simclr"), toy, AS_IT_IS, wanted=["grey"])["evaluation"]
+    assert found["h"]["grey"]["n"] == 2 * 20
+
+
+def test_changes_are_what_their_names_say():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=generator)
+
+    turned = CHANGES["rotation"](x)
+    assert len(turned) == 4
+    assert torch.equal(turned[1].rot90(3, (2, 3)), x)
+    assert torch.equal(turned[2].flip(2, 3), x)
+
+    coloured, grey = CHANGES["grey"](x)
+    theirs = transforms.functional.rgb_to_grayscale(x, 3)
+    assert torch.equal(coloured, x)
+    assert (grey.int() - theirs.int()).abs().max() <= 1
+
+    clean, noisy = CHANGES["noise"](x)
+    assert torch.equal(clean, x)
+    assert torch.equal(noisy, CHANGES["noise"](x)[1])
+    inside = (x > 60) & (x < 195)
+    assert 15 < (noisy.float() - x.float())[inside].std() < 30
+
+
+def test_published_probes_show_their_best_epoch_and_their_last(everything):
+    _, _, found = everything
+    on_h = found["evaluation"]["h"]
+    for name in ("uva", "supcontrast"):
+        best, last = on_h[name], on_h[f"{name}-last"]
+        epochs, counts = zip(*best["curve"])
+        every = PROTOCOLS[name].look_every
+        assert list(epochs) == list(range(every, 101, every))
+        assert best["correct"] == max(counts)
+        assert last["correct"] == counts[-1]
+
+
+@pytest.mark.parametrize("method, rate", [("simclr", 1.0), ("supcon", 5.0), ("ce", 5.0)])
+def test_supcontrasts_probe_learns_slower_from_an_encoder_without_labels(method, rate):
+    protocol = published.supcontrast(method)
+    assert protocol == replace(PROTOCOLS["supcontrast"], learning_rate=rate)
+
+    seen = Seen(a_model(method), unreadable(), AS_IT_IS, method)
+    batch = published.augmented(seen, "crop-flip")
+    _, y = seen.train_and_val("h")
+    _, _, curve = train_probe(protocol, batch, y, seen.labelled("h", "test"), 4)
+    assert published.ask_supcontrast(seen)["h"]["supcontrast"]["curve"] == curve
+
+
+def test_a_published_probe_that_never_looks_at_test_has_its_last_epoch_for_its_best():
+    (x, y), (x_test, y_test) = blobs(150), blobs(200, seed=9)
+    protocol = replace(PROTOCOLS["uva"], epochs=5)
+    assert protocol.epochs < protocol.look_every
+    batch = published.features_of(x.float())
+    best, last, curve = train_probe(protocol, batch, y, (x_test.float(), y_test), 4)
+    assert torch.equal(best, last)
+    assert curve == []
+
+
+def by_hand(name: str, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], rates) -> dict[int, int]:
+    """How many a published probe gets right after each epoch; rates: the learning rate of each."""
     torch.manual_seed(0)
-    layer = torch.nn.Linear(x.shape[1], classes)
-    weights = list(layer.parameters())
-    optimiser = (
-        torch.optim.AdamW(weights, 1e-3, weight_decay=1e-3)
-        if protocol == "uva"
-        else torch.optim.SGD(weights, 5.0, momentum=0.9)
-    )
-    looks = {}
+    layer = nn.Linear(x.shape[1], 4)
+    optimiser: torch.optim.Optimizer
+    if name == "uva":
+        size = 64
+        optimiser = torch.optim.AdamW(layer.parameters(), 1e-3, weight_decay=1e-3)
+    else:
+        size = 512
+        optimiser = torch.optim.SGD(layer.parameters(), 5.0, momentum=0.9)
+
+    x_test, y_test = test
+    right = {}
     for epoch in range(1, 101):
         optimiser.param_groups[0]["lr"] = rates(epoch)
-        places = order(len(y), 0, epoch)
-        for start in range(0, len(y), 64 if protocol == "uva" else 512):
-            rows = places[start : start + (64 if protocol == "uva" else 512)]
+        places = epoch_order(len(y), 0, epoch)
+        for start in range(0, len(y), size):
+            batch = places[start : start + size]
             optimiser.zero_grad()
-            F.cross_entropy(layer(x[rows]), y[rows]).backward()
+            F.cross_entropy(layer(x[batch]), y[batch]).backward()
             optimiser.step()
-        looks[epoch] = int((layer(test[0]).argmax(1) == test[1]).sum())
-    return looks
+        right[epoch] = int((layer(x_test).argmax(1) == y_test).sum())
+    return right
 
 
-def test_the_published_probes_are_the_sources_step_by_step():
-    (x, y), test = blobs(150, noise=6), blobs(200, noise=6, seed=9)
-    x, test = x.float() / 100, (test[0].float() / 100, test[1])
-    uva = by_hand("uva", x, y, test, 4, lambda e: 1e-3 * 0.1 ** ((e > 60) + (e > 80)))
-    theirs = by_hand(
-        "supcontrast", x, y, test, 4, lambda e: 5 * 0.2 ** ((e > 60) + (e > 75) + (e > 90))
-    )
-    for name, looks, every in (("uva", uva, 10), ("supcontrast", theirs, 1)):
-        steps = []
-
-        def batch(rows, step, steps=steps):
-            steps.append(step)
-            return x[rows]
-
-        best, last, curve = probes.published_probe(probes.PROTOCOLS[name], batch, y, test, 4)
-        assert curve == [[epoch, looks[epoch]] for epoch in range(every, 101, every)]
-        assert int((best == test[1]).sum()) == max(right for _, right in curve)
-        assert int((last == test[1]).sum()) == curve[-1][1]
-        assert steps == list(range(len(steps))) and len(steps) == (300 if name == "uva" else 100)
+def uvas_rate(epoch: int) -> float:
+    return 1e-3 * 0.1 ** ((epoch > 60) + (epoch > 80))
 
 
-def test_uvas_probe_takes_as_many_steps_as_published():
+def supcontrasts_rate(epoch: int) -> float:
+    return 5 * 0.2 ** ((epoch > 60) + (epoch > 75) + (epoch > 90))
+
+
+@pytest.mark.parametrize(
+    "name, rates, every, steps",
+    [("uva", uvas_rate, 10, 300), ("supcontrast", supcontrasts_rate, 1, 100)],
+)
+def test_the_published_probes_are_the_sources_step_by_step(name, rates, every, steps):
+    (x, y), (x_test, y_test) = blobs(150, noise=6), blobs(200, noise=6, seed=9)
+    x, x_test = x.float() / 100, x_test.float() / 100
+    right = by_hand(name, x, y, (x_test, y_test), rates)
+    asked = []
+
+    def batch(places: Tensor, step: int) -> Tensor:
+        asked.append(step)
+        return x[places]
+
+    best, last, curve = train_probe(PROTOCOLS[name], batch, y, (x_test, y_test), 4)
+    assert curve == [[epoch, right[epoch]] for epoch in range(every, 101, every)]
+    assert int((best == y_test).sum()) == max(count for _, count in curve)
+    assert int((last == y_test).sum()) == right[100]
+    assert asked == list(range(steps))
+
+
+@pytest.mark.parametrize("images, steps", [(100, 200), (5000, 7900)])
+def test_uvas_probe_takes_as_many_steps_as_published(images, steps):
     """200 steps at 10 labels a class, 7,900 at 500: what confounds the label sweep."""
-    for n, steps in ((100, 200), (5000, 7900)):
-        assert 100 * len(order(n, 0, 1).split(probes.PROTOCOLS["uva"].batch_size)) == steps
+    batches = epoch_order(images, 0, 1).split(PROTOCOLS["uva"].batch_size)
+    assert PROTOCOLS["uva"].epochs * len(batches) == steps
+
+
+def test_the_label_sweep_uses_no_more_labels_than_it_says(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(few_labels, "PER_CLASS", (5, 50))  # of 50 a class: 50 is left out
+    dataset = unreadable()
+    seen = Seen(a_model("simclr"), dataset, AS_IT_IS)
+    rows = few_labels.ask(seen)
+    assert [(row["probe"], row["per_class"], row["labels"], row["subset"]) for row in rows] == [
+        *[("linear", 5, 20, f"random {i}") for i in range(5)],
+        ("uva", 5, 20, "first"),
+        ("uva-last", 5, 20, "first"),
+    ]
+    assert {row["n"] for row in rows} == {60}
+
+    x, y = seen.train_and_val("h")
+    x_test, truth = seen.labelled("h", "test")
+    subsets = few_labels.named_subsets(dataset, seen.train_and_val_split, 5)
+    for row, (_, places) in zip(rows, subsets):
+        assert y[places].bincount().tolist() == [5] * 4
+        probe = cross_validated_probe(x[places], y[places], 4)
+        assert row["correct"] == int((probe.predict(x_test) == truth).sum())
+
+    places = first(seen.train_and_val_split, 5)
+    batch = published.features_of(x[places])
+    best, last, _ = train_probe(PROTOCOLS["uva"], batch, y[places], (x_test, truth), 4)
+    assert rows[5]["correct"] == int((best == truth).sum())
+    assert rows[6]["correct"] == int((last == truth).sum())
+
+
+def test_official_folds_are_used_at_a_hundred_labels_a_class(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(few_labels, "PER_CLASS", (100,))
+    given = arrays(n=480)
+    folds = [torch.arange(480)[i::10][:20] for i in range(10)]
+    stl = data.build("toy", **given, folds=folds)
+    rows = probes.ask(a_model("simclr"), stl, AS_IT_IS, wanted=["labels"])["label_sweep"]
+    names = [row["subset"] for row in rows if row["probe"] == "linear"]
+    assert names == [f"fold {i}" for i in range(10)]
+
+    pool = stl.pool("train+val")
+    official = torch.from_numpy(given["x_train"]).permute(0, 3, 1, 2)
+    subsets = few_labels.named_subsets(stl, pool, 100)
+    for (_, places), fold in zip(subsets, folds, strict=True):
+        assert torch.equal(pool.images[places], official[fold])
+    assert len(few_labels.named_subsets(stl, pool, 50)) == 5  # random ones

@@ -1,5 +1,6 @@
 """The files around the package agree with each other."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -7,10 +8,35 @@ import sys
 import tomllib
 
 import yaml
+from setuptools import find_packages
 
 from lib import ROOT, __version__
 
-CHECKED = ("lib", "book", "tests", "tools", "benchmarks")
+CHECKED = ("lib", "book", "tests", "tools", "benchmarks", "stress")
+CORE = (
+    "data.dataset",
+    "augmentations",
+    "encoders",
+    "losses",
+    "methods",
+    "config",
+    "presets",
+    "training",
+    "evaluation",
+)
+UNDER_THE_CORE = ("compute", "hardware", "files", "distributed.group")
+# Each knows itself and those before it
+FLOORS = (
+    ("compute", "hardware", "files", "distributed.group", "interruptions"),
+    CORE,
+    ("data", "geometry", "settings"),
+    ("probes",),
+    ("distributed",),
+    ("runs",),
+    ("evidence",),
+    ("weights", "figures"),
+    ("__main__",),
+)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -61,12 +87,93 @@ def test_ranges_take_what_colab_has():
         "matplotlib": "3.10.0",
         "seaborn": "0.13.2",
         "ipykernel": "6.17.1",
+        "pydantic": "2.13.4",
+        "typer": "0.27.1",
     }
     for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["book"]:
         requirement = Requirement(text)
         if requirement.name in colab:
             assert requirement.specifier.contains(colab[requirement.name]), text
     assert SpecifierSet(PROJECT["requires-python"]).contains("3.13.15")
+
+
+def test_types():
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--no-error-summary"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def imports():
+    """Which modules of the package each module imports, at its top or within functions."""
+    modules = {}
+    for path in (ROOT / "lib").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        modules[name] = ast.parse(path.read_text())
+    graph = {}
+    for name, tree in modules.items():
+        graph[name] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "lib":
+                for alias in node.names:
+                    part = f"{node.module}.{alias.name}"
+                    graph[name].add(part if part in modules else node.module)
+    return graph
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = imports()
+    assert len(graph) > 50 and "lib.losses" in graph["lib.methods"]
+    done, under_way = set(), []
+
+    def visit(name):
+        assert name not in under_way, " -> ".join([*under_way[under_way.index(name) :], name])
+        if name in done:
+            return
+        under_way.append(name)
+        for other in sorted(graph[name] - {name, "lib"}):
+            visit(other)
+        under_way.pop()
+        done.add(name)
+
+    for name in sorted(graph):
+        visit(name)
+
+
+def is_within(name, places):
+    return any(name == f"lib.{place}" or name.startswith(f"lib.{place}.") for place in places)
+
+
+def test_the_core_knows_itself_and_what_is_under_it():
+    for name, others in imports().items():
+        if is_within(name, CORE):
+            foreign = [x for x in others - {"lib"} if not is_within(x, CORE + UNDER_THE_CORE)]
+            assert not foreign, f"{name} imports {foreign}"
+
+
+def test_a_room_knows_those_before_it():
+    def floor(name):
+        for number, places in enumerate(FLOORS):
+            if is_within(name, places):
+                return number
+        raise AssertionError(f"{name} is on no floor")
+
+    for name, others in imports().items():
+        for other in others - {"lib"} if name != "lib" else ():
+            assert floor(other) <= floor(name), f"{name} imports {other}"
+
+
+def test_every_room_says_what_it_is_for_and_is_in_the_wheel():
+    find = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = find_packages(ROOT, include=find["find"]["include"])
+    rooms = {path.parent for path in (ROOT / "lib").rglob("*.py")}
+    assert {".".join(room.relative_to(ROOT).parts) for room in rooms} == set(found)
+    for room in rooms:
+        described = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+        assert len(described.split()) > 20, room
 
 
 def test_one_version_and_one_address():
@@ -137,6 +244,8 @@ def test_pre_commit_uses_the_pinned_versions_and_the_makefiles_options():
     repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     pinned = (ROOT / "constraints.txt").read_text().splitlines()
     names = {"ruff-pre-commit": "ruff", "nbstripout": "nbstripout", "codespell": "codespell"}
+    *repositories, own = repositories
+    assert own["repo"] == "local" and own["hooks"][0]["entry"].endswith("-m mypy")
     for repository in repositories:
         name = names.pop(repository["repo"].rsplit("/", 1)[1])
         assert f"{name}=={repository['rev'].removeprefix('v')}" in pinned
@@ -197,9 +306,9 @@ def test_binder_installs_the_package_in_the_pinned_versions():
 
 def test_training_needs_neither_papermill_nor_jupyter():
     code = (
-        "import sys; import lib.training, lib.evaluation, lib.weights, lib.images, lib.__main__\n"
-        "assert not {'papermill', 'nbformat', 'jupyter_client', 'matplotlib', 'pooch', 'onnx', "
-        "'datasets'} "
-        "& set(sys.modules)"
+        "import sys; import lib.runs, lib.weights, lib.data.pictures, lib.__main__\n"
+        "unwanted = {'papermill', 'nbformat', 'jupyter_client', 'matplotlib', 'pooch', 'onnx', "
+        "'datasets'}\n"
+        "assert not unwanted & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

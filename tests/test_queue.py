@@ -1,20 +1,28 @@
+"""The queue: works off the plan, alone or with other processes, whatever happens meanwhile."""
+
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import yaml
+from torch import Tensor
 
-from lib import ROOT, InputError, evaluation, plan, records, training, weights
-from lib.config import PRECISIONS, Config, preset
-from lib.data import load
-from lib.experiments import Ledger
-from lib.queue import Queue
-from tests.conftest import arrays, wait_for
-from tests.test_plan import TEXTS, TUNING
+from lib import ROOT, InputError, weights
+from lib.config import PRECISIONS, Config
+from lib.data import Dataset, load
+from lib.evidence import plan, tables
+from lib.evidence.ledger import Ledger
+from lib.evidence.queue import Queue
+from lib.presets import preset
+from lib.runs import NUMERICS, checkpoints, identity, packing, records
+from lib.runs import load as load_run
+from lib.runs.session import begin
+from tests.conftest import same_weights, trained, training_of, wait_for
+from tests.plans import TEXTS, TUNING, with_toy_data, written
 
 SMALL = {"data": "toy", "batch_size": 32, "images": None, "knn_every": 0}
 MAIN = TEXTS | {
@@ -31,236 +39,248 @@ MAIN = TEXTS | {
         "untrained": {"preset": "simclr-digits", "delta": SMALL, "seeds": {0: 1}},
     },
 }
+THREE_EPOCHS = preset("simclr-digits", **SMALL, epochs=3)
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A plan, a data root with toy in it, and folders for runs and results."""
-    (tmp_path / "data").mkdir()
-    np.savez(tmp_path / "data" / "toy.npz", **arrays())
-    (tmp_path / "results").mkdir()
-    monkeypatch.setattr(records, "code", lambda: {"commit": "c", "changed": False, "source": "s"})
-    return tmp_path
+def place(tmp_path) -> Path:
+    """A data root with toy in it, and folders for runs and results."""
+    return with_toy_data(tmp_path)
 
 
-def queue(place, *listed):
-    path = place / "experiments.yml"
-    path.write_text(yaml.dump(list(listed), sort_keys=False))
-    ledger = Ledger(place / "data", place / "results", place / "runs", "cpu")
-    return Queue(plan.read(path), ledger, "cpu", place / "kept")
+@pytest.fixture
+def dataset(place) -> Dataset:
+    return load("toy", place / "data")
 
 
-COUNTS = {"runs": 0, "done": 0, "failed": 0, "running": 0, "missing": 0, "waiting": 0}
+def ledger(place: Path) -> Ledger:
+    return Ledger(place / "data", place / "results", place / "runs", "cpu")
 
 
-def counts(queue):
-    return queue.table().drop(columns="hours").set_index("entry").loc["main"].to_dict()
+def queue(place: Path, *entries: dict) -> Queue:
+    return Queue(plan.read(written(place, *entries)), ledger(place), "cpu", place / "kept")
+
+
+def main_with(arms: dict) -> dict:
+    return MAIN | {"arms": arms}
+
+
+def counts(queue: Queue) -> dict[str, int]:
+    """How many runs of the entry "main" there are, and are in each status, zeros left out."""
+    row = queue.table().drop(columns="hours").set_index("entry").loc["main"]
+    return row[row > 0].to_dict()
 
 
 def test_what_is_missing_is_made_shortest_first_and_names_its_entry(place, capsys):
     made = queue(place, MAIN)
-    assert counts(made) == COUNTS | {"runs": 4, "missing": 4}
+    assert counts(made) == {"runs": 4, "missing": 4}
     made.work()
-    assert counts(made) == COUNTS | {"runs": 4, "done": 4}
-    found = sorted(records.load_all(place / "results"), key=lambda record: record["finished"])
-    assert {record["plan"]["version"] for record in found} == {plan.canonical_hash(MAIN)}
-    assert all(record["started"] <= record["finished"] for record in found)
-    shown = [line for line in capsys.readouterr().out.splitlines() if "minutes" in line]
-    assert [line.split("-e")[1][:4] for line in shown] == ["0-s0", "1-s0", "1-s1", "3-s0"]
-    assert "4 runs are done, 0 left" in shown[-1]
+    assert counts(made) == {"runs": 4, "done": 4}
+
+    for record in records.load_all(place / "results"):
+        assert record["plan"]["version"] == plan.canonical_hash(MAIN)
+        assert record["started"] <= record["finished"]
+    printed = [line for line in capsys.readouterr().out.splitlines() if "minutes" in line]
+    assert [line.split("-e")[1][:4] for line in printed] == ["0-s0", "1-s0", "1-s1", "3-s0"]
+    assert "4 runs are done, 0 left" in printed[-1]
 
 
-def test_a_run_that_was_cut_off_keeps_its_entry_and_the_time_it_began(place):
+def test_only_the_entries_that_are_asked_for_are_worked_on(place):
+    entries = plan.read(written(place, MAIN, MAIN | {"name": "other"}))
+    some = Queue(entries, ledger(place), "cpu", place / "kept", only=["other"])
+    assert list(some.table()["entry"]) == ["other"]
+
+
+def test_a_run_that_was_cut_off_keeps_its_entry_and_the_time_it_began(place, dataset):
+    first = {"entry": "main", "version": "a" * 64}
+    folder = place / "runs" / identity(THREE_EPOCHS, dataset)
+    session = begin(THREE_EPOCHS, dataset, folder, torch.device("cpu"), plan=first)
+    session.progress.started = "2020-02-02T02:02:02Z"
+    training = training_of(session, dataset)
+    for _ in range(8):  # six steps, and the row of the first epoch after five
+        next(training)
+    session.save()
+
+    other = {"entry": "other", "version": "b" * 64}
+    resumed = trained(THREE_EPOCHS, dataset, place / "runs", plan=other)
+    assert resumed.record["plan"] == first
+    assert resumed.record["started"] == "2020-02-02T02:02:02Z"
+    whole = trained(THREE_EPOCHS, dataset, place / "whole")
+    assert same_weights(resumed.model, whole.model)
+
+
+def test_encoders_are_kept_in_half_precision_as_they_were_after_their_epochs(place, dataset):
     queue(place, MAIN).work()
-    record = next(r for r in records.load_all(place / "results") if r["config"]["epochs"] == 3)
-    config, dataset = Config(**record["config"]), load("toy", place / "data")
-    plan_of_the_first, folder = {"entry": "main", "version": "a" * 64}, place / "cut"
-
-    def stopped(plan, after):
-        """The loop ends by an exception after so many epochs; the next call goes on."""
-
-        def save(*arguments, **options):
-            if arguments[2].step == after:
-                raise KeyboardInterrupt
-            return rotate(*arguments, **options)
-
-        rotate = training.checkpoints.rotate
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "CHECKPOINT_SECONDS", 0)
-            patch.setattr(training.checkpoints, "rotate", save)
-            with pytest.raises(KeyboardInterrupt):
-                training.pretrain(config, dataset, folder, "cpu", progress=False, plan=plan)
-
-    stopped(plan_of_the_first, after=7)
-    (saved,) = folder.glob("*/checkpoint.safetensors")
-    before = training.checkpoints.read(saved)[1]
-    assert before.plan == plan_of_the_first and before.step == 6
-    resumed = training.pretrain(
-        config, dataset, folder, "cpu", progress=False, plan={"entry": "other", "version": "b"}
-    )
-    assert (
-        resumed.record["plan"] == plan_of_the_first and resumed.record["started"] == before.started
-    )
-    assert [row["loss"] for row in resumed.curves] == [row["loss"] for row in record["curves"]]
-
-
-def test_encoders_are_kept_in_half_precision_as_they_were_after_their_epochs(place):
-    queue(place, MAIN).work()
-    dataset = load("toy", place / "data")
-    (last,) = (place / "runs").glob("*-e3-s0-*")
-    run = training.load_run(last)
-    kept = weights.run(place / "kept" / f"{last.name}.safetensors", place / "data")
-    early = weights.run(place / "kept" / f"{last.name}-epoch1.safetensors", place / "data")
-    assert early.record["id"] == f"{last.name}-epoch1" and not early.record["evaluation"]
+    (folder,) = (place / "runs").glob("*-e3-s0-*")
+    run = load_run(folder)
+    kept = weights.run(str(place / "kept" / f"{folder.name}.safetensors"), place / "data")
     with torch.no_grad():
         x = torch.randn(4, 3, 12, 12)
         assert torch.allclose(kept.model(x)[0], run.model(x)[0], rtol=1e-2, atol=1e-2)
+
     # the cosine of three epochs is no cosine of one; the first epoch by hand
-    stopped = training.pretrain(
-        run.config, dataset, place / "again", "cpu", progress=False, keep=(1, 2)
-    )
-    theirs = {
-        name: value.half().float() if value.dim() > 1 else value
-        for name, value in training.checkpoints.read(stopped.folder / "epoch-1.safetensors")[
-            2
-        ].items()
-    }
+    early = weights.run(str(place / "kept" / f"{folder.name}-epoch1.safetensors"), place / "data")
+    assert early.record["id"] == f"{folder.name}-epoch1"
+    assert not early.record["evaluation"]
+    again = trained(run.config, dataset, place / "again", keep=(1, 2))
+    _, _, tensors = checkpoints.read(again.folder / "epoch-1.safetensors")
     for name, value in early.model.state_dict().items():
-        assert torch.equal(value, theirs[f"model.{name}"]), name
+        assert torch.equal(value, in_half_precision(tensors[f"model.{name}"])), name
+
+
+def in_half_precision(value: Tensor) -> Tensor:
+    """A tensor as a kept file has it: vectors keep their digits."""
+    if value.dim() > 1:
+        value = value.half()
+    return value.float()
 
 
 def test_the_real_encoders_take_less_than_a_mebibyte(place, toy):
-    run = training.pretrain(
-        preset("simclr-cifar10-resnet9", data="toy", epochs=0), toy, place / "runs", "cpu"
-    )
-    path = weights.keep(run, place / "kept", toy, 0)
-    assert path.stat().st_size < 2**20
+    config = preset("simclr-cifar10-resnet9", data="toy", epochs=0)
+    run = trained(config, toy, place / "runs")
+    assert packing.keep(run, place / "kept", toy, 0).stat().st_size < 2**20
 
 
-def test_trials_decide_what_is_tried_next_and_test_is_never_looked_at(place, monkeypatch):
-    grid = {"batch_size": [16], "learning_rate": [1e-3, 2e-3, 4e-3]}
-    trials = {
-        name: arm | grid | {"delta": arm["delta"] | SMALL} for name, arm in TUNING["trials"].items()
-    }
-    test, features = load("toy", place / "data").test.images, evaluation.features
+def small_tuning() -> dict:
+    """An entry of trials on toy, of three rates each."""
+    trials = {}
+    for name, arm in TUNING["trials"].items():
+        grid = {"batch_size": [16], "learning_rate": [1e-3, 2e-3, 4e-3]}
+        trials[name] = arm | grid | {"delta": arm["delta"] | SMALL}
+    return TUNING | {"trials": trials}
 
-    def without_test(model, images, recipe):
-        assert images.shape != test.shape or not torch.equal(images, test)
-        return features(model, images, recipe)
 
-    monkeypatch.setattr(evaluation, "features", without_test)
-    made = queue(place, TUNING | {"trials": trials})
+def test_trials_decide_what_is_tried_next_and_have_no_number_of_test(place):
+    """That validation does not look at test is a test of the probes."""
+    made = queue(place, small_tuning())
     made.work()
     found = records.load_all(place / "results")
-    assert not any(record["evaluation"] for record in found) and all(
-        record["validation"] for record in found
-    )
-    assert records.table(found).empty
+    for record in found:
+        assert record["validation"]
+        assert not record["evaluation"]
+        assert not any("test_correct" in row for row in record["curves"])
+    assert tables.table(found).empty
+
     (entry,) = made.entries
     known = plan.stages(entry, made.score)
-    assert "longer" in known and len(found) == sum(
-        len(c) for stage in known.values() for c in stage.values()
-    )
+    assert "longer" in known
+    assert len(found) == sum(len(configs) for tried in known.values() for configs in tried.values())
     assert isinstance(plan.choice(entry, "ce", made.score), dict)
 
 
-def test_settings_wait_for_tuning_and_must_be_what_it_chose(place, monkeypatch):
-    arm = {
-        "preset": "simclr-digits",
-        "delta": SMALL,
-        "tuned": "simclr",
-        "chosen": None,
-        "seeds": {1: 1},
+def with_scores(made: Queue, dataset: Dataset) -> Queue:
+    """The queue with a record of every trial of its tuning; the higher the rate the better."""
+    entry = made.tuning["simclr"]
+    scored = False
+    while not scored:
+        scored = True
+        for planned in plan.runs(entry, made.score):
+            if planned.config is not None and made.score(planned.config) is None:
+                made.ledger.add(a_trial(planned.config, dataset))
+                scored = False
+    return made
+
+
+def a_trial(config: Config, dataset: Dataset) -> dict:
+    """What a record needs to have to be a trial's."""
+    correct = round(1e6 * config.learning_rate)
+    row = {"features": "h", "probe": "linear", "n": 10**9, "correct": correct}
+    return {
+        "config": asdict(config),
+        "numerics": NUMERICS,
+        "data": {"fingerprint": dataset.fingerprint},
+        "evaluation": {},
+        "validation": [row],
+        "views_per_second": None,
     }
-    waiting = queue(place, TUNING, MAIN | {"arms": {"a": arm}})
-    assert counts(waiting)["waiting"] == 1
-    monkeypatch.setattr(plan, "choice", lambda entry, arm, score: {"learning_rate": 0.2})
-    monkeypatch.setattr(Queue, "tuning", {"simclr": None})
-    assert waiting.choices() == [
-        "main: enter and commit, in the arm a: chosen: {'learning_rate': 0.2}"
+
+
+def tuned_arm(chosen: dict | None) -> dict:
+    arm = {"preset": "simclr-digits", "delta": SMALL, "tuned": "simclr", "chosen": chosen}
+    return main_with({"a": arm | {"seeds": {1: 1}}})
+
+
+def test_settings_wait_for_tuning_and_are_told_when_it_has_chosen(place, dataset):
+    waiting = queue(place, small_tuning(), tuned_arm(None))
+    assert counts(waiting) == {"runs": 1, "waiting": 1}
+    assert waiting.choices() == []
+    assert with_scores(waiting, dataset).choices() == [
+        "main: enter and commit, in the arm a: chosen: {'batch_size': 16, 'learning_rate': 0.016}"
     ]
-    wrong = queue(place, TUNING, MAIN | {"arms": {"a": arm | {"chosen": {"learning_rate": 0.4}}}})
-    with pytest.raises(
-        InputError,
-        match="the arm a has {'learning_rate': 0.4}, tuning chose {'learning_rate': 0.2}",
-    ):
+
+
+def test_settings_must_be_what_tuning_chose(place, dataset):
+    wrong = with_scores(queue(place, small_tuning(), tuned_arm({"learning_rate": 0.4})), dataset)
+    with pytest.raises(InputError, match="the arm a has {'learning_rate': 0.4}, tuning chose"):
         wrong.work()
+    assert not records.load_all(place / "results")
+
+    chosen = {"batch_size": 16, "learning_rate": 0.016}
+    right = with_scores(queue(place, small_tuning(), tuned_arm(chosen)), dataset)
+    (state,) = (state for state in right.states() if state.planned.entry.name == "main")
+    assert (state.status, state.config.learning_rate) == ("missing", 0.016)
+    right.work()
+    assert counts(right) == {"runs": 1, "done": 1}
 
 
-def test_the_first_run_of_a_seed_fixes_its_precision(place, monkeypatch):
-    auto = MAIN | {
-        "arms": {
-            name: {
-                "preset": f"{name}-digits",
-                "delta": SMALL | {"precision": "auto"},
-                "seeds": {1: 2},
-            }
-            for name in ("simclr", "supcon")
-        }
-    }
-    made = queue(place, auto)
+def test_the_first_run_of_a_seed_fixes_its_precision(place, dataset):
+    arms = {}
+    for method in ("simclr", "supcon"):
+        delta = SMALL | {"precision": "auto"}
+        arms[method] = {"preset": f"{method}-digits", "delta": delta, "seeds": {1: 2}}
+    made = queue(place, main_with(arms))
     assert {state.config.precision for state in made.states()} == {"float32"}
-    dataset = load("toy", place / "data")
-    config = preset("supcon-digits", **SMALL, epochs=1, seed=1, precision=PRECISIONS[2])
-    (place / "runs" / training.identity(config, dataset)).mkdir(
-        parents=True
-    )  # begun on another machine
-    assert {(state.config.seed, state.config.precision) for state in made.states()} == {
-        (0, "float32"),
-        (1, "bfloat16"),
-    }
+
+    begun = preset("supcon-digits", **SMALL, epochs=1, seed=1, precision=PRECISIONS[2])
+    (place / "runs" / identity(begun, dataset)).mkdir(parents=True)  # on another machine
+    for state in made.states():
+        wanted = {0: "float32", 1: "bfloat16"}[state.config.seed]
+        assert state.config.precision == wanted
 
 
-def test_a_run_that_diverges_has_failed_for_good_and_takes_no_others_work(place, monkeypatch):
-    arms = MAIN["arms"] | {
-        "wrong": {
-            "preset": "supcon-digits",
-            "seeds": {1: 1},
-            "delta": SMALL | {"learning_rate": 1e30, "optimiser": "sgd"},
-        }
-    }
-    made = queue(place, MAIN | {"arms": arms})
+def test_a_run_that_diverges_has_failed_for_good_and_takes_no_others_work(place, capsys):
+    delta = SMALL | {"learning_rate": 1e30, "optimiser": "sgd"}
+    wrong = {"preset": "supcon-digits", "seeds": {1: 1}, "delta": delta}
+    made = queue(place, main_with(MAIN["arms"] | {"wrong": wrong}))
     made.work()
-    assert counts(made) == COUNTS | {"runs": 5, "done": 4, "failed": 1}
+    assert counts(made) == {"runs": 5, "done": 4, "failed": 1}
+
     (failed,) = (record for record in records.load_all(place / "results") if "failed" in record)
-    assert (
-        "became nan in epoch 1" in failed["failed"]
-        and failed["plan"]["entry"] == "main"
-        and failed["started"]
-    )
-    (config,) = (state.config for state in made.states() if state.status == "failed")
-    assert made.score(config) == 0 and records.table([failed]).empty
-    monkeypatch.setattr(
-        training, "pretrain", None
-    )  # an outcome like any other: it is not run again
-    made.work()
+    assert "became nan in epoch 1" in failed["failed"]
+    assert failed["plan"]["entry"] == "main"
+    assert failed["started"]
+    assert tables.table([failed]).empty
+
+    (state,) = (state for state in made.states() if state.status == "failed")
+    assert made.score(state.config) == 0
+
+    capsys.readouterr()
+    made.work()  # an outcome like any other: it is not run again
+    assert not capsys.readouterr().out
 
 
-def test_what_goes_wrong_around_a_run_is_told_and_takes_no_others_work(place, monkeypatch):
-    pretrain = training.pretrain
+def test_what_goes_wrong_around_a_run_is_told_and_takes_no_others_work(place, dataset):
+    blocked = place / "runs" / identity(THREE_EPOCHS, dataset)
+    blocked.parent.mkdir()
+    blocked.write_text("a file where the run's folder should be")
 
-    def full(config, *arguments, **options):
-        if config.epochs == 3:
-            raise InputError("can't write runs (No space left on device)")
-        return pretrain(config, *arguments, **options)
-
-    monkeypatch.setattr(training, "pretrain", full)
     made = queue(place, MAIN)
-    with pytest.raises(InputError, match="main: simclr-digits-e3-s0-.*: can't write runs"):
+    with pytest.raises(InputError, match=f"main: {blocked.name}: can't write"):
         made.work()
-    assert counts(made) == COUNTS | {"runs": 4, "done": 3, "missing": 1}
+    assert counts(made) == {"runs": 4, "done": 3, "missing": 1}
 
 
 def test_the_budget_is_kept(place):
     made = queue(place, MAIN)
     made.work(budget=0)
-    assert counts(made)["done"] == 0
+    assert counts(made) == {"runs": 4, "missing": 4}
 
 
 def test_data_that_are_not_there_are_told(place):
-    made = queue(place, MAIN | {"arms": {"a": {"preset": "simclr-cifar10-slim", "seeds": {1: 1}}}})
+    made = queue(place, main_with({"a": {"preset": "simclr-cifar10-slim", "seeds": {1: 1}}}))
     made.work()
-    assert counts(made)["missing"] == 1 and "cifar10 is not in" in made.ledger.missing["cifar10"]
+    assert counts(made) == {"runs": 1, "missing": 1}
+    assert made.in_words()[-1].startswith("note: cifar10 is not in")
 
 
 # --- several processes
@@ -268,18 +288,20 @@ def test_data_that_are_not_there_are_told(place):
 SCRIPT = """
 import sys
 from pathlib import Path
-from lib import plan, queue, records, training
-from lib.experiments import Ledger
-from lib.queue import Queue
+from lib.evidence import plan, queue
+from lib.evidence.ledger import Ledger
+from lib.runs import session
+
 place = Path(sys.argv[1])
-queue.POLL_SECONDS = training.CHECKPOINT_SECONDS = 0.2
-records.code = lambda: {"commit": "c", "changed": False, "source": "s"}
+queue.POLL_SECONDS = session.CHECKPOINT_SECONDS = 0.2
 ledger = Ledger(place / "data", place / "results", place / "runs", "cpu")
-Queue(plan.read(place / "experiments.yml"), ledger, "cpu", place / "kept").work()
+entries = plan.read(place / "experiments.yml")
+queue.Queue(entries, ledger, "cpu", place / "kept").work()
 """
 
 
-def started(place):
+def started(place: Path) -> subprocess.Popen:
+    """Another process that works off the queue."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(place)],
@@ -300,33 +322,29 @@ def one_thread():
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_two_processes_share_the_queue_and_one_may_die(place, how):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_two_processes_share_the_queue_and_one_may_die(place, dataset, number):
     arm = {"preset": "simclr-digits", "delta": SMALL, "seeds": {30: 3}}
-    watching = queue(place, MAIN | {"arms": {"simclr": arm}})
+    watching = queue(place, main_with({"simclr": arm}))
     first, second = started(place), started(place)
     try:
-        wait_for(lambda: counts(watching)["running"] == 2)
+        wait_for(lambda: counts(watching).get("running") == 2)
         victim = next(line for line in first.stdout if line.startswith("main"))
         folder = place / "runs" / victim.split()[-1]
-        wait_for(
-            lambda: (folder / "checkpoint-before.safetensors").exists()
-        )  # it is in the midst of it
-        first.send_signal(how)
+        # it is in the midst of it
+        wait_for(lambda: (folder / checkpoints.BEFORE).exists())
+        first.send_signal(number)
         first.wait(30)
-        printed = second.communicate(timeout=240)[0]
+        printed, _ = second.communicate(timeout=240)
     finally:
         first.kill()
         second.kill()
+
     watching.ledger.refresh()
-    assert counts(watching)["done"] == 3
-    assert (
-        len([line for line in printed.splitlines() if "minutes" in line]) == 3
-    )  # the survivor made them all
-    resumed = training.load_run(folder)
-    assert len(resumed.record["segments"]) == 2 and resumed.record["bit_exact"]
-    whole = training.pretrain(
-        resumed.config, load("toy", place / "data"), place / "whole", "cpu", progress=False
-    )
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], value), name
+    assert counts(watching) == {"runs": 3, "done": 3}
+    assert printed.count(" minutes;") == 3  # the survivor made them all
+    resumed = load_run(folder)
+    assert len(resumed.record["segments"]) == 2
+    assert resumed.record["bit_exact"]
+    whole = trained(resumed.config, dataset, place / "whole")
+    assert same_weights(resumed.model, whole.model)

@@ -1,94 +1,76 @@
+"""Records: what is no whole one is named, and what whole ones say in tables."""
+
 import json
-import os
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lib import InputError, evaluation, records, training
-from lib.config import preset
-from lib.data import load
+from lib import InputError, data, evaluation
+from lib.data.dataset import Dataset
+from lib.data.downloads import DOWNLOADS
+from lib.evidence import tables
+from lib.probes import PROBES
+from lib.runs import Run, records
+from tests.conftest import arrays, small, trained
 
 
 @pytest.fixture
-def run(toy, tmp_path):
-    config = preset("simclr-digits", data="toy", epochs=1, batch_size=32)
-    return training.pretrain(config, toy, tmp_path / "runs", device="cpu", progress=False)
+def run(toy: Dataset, tmp_path: Path) -> Run:
+    """A run that is not evaluated yet."""
+    return trained(small(epochs=1), toy, tmp_path / "runs")
 
 
-def test_publish_wants_an_evaluated_run_and_copies_it_whole(run, toy, tmp_path):
-    with pytest.raises(InputError, match="not evaluated yet"):
-        records.publish(run.folder, tmp_path / "results")
-    training.evaluate(run, toy, "cpu")
-    target = records.publish(run.folder, tmp_path / "results")
-    assert records.read(target) == run.record and records.load_all(tmp_path / "results") == [
-        run.record
-    ]
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The record of a run of pixels, which all probes were asked about."""
+    dataset = data.build("toy", **arrays(n=80))
+    pixels = small(epochs=0, encoder="pixels", head="none")
+    run = trained(pixels, dataset, tmp_path_factory.mktemp("runs"))
+    run.evaluate(dataset, "cpu", PROBES)
+    return records.read(run.folder / "record.json")
+
+
+def test_what_every_probe_finds_makes_a_whole_record(record):
+    on_h = record["evaluation"]["h"]
+    for name, probe in PROBES.items():
+        assert name in on_h or record[probe.field]
+
+
+def test_publish_wants_an_evaluated_run_and_copies_it_whole(run: Run, toy: Dataset, tmp_path: Path):
+    results = tmp_path / "results"
+    with pytest.raises(InputError, match="not evaluated yet; run: python -m lib probe"):
+        records.publish(run.folder, results)
+
+    run.evaluate(toy, "cpu")
+    target = records.publish(run.folder, results)
+    assert records.read(target) == run.record
     assert target.stat().st_size < 20_000
+    assert records.publish(run.folder / "record.json", results) == target
+    assert records.load_all(results) == [run.record]
 
 
-def test_the_table_has_a_row_for_each_accuracy(run, toy):
-    training.evaluate(run, toy, "cpu")
-    table = records.table([run.record])
-    assert sorted(zip(table.features, table.probe)) == [
-        ("h", "knn"),
-        ("h", "linear"),
-        ("z", "knn"),
-        ("z", "linear"),
-    ]
-    assert (table.accuracy == table.correct / table.n).all() and set(table.images) == {200}
-    assert set(table.trained_on) == {len(toy.take(None).pool(run.config.pool))}
-    assert list(records.table([]).columns) == records.COLUMNS
+@pytest.mark.parametrize("field, value", [("failed", "the loss became nan"), ("validation", [])])
+def test_a_failure_and_a_choice_on_val_are_published_without_a_look_at_test(
+    record, field, value, tmp_path: Path
+):
+    own = {name: record[name] for name in record if name != "validation"}
+    path = tmp_path / "record.json"
+    records.write(path, own | {"evaluation": {}, field: value})
+    assert records.read(records.publish(path, tmp_path / "results"))[field] == value
 
 
-def test_the_side_of_the_views_is_the_configurations_else_the_datas(run):
-    table = records.table(records.load_all()).drop_duplicates("data").set_index("data")
-    assert table.loc["cifar10", "view_size"] == 32 and table.loc["imagenette96", "view_size"] == 64
-    assert load("digits").size == (records.SIDES["digits"],) * 2
-    assert np.isnan(records.run_columns(run.record)["view_size"])  # of data nobody knows
-
-
-def test_the_label_table_ends_with_all_labels(run, toy, monkeypatch):
-    monkeypatch.setattr(evaluation, "PER_CLASS", (5,))
-    training.evaluate(run, toy, "cpu", ("linear", "uva", "labels"))
-    table = records.label_table([run.record])
-    everything = table[table.subset == "all"]
-    assert (
-        list(table[table.subset != "all"].per_class) == [5] * 7
-        and list(everything.per_class) == [50] * 3
-    )
-    assert set(everything.probe) == {"linear", "uva", "uva-last"} and set(everything.labels) == {
-        200
-    }
-    for row in everything.itertuples():
-        assert row.correct == run.record["evaluation"]["h"][row.probe]["correct"]
-    assert records.label_table([]).empty
-
-
-def test_an_older_record_and_a_newer_one_of_the_same_protocol_are_averaged(run, toy):
-    """A field added to Config later, left at its default, changes no protocol."""
-    training.evaluate(run, toy, "cpu")
-    older = run.record | {
-        "config": {k: v for k, v in run.record["config"].items() if k != "test_every"}
-    }
-    assert len(set(records.table([run.record, older]).protocol)) == 1
-    other = run.record | {"config": run.record["config"] | {"temperature": 0.3}}
-    assert len(set(records.table([run.record, other]).protocol)) == 2
-
-
-def test_baselines_are_not_called_by_the_name_of_a_method(toy, tmp_path):
-    for delta, name in (({}, "untrained"), ({"encoder": "pixels", "head": "none"}, "pixels")):
-        run = training.pretrain(
-            preset("simclr-digits", data="toy", epochs=0, **delta), toy, tmp_path, "cpu", False
-        )
-        training.evaluate(run, toy, "cpu")
-        assert set(records.table([run.record]).method) == {name}
-
-
-def test_bits_come_back():
-    for n in (1, 8, 1001):
-        right = np.random.default_rng(n).random(n) < 0.5
-        record = {"evaluation": {"h": {"linear": {"n": n, "bits": records.pack_bits(right)}}}}
-        assert (records.correct(record, "h", "linear") == right).all()
+def test_a_missing_record_is_named_with_what_the_folder_is_instead(tmp_path: Path):
+    path = tmp_path / "record.json"
+    with pytest.raises(InputError, match="can't read the record .*: No such file or directory$"):
+        records.read(path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InputError, match="these are exported weights, and a run is wanted"):
+        records.read(path)
+    (tmp_path / "checkpoint-before.safetensors").touch()
+    with pytest.raises(InputError, match="not finished: the same pretrain command goes on with it"):
+        records.read(path)
 
 
 @pytest.mark.parametrize(
@@ -97,68 +79,163 @@ def test_bits_come_back():
         (b"", "is not JSON"),
         (b"{", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
-        (b"[]", "is not a record: it holds a list"),
-        (b"{}", "is not a record: its field 'schema' is missing"),
+        (b"[" * 100_000, "is not JSON .nested too deeply"),
+        (b"[]", r"is not a whole record: it must be a mapping, got \[\]$"),
+        (b"{}", "is not a whole record: the field 'schema' is missing$"),
+        (b'{"schema": 99}', "has the schema 99, this version reads 1$"),
     ],
 )
-def test_what_is_no_record_is_named(content, words, tmp_path):
+def test_what_is_no_record_is_named(content, words, tmp_path: Path):
     (tmp_path / "bad.json").write_bytes(content)
     with pytest.raises(InputError, match=f"bad.json {words}"):
         records.read(tmp_path / "bad.json")
 
 
-def test_a_record_of_another_schema_is_refused(run):
-    record = run.record | {"schema": 99}
-    (run.folder / "record.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match="has the schema 99, this version reads 1"):
-        records.read(run.folder / "record.json")
-    with pytest.raises(InputError, match="can't read the record"):
-        records.read(run.folder / "none.json")
+def the_result(**values) -> dict:
+    return {"evaluation": {"h": {"knn": values}}}
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"config": {}}, "TypeError"),
-        ({"config": {"batch_size": 1}}, "TypeError"),
-        ({"data": {}}, "KeyError"),
-        ({"evaluation": {"h": 3}}, "AttributeError"),
-        ({"evaluation": {"h": {"knn": {"n": 0, "correct": 0}}}}, "ZeroDivisionError"),
-        ({"evaluation": {"h": {"knn": {"n": 2, "correct": 3}}}}, "3 of 2 images correct"),
+        ({"id": "../x"}, "id must be a file name, got '../x'"),
+        ({"id": 3}, "id must be text, got 3"),
+        ({"seconds": "3"}, "seconds must be a number, got '3'"),
+        ({"curves": [{}, 3]}, "curves must be mappings, got 3"),
+        ({"segments": {}}, "segments must be a list, got {}"),
+        ({"config": {}}, "config: the field 'name' is missing"),
+        ({"config": 3}, "config must be a mapping, got 3"),
+        ({"data": {}}, "the field 'data.name' is missing"),
+        ({"evaluation": {"h": 3}}, "evaluation.h must be a mapping, got 3"),
+        (the_result(n=2), "the field 'evaluation.h.knn.correct' is missing"),
+        (the_result(n=0, correct=0), "evaluation.h.knn.n must be at least 1, got 0"),
+        (the_result(n=2, correct=-1), "evaluation.h.knn.correct must be at least 0, got -1"),
         (
-            {"evaluation": {"h": {"knn": {"n": 2**31, "correct": 3, "bits": "AAAA"}}}},
-            "3 bytes of bits for 2147483648",
+            the_result(n=2, correct=3),
+            "evaluation.h.knn must have at most 2 correct images, got 3",
         ),
-        ({"id": "../x"}, "not a file name"),
+        (
+            the_result(n=2**31, correct=3, bits="AAAA"),
+            "evaluation.h.knn must have a bit for each image "
+            "(3 bytes of bits for 2147483648 images)",
+        ),
+        (
+            the_result(n=2, correct=1, bits="A"),
+            "evaluation.h.knn must have a bit for each image "
+            "(Invalid base64-encoded string: number of data characters (1) cannot be 1 more than "
+            "a multiple of 4)",
+        ),
+        ({"label_sweep": [{}]}, "the field 'label_sweep.0.n' is missing"),
+        ({"calibration": 3}, "calibration must be a list, got 3"),
+        ({"validation": [{}]}, "the field 'validation.0.n' is missing"),
     ],
 )
-def test_half_a_record_is_named(run, change, words):
-    (run.folder / "record.json").write_text(json.dumps(run.record | change))
-    with pytest.raises(InputError, match=f"record.json is not a .*{words}"):
-        records.read(run.folder / "record.json")
+def test_half_a_record_is_named(record, change, words, tmp_path: Path):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record | change))
+    with pytest.raises(InputError) as raised:
+        records.read(path)
+    assert str(raised.value) == f"{path} is not a whole record: {words}"
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file(step, tmp_path, monkeypatch):
-    path = tmp_path / "file.json"
-    records.write_atomically(path, b"old")
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("batch_size", 1, "config: batch_size must be at least 2, got 1"),
+        ("method", "byol", "config: unknown method 'byol'; known: simclr, supcon, ce"),
+        ("epoch", 1, "config: unknown field 'epoch'; did you mean 'epochs'?"),
+    ],
+)
+def test_a_configuration_that_is_none_is_named(record, field, value, words, tmp_path: Path):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record | {"config": record["config"] | {field: value}}))
+    with pytest.raises(InputError) as raised:
+        records.read(path)
+    assert str(raised.value) == f"{path} is not a whole record: {words}"
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, step, full)
-    with pytest.raises(InputError, match="can't write .*file.json .No space left"):
-        records.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file.json"]
+@pytest.mark.parametrize("field", ["name", "variant", "fingerprint", "classes", "counts"])
+def test_a_record_says_what_its_data_were(record, field, tmp_path: Path):
+    left = {name: value for name, value in record["data"].items() if name != field}
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record | {"data": left}))
+    with pytest.raises(InputError, match=f"the field 'data.{field}' is missing"):
+        records.read(path)
+
+
+def test_other_fields_may_stand_beside_those_that_are_read(record, tmp_path: Path):
+    more = record | {"note": "of mine", "data": record["data"] | {"note": 3}}
+    records.write(tmp_path / "record.json", more)
+    assert records.read(tmp_path / "record.json") == more
+
+
+@pytest.mark.parametrize("n", [1, 8, 1001])
+def test_bits_come_back(n):
+    right = np.random.default_rng(n).random(n) < 0.5
+    record = {"evaluation": {"h": {"linear": {"n": n, "bits": evaluation.pack_bits(right)}}}}
+    assert (records.correct(record, "h", "linear") == right).all()
 
 
 def test_published_records_are_whole():
     for record in records.load_all():
         assert record["evaluation"] or record.get("validation") or record["failed"]
-        assert record["code"]["commit"] and record["code"]["changed"] is False
-        assert (
-            record["data"]["fingerprint"]
-            and record["versions"]["torch"]
-            and record["device"]["name"]
-        )
+        assert record["code"]["commit"]
+        assert record["code"]["changed"] is False
+        assert record["data"]["fingerprint"]
+        assert record["versions"]["torch"]
+        assert record["device"]["name"]
+
+
+def test_the_table_has_a_row_for_each_accuracy(run: Run, toy: Dataset):
+    run.evaluate(toy, "cpu")
+    table = tables.table([run.record])
+    assert sorted(zip(table.features, table.probe)) == [
+        ("h", "knn"),
+        ("h", "linear"),
+        ("z", "knn"),
+        ("z", "linear"),
+    ]
+    assert (table.accuracy == table.correct / table.n).all()
+    assert set(table.images) == {200}
+    assert set(table.trained_on) == {len(toy.pool(run.config.pool))}
+    assert list(tables.table([]).columns) == tables.COLUMNS
+
+
+def test_the_side_of_the_views_is_the_configurations_else_the_datas(record):
+    table = tables.table(records.load_all()).drop_duplicates("data").set_index("data")
+    assert table.loc["cifar10", "view_size"] == 32
+    assert table.loc["imagenette96", "view_size"] == 64
+    assert data.load("digits").size == (DOWNLOADS["digits"].side,) * 2
+    assert math.isnan(tables.run_columns(record)["view_size"])  # of data nobody knows
+
+
+def test_the_label_table_ends_with_all_labels(record):
+    table = tables.label_table([record])
+    few = table[table.subset != "all"]
+    everything = table[table.subset == "all"]
+    assert list(few.per_class) == [10] * 7  # five subsets, and two results of UvA's probe
+    assert list(few.correct) == [row["correct"] for row in record["label_sweep"]]
+
+    assert list(everything.probe) == ["linear", "uva", "uva-last"]
+    assert set(everything.per_class) == {20}
+    assert set(everything.labels) == {80}
+    for row in everything.itertuples():
+        assert row.correct == record["evaluation"]["h"][row.probe]["correct"]
+    assert tables.label_table([]).empty
+
+
+def test_an_older_record_and_a_newer_one_of_the_same_protocol_are_averaged(record):
+    """A field added to Config later, left at its default, changes no protocol."""
+    config = {name: value for name, value in record["config"].items() if name != "test_every"}
+    older = record | {"config": config}
+    assert len(set(tables.table([record, older]).protocol)) == 1
+    other = record | {"config": record["config"] | {"temperature": 0.3}}
+    assert len(set(tables.table([record, other]).protocol)) == 2
+
+
+@pytest.mark.parametrize(
+    "encoder, name", [("slim", "untrained"), ("pixels", "pixels"), ("kmeans400", "kmeans")]
+)
+def test_baselines_are_not_called_by_the_name_of_a_method(record, encoder, name):
+    untrained = record | {"config": record["config"] | {"encoder": encoder}}
+    assert tables.run_columns(untrained)["method"] == name

@@ -1,7 +1,5 @@
-"""Runs that are stopped, damaged, raced or out of something: nothing is lost, and nothing is wrong
-in silence."""
+"""Runs that are stopped, damaged, raced or out of something: nothing is lost, nothing silent."""
 
-import contextlib
 import itertools
 import json
 import os
@@ -10,470 +8,528 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save as serialise
+from torch import Tensor
 
-from lib import (
-    ROOT,
-    InputError,
-    augmentations,
-    checkpoints,
-    data,
-    evaluation,
-    records,
-    runs,
-    sessions,
-    training,
+from lib import ROOT, Diverged, InputError, augmentations, data
+from lib.config import Config
+from lib.data.dataset import Dataset
+from lib.evidence import tables
+from lib.interruptions import SIGNALS
+from lib.methods import METHODS, Loss
+from lib.runs import checkpoints, identity, load, records, session
+from lib.runs.checkpoints import BEFORE, NEWEST
+from lib.runs.session import ENDED, WITHOUT_A_WORD, inexact, only_writer
+from lib.runs.trouble import estimated_batch, out_of_memory, refuse_collapse
+from tests.conftest import (
+    arrays,
+    begun,
+    same,
+    sessions_of,
+    small,
+    stopped,
+    trained,
+    training_of,
+    wait_for,
 )
-from lib.checkpoints import BEFORE, NEWEST
-from lib.encoders import Model
-from tests.conftest import arrays
-from tests.test_training import config, pretrain
 
-OF_THE_MACHINE = {"seconds", "views_per_second"}  # what may differ between equal runs
+# 180 images in batches of 40: the fifth has 20, so an epoch's contrast is of the batch before
+FIVE_STEPS = {"epochs": 2, "batch_size": 40, "drop_last": False}
+OPTIMISERS = {"simclr": "adamw", "supcon": "sgd", "ce": "adamw"}
 
 
-def same(one, other):
-    """Whether two runs have the same weights and the same rows, times and rates apart."""
-    rows = [
-        [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in run.curves]
-        for run in (one, other)
-    ]
-    weights = [run.model.state_dict() for run in (one, other)]
-    return rows[0] == rows[1] and all(
-        torch.equal(a, b) for a, b in zip(*(w.values() for w in weights))
-    )
+def step_of(folder: Path, name: str = NEWEST) -> int:
+    """How far a checkpoint is."""
+    return checkpoints.read(folder / name)[1].step
 
 
-@contextlib.contextmanager
-def stopped_before(step):
-    """Training is interrupted before that step, counted from here; every step before has left a
-    checkpoint."""
-    train_step, count = training.train_step, itertools.count()
-
-    def stopping(*parts):
-        if next(count) == step:
-            raise KeyboardInterrupt
-        return train_step(*parts)
-
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training, "train_step", stopping)
-        patched.setattr(training, "CHECKPOINT_SECONDS", 0)
-        yield
+def ending_of(folder: Path) -> dict:
+    """What the last session that did not finish left as its note."""
+    return json.loads((folder / ENDED).read_text())
 
 
-@pytest.mark.parametrize(
-    "method, optimiser", [("simclr", "adamw"), ("supcon", "sgd"), ("ce", "adamw")]
-)
-def test_a_run_stopped_before_any_step_goes_on_to_the_same_end(method, optimiser, toy, tmp_path):
-    """180 images in batches of 40: the fifth has 20, so the contrast of an epoch is of the batch
-    before."""
-    chosen = config(
-        method, optimiser=optimiser, epochs=2, batch_size=40, drop_last=False, knn_every=1
-    )
-    whole = pretrain(chosen, toy, tmp_path / "whole")
-    assert whole.record["bit_exact"] is True and len(whole.record["segments"]) == 1
-    for step in range(10):
-        with stopped_before(step):
-            pretrain(chosen, toy, tmp_path / str(step))
-        cut = pretrain(chosen, toy, tmp_path / str(step))
-        assert same(whole, cut), step
-        assert [segment["steps"] for segment in cut.record["segments"]] == [[0, step], [step, 10]]
+@pytest.mark.parametrize("method, optimiser", OPTIMISERS.items())
+def test_a_run_stopped_anywhere_goes_on_to_the_same_end(method, optimiser, toy, tmp_path):
+    """Before its first step, after any step, and between an epoch's last step and its row."""
+    config = small(method, optimiser=optimiser, **FIVE_STEPS)
+    whole = trained(config, toy, tmp_path / "whole")
+    assert whole.record["bit_exact"] is True
+    assert sessions_of(whole) == [[0, 10]]
+
+    for taken in range(13):  # ten steps and two rows
+        runs = tmp_path / str(taken)
+        cut = begun(config, toy, runs)
+        for _ in itertools.islice(training_of(cut, toy), taken):
+            pass
+        cut.save()
+        step = cut.progress.step
+        run = trained(config, toy, runs)
+        assert same(whole, run), taken
+        assert sessions_of(run) == [[0, step], [step, 10]]
 
 
-@pytest.mark.parametrize("method", ["simclr", "supcon", "ce"])
-def test_a_run_stopped_between_the_last_step_of_an_epoch_and_its_row_goes_on_to_the_same_end(
-    method, toy, tmp_path
-):
-    """The row is made from what the checkpoint kept: sums, and the embeddings of the last full
-    batch."""
-    chosen = config(method, epochs=2, batch_size=40, drop_last=False, knn_every=1)
-
-    def stopping(*_):
-        raise KeyboardInterrupt
-
-    whole = pretrain(chosen, toy, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(evaluation, "knn_on_val", stopping)
-        patched.setattr(training, "CHECKPOINT_SECONDS", 0)
-        pretrain(chosen, toy, tmp_path / "cut")
-    kept = checkpoints.read(tmp_path / "cut" / whole.folder.name / NEWEST)[1]
-    assert (
-        kept.step == 5
-        and kept.seen == 180
-        and not kept.curves
-        and (kept.z is None) == (method == "ce")
-    )
-    assert same(whole, pretrain(chosen, toy, tmp_path / "cut"))
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_keeps_what_the_row_is_made_of(method, toy, tmp_path):
+    """Sums, and the embeddings of the last full batch: the fifth step's were fewer."""
+    config = small(method, **FIVE_STEPS)
+    cut = stopped(config, toy, tmp_path, steps=5)
+    _, kept, _ = checkpoints.read(cut.folder / NEWEST)
+    assert kept.step == 5
+    assert kept.seen == 180
+    assert kept.curves == []
+    assert 0 < kept.mean_loss() < 10
+    if method == "ce":
+        assert kept.z is None
+    else:
+        assert kept.z.shape == (2, 40, 128)
+    assert (kept.labels is not None) == (method == "supcon")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_waits_for_the_step_and_its_checkpoint(name, toy, tmp_path, monkeypatch):
-    number, handled = getattr(signal, name), []
-    before = signal.signal(number, lambda *_: (_ for _ in ()).throw(SystemExit(name)))
-    try:
-        whole, train_step = pretrain(config(), toy, tmp_path / "whole"), training.train_step
+@pytest.fixture
+def exiting() -> Iterator[Callable]:
+    """SIGTERM and SIGINT raise SystemExit with their name."""
 
-        def signalled(*parts):
-            result = train_step(*parts)
-            handled.append(1)
-            if len(handled) == 7:
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(signal.Signals(number).name)
+
+    before = {}
+    for number in SIGNALS:
+        before[number] = signal.signal(number, leave)
+    yield leave
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_waits_for_the_step_and_its_checkpoint(number, toy, tmp_path, exiting):
+    cut = begun(small(), toy, tmp_path)
+    with pytest.raises(SystemExit, match=number.name), cut.interruptions:
+        for _ in training_of(cut, toy):
+            if cut.progress.step == 7:
                 os.kill(os.getpid(), number)
-            return result
+            cut.after_step()
+    assert cut.progress.step == step_of(cut.folder) == 7
+    ending = ending_of(cut.folder)
+    assert ending["ended"] == f"stopped by {number.name}"
+    assert ending["step"] == 7
+    assert signal.getsignal(number) == exiting  # put back
 
-        with monkeypatch.context() as patched, pytest.raises(SystemExit, match=name):
-            patched.setattr(training, "train_step", signalled)
-            pretrain(config(), toy, tmp_path / "cut")
-        folder = next((tmp_path / "cut").iterdir())
-        assert checkpoints.read(folder / NEWEST)[1].step == 7
-        assert json.loads((folder / sessions.ENDED).read_text())["step"] == 7
-        cut = pretrain(config(), toy, tmp_path / "cut")
-        assert same(whole, cut) and not (folder / sessions.ENDED).exists()
-        assert cut.record["segments"][0]["ended"] == f"SystemExit: {name}"
-        assert signal.getsignal(number) not in (
-            signal.SIG_DFL,
-            signal.default_int_handler,
-        )  # ours, put back
-    finally:
-        signal.signal(number, before)
+    run = trained(small(), toy, tmp_path)
+    assert not (cut.folder / ENDED).exists()
+    assert run.record["segments"][0]["ended"] == f"stopped by {number.name}"
+
+
+def test_the_second_signal_does_not_wait(toy, tmp_path, exiting):
+    cut = begun(small(), toy, tmp_path)
+    with cut.interruptions:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(SystemExit, match="SIGTERM"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_that_comes_after_the_last_step_is_not_lost(toy, tmp_path, exiting):
+    cut = begun(small(), toy, tmp_path)
+    with pytest.raises(SystemExit, match="SIGTERM"), cut.interruptions:
+        os.kill(os.getpid(), signal.SIGTERM)
+        saved = cut.progress.step
+    assert saved == 0
 
 
 RUN = """
 import signal, sys, torch
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from lib import data, training
-from tests.conftest import arrays
-from tests.test_training import config
+from pathlib import Path
+from lib import data
+from lib.runs import session
+from tests.conftest import arrays, small, trained
 torch.set_num_threads(1)
-train_step = training.train_step
-def told(*parts):
-    result = train_step(*parts)
-    print("step", flush=True)
-    return result
-training.train_step = told
-toy = data.build("toy", **arrays())
-training.pretrain(config(epochs=400), toy, sys.argv[1], "cpu", progress=False)
-print("done", flush=True)
+session.CHECKPOINT_SECONDS = 0
+trained(small(epochs=400), data.build("toy", **arrays()), Path(sys.argv[1]))
 """
 
 
 @pytest.mark.parametrize(
-    "number, status", [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, 1)]
+    "number, status, ending",
+    [
+        (signal.SIGKILL, -9, WITHOUT_A_WORD),
+        (signal.SIGTERM, -15, "stopped by SIGTERM"),
+        (signal.SIGINT, 1, "KeyboardInterrupt"),
+    ],
 )
-def test_a_killed_process_leaves_its_lock_and_its_last_checkpoint(number, status, toy, tmp_path):
+def test_a_killed_process_leaves_its_lock_and_its_last_checkpoint(
+    number, status, ending, toy, tmp_path
+):
     """Real processes: their signals, their death, the lock that the system takes back."""
+    config = small(epochs=400)
+    folder = tmp_path / identity(config, toy)
+
+    def on_the_way() -> bool:
+        try:
+            return step_of(folder) >= 12
+        except InputError:  # not yet there, or between two renames
+            return False
+
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, tmp_path],
         cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
         stderr=subprocess.PIPE,
     )
-    for _ in range(12):
-        assert process.stdout.readline() == "step\n"
-    folder = next(tmp_path.iterdir())
-    with pytest.raises(InputError, match=f"another process is writing .*{folder.name}; try again"):
-        training.pretrain(config(epochs=400), toy, tmp_path, "cpu", progress=False, wait=False)
-    process.send_signal(number)
-    process.communicate(timeout=60)
+    try:
+        wait_for(on_the_way, seconds=120)
+        why = f"another process is writing .*{folder.name}; try again"
+        with pytest.raises(InputError, match=why):
+            trained(config, toy, tmp_path, wait=False)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+
     assert process.returncode == status
-    step = checkpoints.read(folder / NEWEST)[1].step
-    assert (step == 0) if number == signal.SIGKILL else (12 <= step < 2000)
-    with stopped_before(0):  # the lock is free
-        pretrain(config(epochs=400), toy, tmp_path)
-    assert checkpoints.read(folder / NEWEST)[1].step == step
+    left = begun(config, toy, tmp_path)
+    assert 12 <= left.progress.step < 2000
+    assert left.progress.segments[0]["ended"] == ending
+    with only_writer(folder, wait=False):
+        pass  # the lock is free
 
 
-def half_done(toy, tmp_path, step=7):
-    """A run stopped at a step, with two generations of checkpoints; its folder."""
-    with stopped_before(step):
-        pretrain(config(), toy, tmp_path)
-    return tmp_path / runs.identity(config(), toy)
+DAMAGES = {
+    "emptied": lambda content: b"",
+    "truncated": lambda content: content[:-1],
+    "halved": lambda content: content[: len(content) // 2],
+    "flipped": lambda content: flipped(content, len(content) - 5),
+    "header": lambda content: flipped(content, 60),
+    "length": lambda content: flipped(content, 0),
+}
 
 
-def damage(content, how):
-    return {
-        "emptied": b"",
-        "truncated": content[:-1],
-        "halved": content[: len(content) // 2],
-        "flipped": content[:-5] + bytes([content[-5] ^ 1]) + content[-4:],
-        "header": content[:60] + bytes([content[60] ^ 1]) + content[61:],
-        "length": bytes([content[0] ^ 1]) + content[1:],
-    }[how]
+def flipped(content: bytes, place: int, bit: int = 0) -> bytes:
+    """The content with a bit of the byte at that place changed."""
+    changed = bytearray(content)
+    changed[place] ^= 1 << bit
+    return bytes(changed)
 
 
-@pytest.mark.parametrize("how", ["emptied", "truncated", "halved", "flipped", "header", "length"])
+@pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(how, toy, tmp_path):
-    whole = pretrain(config(), toy, tmp_path / "whole")
-    folder = half_done(toy, tmp_path / "cut")
-    assert [checkpoints.read(folder / name)[1].step for name in (NEWEST, BEFORE)] == [7, 6]
-    (folder / NEWEST).write_bytes(damage((folder / NEWEST).read_bytes(), how))
-    with (
-        pytest.warns(
-            UserWarning, match=rf"{NEWEST} is missing or damaged .*going on from .*{BEFORE}"
-        ),
-        stopped_before(0),
-    ):
-        pretrain(config(), toy, tmp_path / "cut")
-    assert (
-        not (folder / NEWEST).exists() and (folder / BEFORE).exists()
-    )  # the next one will not replace the whole
-    cut = pretrain(config(), toy, tmp_path / "cut")
-    assert same(whole, cut) and cut.record["segments"][0]["steps"] == [0, 6]
+    runs = tmp_path / "cut"
+    folder = stopped(small(), toy, runs, steps=7).folder
+    newest, before = folder / NEWEST, folder / BEFORE
+    assert step_of(folder) == 7
+    assert step_of(folder, BEFORE) == 6
+
+    newest.write_bytes(DAMAGES[how](newest.read_bytes()))
+    why = rf"{NEWEST} is missing or damaged .*going on from .*{BEFORE}"
+    with pytest.warns(UserWarning, match=why):
+        assert begun(small(), toy, runs).progress.step == 6
+    assert not newest.exists()  # or it would take the whole one's place
+    assert before.exists()
+
+    run = trained(small(), toy, runs)
+    assert same(run, trained(small(), toy, tmp_path / "whole"))
+    assert sessions_of(run)[0] == [0, 6]
 
 
 def test_where_no_checkpoint_is_whole_both_are_named(toy, tmp_path):
-    folder = half_done(toy, tmp_path)
+    folder = stopped(small(), toy, tmp_path, steps=2).folder
     for name in (NEWEST, BEFORE):
         (folder / name).write_bytes(b"\x08" * 40)
-    with pytest.raises(
-        InputError, match=rf"{NEWEST} is .*; .*{BEFORE} is .*; delete .* to train anew"
-    ):
-        pretrain(config(), toy, tmp_path)
+    why = rf"{NEWEST} is .*; .*{BEFORE} is .*; delete .* to train anew"
+    with pytest.raises(InputError, match=why):
+        trained(small(), toy, tmp_path)
+
     (folder / NEWEST).unlink()  # as between the two renames
     (folder / BEFORE).unlink()
-    assert pretrain(config(), toy, tmp_path).curves
+    assert trained(small(), toy, tmp_path).curves
+
+
+def other_toy() -> Dataset:
+    """Of the same name and size."""
+    return data.build("toy", **arrays(seed=1))
 
 
 def test_a_whole_file_in_another_ones_place_is_refused(toy, tmp_path):
-    """Of the same configuration: a model is no checkpoint, a checkpoint no model, and other data
-    another run."""
-    folder, done = (
-        half_done(toy, tmp_path / "cut"),
-        pretrain(config(), toy, tmp_path / "done").folder,
-    )
-    other = pretrain(config(), data.build("toy", **arrays(seed=1)), tmp_path / "other").folder
-    whole = (folder / NEWEST).read_bytes()
-    (folder / NEWEST).write_bytes((done / "model.safetensors").read_bytes())
-    with pytest.warns(
-        UserWarning, match=f"{NEWEST} is not what its name says: it holds the model of {done.name}"
-    ):
-        assert same(pretrain(config(), toy, tmp_path / "cut"), training.load_run(done))
-    for content in (whole, (other / "model.safetensors").read_bytes()):
-        (done / "model.safetensors").write_bytes(content)
-        with pytest.raises(
-            InputError, match="is not what its name says: it holds (all|the model) of simclr"
-        ):
-            training.load_run(done)
+    """Of one configuration: a model is no checkpoint; a checkpoint, or other data's, no model."""
+    runs = tmp_path / "cut"
+    newest = stopped(small(), toy, runs, steps=7).folder / NEWEST
+    checkpoint = newest.read_bytes()
+    done = trained(small(), toy, tmp_path / "done")
+    model = done.folder / "model.safetensors"
+    others = trained(small(), other_toy(), tmp_path / "other").folder / model.name
+
+    newest.write_bytes(model.read_bytes())
+    why = f"{NEWEST} is not what its name says: it holds the model of {done.folder.name}"
+    with pytest.warns(UserWarning, match=why):
+        assert same(trained(small(), toy, runs), done)
+
+    for content in (checkpoint, others.read_bytes()):
+        model.write_bytes(content)
+        why = "is not what its name says: it holds (all|the model) of simclr"
+        with pytest.raises(InputError, match=why):
+            load(done.folder)
 
 
 def test_every_bit_of_a_finished_model_is_checked(toy, tmp_path):
-    run = pretrain(config(epochs=0), toy, tmp_path)
+    run = trained(small(epochs=0), toy, tmp_path)
     path = run.folder / "model.safetensors"
-    content, draw = path.read_bytes(), torch.Generator().manual_seed(0)
+    content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
-    places = torch.cat(
-        [
-            torch.arange(12),
-            torch.randint(header, (80,), generator=draw),
-            torch.randint(header, len(content), (20,), generator=draw),
-        ]
-    )
+    draw = torch.Generator().manual_seed(0)
+    of_header = torch.randint(header, (80,), generator=draw)
+    of_all = torch.randint(len(content), (20,), generator=draw)
+    places = torch.cat([torch.arange(12), of_header, of_all])
     for place, bit in zip(places.tolist(), itertools.cycle(range(8))):
-        path.write_bytes(
-            content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
-        )
+        path.write_bytes(flipped(content, place, bit))
         with pytest.raises(InputError, match="model.safetensors is missing or damaged"):
-            training.load_run(run.folder)
+            load(run.folder)
+
     path.write_bytes(content)
-    assert same(training.load_run(run.folder), run)
+    assert same(load(run.folder), run)
+
+
+def protocols(evaluated: list[dict]) -> set[str]:
+    """Of what records found."""
+    return set(tables.table(evaluated).protocol)
 
 
 def test_a_finished_run_without_a_checksum_is_read_with_a_warning(toy, tmp_path):
     """As earlier versions wrote it; their records have no segments either."""
-    from safetensors.torch import save
-
-    run = pretrain(config(epochs=1), toy, tmp_path)
-    metadata = {"config": json.dumps(run.record["config"]), "curves": json.dumps(run.curves)}
-    weights = {
-        f"model.{name}": value.contiguous() for name, value in run.model.state_dict().items()
+    run = trained(small(epochs=1), toy, tmp_path)
+    metadata = {
+        "config": json.dumps(run.record["config"]),
+        "curves": json.dumps(run.curves),
     }
-    (run.folder / "model.safetensors").write_bytes(save(weights, metadata))
-    older = {k: v for k, v in run.record.items() if k not in ("segments", "bit_exact", "recipe")}
+    weights = {}
+    for name, x in run.model.state_dict().items():
+        weights[f"model.{name}"] = x.contiguous()
+    (run.folder / "model.safetensors").write_bytes(serialise(weights, metadata))
+
+    older = dict(run.record)
+    for field in ("segments", "bit_exact", "recipe"):
+        del older[field]
     records.write(run.folder / "record.json", older)
     with pytest.warns(UserWarning, match="written without a checksum"):
-        assert same(training.load_run(run.folder), run)
-    assert (records.table([older]).protocol == records.table([run.record]).protocol).all()
+        assert same(load(run.folder), run)
+    assert protocols([older]) == protocols([run.record])
+
+
+def test_what_killed_processes_had_begun_to_write_is_removed(toy, tmp_path):
+    folder = stopped(small(), toy, tmp_path, steps=1).folder
+    for name in (".checkpoint.safetensors.coming.4321", ".record.json.77"):
+        (folder / name).write_bytes(b"half")
+    trained(small(), toy, tmp_path)
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == [".lock", "model.safetensors", "record.json"]
+
+
+def full_at(write: int) -> Callable[[int], None]:
+    """An fsync that fails once, when a file is flushed that many files after now."""
+    fsync = os.fsync
+    flushes = itertools.count()
+
+    def flush(descriptor: int) -> None:
+        if next(flushes) == 2 * write:  # after each file its folder is flushed
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    return flush
 
 
 def test_a_full_disk_at_any_write_loses_nothing(toy, tmp_path, monkeypatch):
-    whole = pretrain(config(epochs=1), toy, tmp_path / "whole")
-    fsync, failed = os.fsync, 0
-    for write in range(24):
-        writes = itertools.count()
-
-        def full(descriptor, write=write, writes=writes):
-            if next(writes) == write:
-                raise OSError(28, "No space left on device")
-            return fsync(descriptor)
-
+    """And ``pretrain`` goes on to the same end from wherever it was, with its looks on the way."""
+    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 0)
+    config = small(knn_every=1, **FIVE_STEPS)
+    whole = trained(config, toy, tmp_path / "whole")
+    for write in range(16):  # at the start, each step, each row, the end; the model, the record
+        runs = tmp_path / str(write)
         with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", full)
-            patched.setattr(training, "CHECKPOINT_SECONDS", 0)
-            try:
-                pretrain(config(epochs=1), toy, tmp_path / str(write))
-            except InputError as error:
-                assert "No space left" in str(error)
-                failed += 1
-        assert same(pretrain(config(epochs=1), toy, tmp_path / str(write)), whole)
-        assert not [
-            p for p in (tmp_path / str(write)).rglob("*") if "." + str(os.getpid()) in p.name
-        ]
-    assert failed >= 8
+            patched.setattr(os, "fsync", full_at(write))
+            with pytest.raises(InputError, match="No space left"):
+                trained(config, toy, runs)
+        assert same(trained(config, toy, runs), whole)
+        assert not list(runs.rglob(f"*.{os.getpid()}"))
 
 
-def test_the_second_of_two_waits_and_returns_what_the_first_made(toy, tmp_path, monkeypatch, capfd):
-    train, trained, entered, leave = training._train, [], threading.Event(), threading.Event()
-
-    def slow(*parts):
-        trained.append(1)
-        entered.set()
-        assert leave.wait(60)
-        train(*parts)
-
-    monkeypatch.setattr(training, "_train", slow)
+def test_of_two_that_wait_one_trains_and_the_other_returns_what_it_made(toy, tmp_path, capfd):
     made = []
-    threads = [
-        threading.Thread(target=lambda: made.append(pretrain(config(), toy, tmp_path)))
-        for _ in range(2)
-    ]
-    threads[0].start()
-    assert entered.wait(60)
-    threads[1].start()
-    while "waiting until it is done" not in (said := capfd.readouterr().err):
-        time.sleep(0.05)
-    leave.set()
+    lines = []
+
+    def train() -> None:
+        made.append(trained(small(), toy, tmp_path))
+
+    def both_wait() -> bool:
+        lines.append(capfd.readouterr().err)
+        return "".join(lines).count("waiting until it is done (Ctrl-C leaves)\n") == 2
+
+    threads = [threading.Thread(target=train), threading.Thread(target=train)]
+    with only_writer(tmp_path / identity(small(), toy)):
+        for thread in threads:
+            thread.start()
+        wait_for(both_wait)
+        assert not made
     for thread in threads:
         thread.join(60)
-    assert trained == [1] and made[0].record == made[1].record and said.count("\n") == 1
+    assert made[0].record == made[1].record
+    assert "".join(lines).count("\n") == 2
 
 
 def test_two_evaluations_keep_each_others_results(toy, tmp_path):
-    run = pretrain(config(epochs=0), toy, tmp_path)
-    one, other = training.load_run(run.folder), training.load_run(run.folder)
-    training.evaluate(one, toy, "cpu", ("knn",))
-    training.evaluate(other, toy, "cpu", ("linear",))
-    assert set(records.read(run.folder / "record.json")["evaluation"]["h"]) == {"knn", "linear"}
+    run = trained(small(epochs=0), toy, tmp_path)
+    one, other = load(run.folder), load(run.folder)
+    one.evaluate(toy, "cpu", ("knn",))
+    other.evaluate(toy, "cpu", ("linear",))
+    answers = records.read(run.folder / "record.json")["evaluation"]
+    assert answers["h"].keys() == {"knn", "linear"}
 
 
-def test_the_record_says_how_sessions_ended_and_whether_it_is_exact(toy, tmp_path, monkeypatch):
-    folder = half_done(toy, tmp_path)
-    note = json.loads((folder / sessions.ENDED).read_text())
-    assert note["ended"] == "KeyboardInterrupt" and note["step"] == 7
-    (folder / sessions.ENDED).write_text(
-        json.dumps(note | {"step": 3})
-    )  # of an earlier session: says nothing
-    device = records.device
-    monkeypatch.setattr(records, "device", lambda d: device(d) | {"threads": 99})
-    record = pretrain(config(), toy, tmp_path).record
+def test_the_record_says_how_sessions_ended_and_whether_it_is_exact(toy, tmp_path):
+    cut = stopped(small(), toy, tmp_path, steps=7)
+    cut.progress.segments[0]["device"]["threads"] = 99
+    cut.save()
+    cut.progress.segments[0]["steps"] = [0, 3]
+    cut.end("of an earlier session: says nothing")
+    assert ending_of(cut.folder)["step"] == 3
+
+    record = trained(small(), toy, tmp_path).record
     one, two = record["segments"]
-    assert one["ended"] == sessions.WITHOUT_A_WORD and "ended" not in two and one["seconds"] > 0
-    assert (
-        two["device"]["threads"] == 99
-        and two["versions"]["torch"] == torch.__version__.split("+")[0]
-    )
-    assert record["bit_exact"] is False and re.fullmatch(
-        r"segments 1 and 2 differ in threads \(\d+, then 99\): exact up to rounding",
-        record["inexact_because"],
-    )
-    gpu = [one | {"deterministic": False}, one]
-    assert "deterministic mode" in sessions.inexact(gpu) and sessions.inexact(gpu[:1]) is None
+    assert one["ended"] == WITHOUT_A_WORD
+    assert one["seconds"] > 0
+    assert "ended" not in two
+    assert torch.__version__.startswith(two["versions"]["torch"])
+    assert record["bit_exact"] is False
+    why = r"segments 1 and 2 differ in threads \(99, then \d+\): exact up to rounding"
+    assert re.fullmatch(why, record["inexact_because"])
 
 
-def test_what_is_not_finite_is_never_kept(toy, tmp_path, monkeypatch):
-    train_step, count = training.train_step, itertools.count()
-
-    def spoilt(config, model, *parts):
-        loss, z = train_step(config, model, *parts)
-        if next(count) == 4:
-            next(model.parameters()).data[0] = float("inf")  # the loss before it is still finite
-        return loss, z
-
-    monkeypatch.setattr(training, "train_step", spoilt)
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
-    with pytest.raises(
-        InputError, match=r"model\.encoder.* is not finite after step 5; lower learning_rate"
-    ):
-        pretrain(config(), toy, tmp_path)
-    folder = next(tmp_path.iterdir())
-    assert checkpoints.read(folder / NEWEST)[1].step == 4
-    assert (
-        "is not finite after step 5" in json.loads((folder / sessions.ENDED).read_text())["ended"]
-    )
+def test_a_run_resumed_outside_of_deterministic_mode_is_not_exact():
+    alike = {"device": {}, "versions": {}, "deterministic": True}
+    random = alike | {"deterministic": False}
+    assert inexact([random]) is None
+    assert inexact([alike, alike]) is None
+    assert "deterministic mode" in inexact([random, alike])
 
 
-@pytest.mark.parametrize("method", ["simclr", "supcon"])
-def test_collapsed_embeddings_stop_a_run_and_healthy_ones_do_not(
-    method, toy, tmp_path, monkeypatch
-):
-    def pulled(config, z, labels):  # alignment alone: chapter 10's collapse
-        return (
-            torch.nn.functional.normalize(z, dim=-1).diff(dim=0).square().sum()
-            + torch.nn.functional.normalize(z, dim=-1).flatten(0, 1).var(0).sum() * 1000
-        )
+def test_what_is_not_finite_is_never_kept(toy, tmp_path):
+    cut = stopped(small(), toy, tmp_path, steps=4)
+    next(training_of(cut, toy))
+    weight = next(cut.model.parameters())
+    weight.data[0] = float("inf")  # the loss before it is still finite
+    why = r"model\.encoder.* is not finite after step 5; lower learning_rate"
+    with pytest.raises(Diverged, match=why):
+        cut.save()
+    assert step_of(cut.folder) == 4
 
-    assert pretrain(config(method, epochs=4), toy, tmp_path).curves[-1]["negative"] < 0.99
-    monkeypatch.setattr(training, "loss_of", pulled)
-    with pytest.raises(
-        InputError, match="collapsed: different images have a mean cosine of (1.0|0.999)"
-    ):
-        pretrain(config(method, epochs=30, learning_rate=0.02), toy, tmp_path)
+    weight.data[0] = 0.0
+    cut.progress.total = cut.progress.total * float("nan")
+    with pytest.raises(Diverged, match="the loss became nan in epoch 1"):
+        cut.save()
+    assert step_of(cut.folder) == 4
+
+
+def test_collapsed_embeddings_are_refused_after_two_epochs_past_the_warm_up():
+    config = small(epochs=30, warmup_epochs=2)
+
+    def curves(*negative: float | None) -> list[dict]:
+        rows = enumerate(negative, start=1)
+        return [{"epoch": epoch, "negative": cosine} for epoch, cosine in rows]
+
+    refuse_collapse(config, curves(0.9999, 0.9999, 0.9999))
+    refuse_collapse(config, curves(0.9999, 0.9999, 0.998, 0.9999))
+    refuse_collapse(config, curves(0.9999, 0.9999, None, 0.9999))
+    why = r"collapsed: different images have a mean cosine of 0\.99990 after epoch 4"
+    with pytest.raises(Diverged, match=why):
+        refuse_collapse(config, curves(0.2, 0.3, 0.9999, 0.9999))
+
+
+def pulled(z: Tensor, *_: object) -> Tensor:
+    """Alignment alone, and of all images: chapter 10's collapse."""
+    z = F.normalize(z, dim=-1)
+    of_views = z.diff(dim=0).square().sum()
+    of_images = z.flatten(0, 1).var(0).sum()
+    return of_views + 1000 * of_images
+
+
+def hungry(*_: object) -> Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+
+def by_loss(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A run by a method of our own: its row, and nothing else."""
+    row = replace(METHODS["simclr"], loss=loss)
+    monkeypatch.setitem(METHODS, "ours", row)
+    return replace(small(epochs=30, learning_rate=0.02), method="ours")
+
+
+def test_collapsed_embeddings_stop_a_run_and_healthy_ones_do_not(toy, tmp_path, monkeypatch):
+    for method in ("simclr", "supcon"):
+        healthy = trained(small(method, epochs=4), toy, tmp_path)
+        assert healthy.curves[-1]["negative"] < 0.99
+    config = by_loss(pulled, monkeypatch)
+    why = "collapsed: different images have a mean cosine of (1.0|0.999)"
+    with pytest.raises(Diverged, match=why):
+        trained(config, toy, tmp_path)
+    folder = tmp_path / identity(config, toy)
+    assert "collapsed" in records.read(folder / "failed.json")["failed"]
+    assert step_of(folder) == 0
 
 
 def test_running_out_of_memory_names_a_batch(toy, tmp_path, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-
-    monkeypatch.setattr(training, "train_step", full)
-    needed = Model("slim").memory(12) * 2
-    for free, batch in ((None, 16), (10**12, 16), (9 * needed, 8), (5 * needed, 4), (0, 2)):
-        monkeypatch.setattr(sessions, "free_memory", lambda device, free=free: free)
-        with pytest.raises(
-            InputError, match=f"out of memory on cpu with batches of 32 .*batch_size={batch} would"
-        ):
-            pretrain(config(), toy, tmp_path)
-    assert sessions.out_of_memory(MemoryError()) and not sessions.out_of_memory(
-        RuntimeError("shapes differ")
-    )
+    config = by_loss(hungry, monkeypatch)
+    why = "out of memory on cpu with batches of 32 .*batch_size=16 would fit"
+    with pytest.raises(InputError, match=why):
+        trained(config, toy, tmp_path)
+    folder = tmp_path / identity(config, toy)
+    assert ending_of(folder)["ended"].startswith("out of memory on cpu")
 
 
-def test_a_real_allocator_that_fails_is_told_in_a_sentence(toy, tmp_path):
-    """More than the machine has, asked of PyTorch's own allocator."""
+def test_the_batch_that_would_fit_is_a_power_of_two_that_has_room():
+    wanted = {None: 16, 10**12: 16, 900: 8, 500: 4, 0: 2}
+    for free, batch in wanted.items():
+        assert estimated_batch(small(), an_image=100, free=free) == batch
+
+
+def test_chunks_make_room_for_a_larger_batch():
+    config = small(batch_size=256, accumulate=4)
+    assert estimated_batch(config, an_image=100, free=900) == 32
+
+
+def test_what_runs_out_of_memory_is_known_by_its_error():
+    """Of PyTorch's own allocator too: more than the machine has is asked of it."""
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**52)
-    assert sessions.out_of_memory(caught.value)
+    assert out_of_memory(caught.value)
+    assert out_of_memory(MemoryError())
+    assert not out_of_memory(RuntimeError("shapes differ"))
 
 
 def test_data_that_changed_in_the_midst_of_a_run_is_named(toy, tmp_path):
-    half_done(toy, tmp_path)
-    other = data.build("toy", **arrays(seed=1))
-    with pytest.raises(
-        InputError,
-        match=f"toy has changed since .* its fingerprint was {toy.fingerprint[:16]} and is "
-        f"{other.fingerprint[:16]}; restore the data",
-    ):
-        pretrain(config(), other, tmp_path)
-    assert pretrain(config(seed=1), other, tmp_path).curves  # another run is another run
-    assert pretrain(config(), toy, tmp_path).curves
-    assert pretrain(config(), other, tmp_path).curves  # the first is done: nothing is half done
+    stopped(small(), toy, tmp_path, steps=2)
+    other = other_toy()
+    why = (
+        f"toy has changed since .* its fingerprint was {toy.fingerprint[:16]} and is "
+        f"{other.fingerprint[:16]}; restore the data"
+    )
+    with pytest.raises(InputError, match=why):
+        trained(small(), other, tmp_path)
+    assert trained(small(seed=1), other, tmp_path).curves  # another run is another run
+    assert trained(small(), toy, tmp_path).curves
+    assert trained(small(), other, tmp_path).curves  # the first is done: nothing is half done
 
 
 def test_a_recipe_of_other_content_is_another_run(toy, tmp_path, monkeypatch):
-    published = {record["id"]: record for record in records.load_all()}
-    for record in published.values():  # identities stay as they were published
-        chosen = runs.Config(**record["config"])
-        known = replace(toy, name=record["data"]["name"])
-        known.__dict__["fingerprint"] = record["data"]["fingerprint"]
-        assert runs.identity(chosen, known) == record["id"]
-    before = runs.identity(config(), toy)
+    before = identity(small(), toy)
+    one = trained(small(epochs=0), toy, tmp_path)
     changed = replace(augmentations.RECIPES["supcontrast"], greyscale=0.3)
-    one = pretrain(config(epochs=0), toy, tmp_path)
     monkeypatch.setitem(augmentations.RECIPES, "supcontrast", changed)
-    two = pretrain(config(epochs=0), toy, tmp_path)
-    assert runs.identity(config(), toy) != before and one.record["id"] != two.record["id"]
+    two = trained(small(epochs=0), toy, tmp_path)
+    assert identity(small(), toy) != before
+    assert one.record["id"] != two.record["id"]
     for run in (one, two):
-        training.evaluate(run, toy, "cpu", ("knn",))
-    assert len(set(records.table([one.record, two.record]).protocol)) == 2
+        run.evaluate(toy, "cpu", ("knn",))
+    assert len(protocols([one.record, two.record])) == 2

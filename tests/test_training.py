@@ -1,96 +1,73 @@
+import copy
+import itertools
 import math
+import os
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from lib import (
-    InputError,
-    checkpoints,
-    data,
-    evaluation,
-    hardware,
-    losses,
-    optimisers,
-    records,
-    training,
-)
-from lib.config import PRESETS, Config, preset
+from lib import InputError, data, encoders, evaluation, hardware, losses
+from lib.augmentations import views
+from lib.compute.cost import flops
+from lib.config import Config
+from lib.data.dataset import Dataset, epoch_order
 from lib.encoders import Model
-from tests.conftest import arrays
+from lib.methods import METHODS
+from lib.presets import PRESETS, preset
+from lib.probes import few_labels
+from lib.probes.published import PROTOCOLS, features_of, train_probe
+from lib.runs import Run, checkpoints, identity, load, records
+from lib.runs.checkpoints import RunProgress
+from lib.runs.session import ENDED, only_writer
+from lib.training import (
+    Batches,
+    Progress,
+    Step,
+    batch_sizes,
+    build_model,
+    build_optimiser,
+    learning_rate,
+    recipe_for,
+    train,
+)
+from tests.conftest import (
+    arrays,
+    begun,
+    same,
+    same_weights,
+    sessions_of,
+    small,
+    stopped,
+    trained,
+    without_times,
+)
 
-SMALL = {"recipe": "supcontrast", "epochs": 3, "batch_size": 32, "data": "toy"}
-
-
-def config(method="simclr", **delta):
-    return preset(f"{method}-digits", **SMALL | delta)
-
-
-def pretrain(config, dataset, folder):
-    return training.pretrain(config, dataset, folder, device="cpu", progress=False)
-
-
-def test_the_schedule_is_supcontrasts():
-    """util.py: adjust_learning_rate by epochs from 1, warm-up by steps to the cosine's value at
-    epoch 10."""
-    report = preset("supcon-cifar10", epochs=100)
-    steps = 49
-    low = 0.5 * 0.1**3
-    at_10 = low + (0.5 - low) * (1 + math.cos(math.pi * 10 / 100)) / 2
-    assert at_10 == pytest.approx(0.48778, abs=5e-6)
-    assert optimisers.learning_rate(report, 0, steps) == pytest.approx(0.01)
-    assert optimisers.learning_rate(report, 245, steps) == pytest.approx((0.01 + at_10) / 2)
-    assert optimisers.learning_rate(report, 489, steps) == pytest.approx(
-        0.01 + (at_10 - 0.01) * 489 / 490
-    )
-    assert optimisers.learning_rate(report, 490, steps) == pytest.approx(
-        low + (0.5 - low) * (1 + math.cos(math.pi * 11 / 100)) / 2
-    )
-    assert optimisers.learning_rate(report, 100 * steps - 1, steps) == pytest.approx(low)
-    full = preset("supcon-cifar10")
-    assert optimisers.learning_rate(full, 10 * steps - 1, steps) == pytest.approx(
-        0.49988, abs=0.0011
-    )
+CPU = torch.device("cpu")
 
 
-def test_the_schedule_is_uvas():
-    """torch's own CosineAnnealingLR, stepped once an epoch, from lr to lr / 50."""
-    uva = preset("simclr-stl10")
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimiser = torch.optim.AdamW([parameter], lr=5e-4)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=500, eta_min=5e-4 / 50)
-    for epoch in range(500):
-        assert optimisers.learning_rate(uva, 390 * epoch + 17, 390) == pytest.approx(
-            optimiser.param_groups[0]["lr"]
-        )
-        optimiser.step()
-        scheduler.step()
-
-
-def test_the_schedule_of_the_supervised_baseline_is_pytorchs_multisteplr():
-    baseline, parameter = preset("ce-stl10"), torch.nn.Parameter(torch.zeros(1))
-    optimiser = torch.optim.AdamW([parameter], lr=1e-3)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [70, 90], 0.1)
-    for epoch in range(100):
-        for step in (78 * epoch, 78 * epoch + 77):
-            assert optimisers.learning_rate(baseline, step, 78) == pytest.approx(
-                optimiser.param_groups[0]["lr"]
-            )
-        optimiser.step()
-        scheduler.step()
-
-
-def supcontrasts_rate(epoch, batch, batches, epochs, lr):
-    """Learning rate as SupContrast's util.py sets it, written out: epoch from 1, batch from 0,
-    batch_size > 256."""
+def supcontrasts_cosine(lr: float, epoch: int, epochs: int) -> float:
+    """As SupContrast's util.py sets it, written out: epoch from 1."""
     eta_min = lr * 0.1**3
-    if epoch <= 10:
-        warmup_to = eta_min + (lr - eta_min) * (1 + math.cos(math.pi * 10 / epochs)) / 2
-        share = (batch + (epoch - 1) * batches) / (10 * batches)
-        return 0.01 + share * (warmup_to - 0.01)
-    return eta_min + (lr - eta_min) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    angle = math.pi * epoch / epochs
+    return eta_min + (lr - eta_min) * (1 + math.cos(angle)) / 2
+
+
+def supcontrasts_rate(epoch: int, batch: int, config: Config) -> float:
+    """The same with its warm-up, for 49 batches an epoch: batch from 0."""
+    lr, epochs = config.learning_rate, config.epochs
+    if epoch > 10:
+        return supcontrasts_cosine(lr, epoch, epochs)
+    warmup_to = supcontrasts_cosine(lr, 10, epochs)
+    share = (batch + (epoch - 1) * 49) / 490
+    return 0.01 + share * (warmup_to - 0.01)
 
 
 @pytest.mark.parametrize(
@@ -98,385 +75,571 @@ def supcontrasts_rate(epoch, batch, batches, epochs, lr):
 )
 def test_the_schedules_are_supcontrasts_step_for_step(name):
     config = preset(name)
-    for epoch in (1, 2, 10, 11, 50, config.epochs - 1, config.epochs):
+    last = config.epochs
+    for epoch in (1, 2, 10, 11, 50, last - 1, last):
         for batch in (0, 1, 48):
             step = (epoch - 1) * 49 + batch
-            wanted = supcontrasts_rate(epoch, batch, 49, config.epochs, config.learning_rate)
-            assert optimisers.learning_rate(config, step, 49) == pytest.approx(wanted, rel=1e-12)
+            wanted = supcontrasts_rate(epoch, batch, config)
+            assert learning_rate(config, step, 49) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_the_schedule_is_supcontrasts():
+    """In numbers: a warm-up by steps to epoch 10's cosine, then by epochs to a thousandth."""
+    report = preset("supcon-cifar10", epochs=100)
+    at_10 = 0.48778
+    wanted = {
+        0: 0.01,
+        245: (0.01 + at_10) / 2,
+        489: 0.01 + (at_10 - 0.01) * 489 / 490,
+        490: 0.485235,
+        4899: 0.0005,
+    }
+    for step, rate in wanted.items():
+        assert learning_rate(report, step, 49) == pytest.approx(rate, abs=5e-6)
+
+
+def adamw(lr: float) -> torch.optim.Optimizer:
+    """For a schedule of PyTorch's to be stepped through."""
+    parameter = nn.Parameter(torch.zeros(1))
+    return torch.optim.AdamW([parameter], lr=lr)
+
+
+def test_the_schedule_is_uvas():
+    """torch's own CosineAnnealingLR, stepped once an epoch, from lr to lr / 50."""
+    uva = preset("simclr-stl10")
+    optimiser = adamw(lr=5e-4)
+    scheduler = CosineAnnealingLR(optimiser, T_max=500, eta_min=1e-5)
+    for epoch in range(500):
+        wanted = optimiser.param_groups[0]["lr"]
+        assert learning_rate(uva, 390 * epoch + 17, 390) == pytest.approx(wanted)
+        optimiser.step()
+        scheduler.step()
+
+
+def test_the_schedule_of_the_supervised_baseline_is_pytorchs_multisteplr():
+    baseline = preset("ce-stl10")
+    optimiser = adamw(lr=1e-3)
+    scheduler = MultiStepLR(optimiser, [70, 90], 0.1)
+    for epoch in range(100):
+        wanted = optimiser.param_groups[0]["lr"]
+        for step in (78 * epoch, 78 * epoch + 77):
+            assert learning_rate(baseline, step, 78) == pytest.approx(wanted)
+        optimiser.step()
+        scheduler.step()
 
 
 @pytest.mark.parametrize(
     "name, images, steps, last",
     [
+        # SupContrast: no drop_last
         ("supcon-cifar10", 50_000, 49, 848),
-        ("ce-cifar10-r18", 50_000, 49, 848),  # SupContrast: no drop_last
+        ("ce-cifar10-r18", 50_000, 49, 848),
+        # UvA: drop_last
         ("simclr-stl10", 100_000, 390, 256),
         ("ce-stl10", 5_000, 78, 64),
     ],
-)  # UvA: drop_last
+)
 def test_the_last_batch_is_the_references(name, images, steps, last):
-    sizes = optimisers.batch_sizes(preset(name), images)
-    assert (len(sizes), sizes[0], sizes[-1]) == (steps, preset(name).batch_size, last)
+    config = preset(name)
+    sizes = batch_sizes(config, images)
+    assert len(sizes) == steps
+    assert sizes[0] == config.batch_size
+    assert sizes[-1] == last
 
 
 def test_a_last_batch_of_one_image_is_left_out():
-    assert optimisers.batch_sizes(config(batch_size=8, drop_last=False), 17) == [
-        8,
-        8,
-    ]  # BatchNorm needs two
-    assert optimisers.batch_sizes(config(batch_size=8, drop_last=False), 18) == [8, 8, 2]
+    """BatchNorm needs two."""
+    config = small(batch_size=8, drop_last=False)
+    assert batch_sizes(config, 17) == [8, 8]
+    assert batch_sizes(config, 18) == [8, 8, 2]
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_builds_and_takes_three_steps(name, tmp_path):
-    """Its own encoder, head, recipe, schedule and optimiser; small images and batches for the
-    time."""
-    given = arrays(n=28, test=8, size=16, unlabeled=24)
-    small = preset(
+    """Its own encoder, head, recipe, schedule, optimiser; small images and batches for the time."""
+    few = arrays(n=28, test=8, size=16, unlabeled=24)
+    dataset = data.build("toy", **few)
+    pool = "unlabeled" if preset(name).pool == "unlabeled" else "train"
+    config = preset(
         name,
-        batch_size=8,
+        data="toy",
+        pool=pool,
         images=None,
         size=16,
+        batch_size=8,
         epochs=1,
         knn_every=0,
-        data="toy",
-        pool="unlabeled" if preset(name).pool == "unlabeled" else "train",
     )
-    run = pretrain(small, data.build("toy", **given), tmp_path)
-    assert len(optimisers.batch_sizes(small, run.record["data"]["pool"])) == 3
-    before = training.build_model(small, data.build("toy", **given)).state_dict()
-    moved = [
-        key for key, value in run.model.state_dict().items() if not torch.equal(value, before[key])
-    ]
-    assert math.isfinite(run.curves[0]["loss"]) and len(moved) > 0.9 * len(before)
+    run = trained(config, dataset, tmp_path)
+    images = run.record["data"]["pool"]
+    assert len(batch_sizes(config, images)) == 3
+    assert math.isfinite(run.curves[0]["loss"])
+
+    before = build_model(config, dataset).state_dict()
+    moved = 0
+    for key, x in run.model.state_dict().items():
+        if not torch.equal(x, before[key]):
+            moved += 1
+    assert moved > 0.9 * len(before)
 
 
 def test_the_order_is_a_permutation_of_seed_and_epoch():
-    one = training.order(50, 1, 2)
-    assert sorted(one.tolist()) == list(range(50)) and torch.equal(one, training.order(50, 1, 2))
-    assert not torch.equal(one, training.order(50, 1, 3)) and not torch.equal(
-        one, training.order(50, 2, 2)
-    )
+    one = epoch_order(50, 1, 2)
+    assert sorted(one.tolist()) == list(range(50))
+    assert torch.equal(one, epoch_order(50, 1, 2))
+    assert not torch.equal(one, epoch_order(50, 1, 3))
+    assert not torch.equal(one, epoch_order(50, 2, 2))
 
 
-@pytest.mark.parametrize("method", ["simclr", "supcon", "ce"])
+def has_learned(run: Run) -> bool:
+    first, *_, last = run.curves
+    return last["loss"] < first["loss"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_run_learns_and_leaves_a_whole_record(method, toy, tmp_path):
-    run = pretrain(config(method, epochs=6), toy, tmp_path)
-    assert run.curves[-1]["loss"] < run.curves[0]["loss"]
-    record = records.read(run.folder / "record.json")
-    assert record == run.record and record["data"]["fingerprint"] == toy.fingerprint
-    assert record["config"]["method"] == method and record["data"]["counts"]["test"] == 60
-    assert (
-        len(record["curves"]) == 6 and record["views_per_second"] > 0 and record["code"]["source"]
-    )
-    cost = record["cost"]
-    assert cost["flops_per_view"] == run.model.flops(12) and cost["peak_bytes"] > 1e7
-    assert cost["share_of_matrix_rate"] == pytest.approx(
-        cost["flops_per_view"] * record["views_per_second"] / cost["matrix_flops_per_second"]
-    )
-    assert sorted(p.name for p in run.folder.iterdir()) == [
-        ".lock",
-        "model.safetensors",
-        "record.json",
-    ]
-    evaluation = training.evaluate(run, toy, "cpu")
-    assert evaluation["h"]["linear"]["correct"] / 60 > 0.6  # guessing: 0.25
-    assert set(evaluation["z"]) == ({"classifier"} if method == "ce" else {"linear", "knn"})
-    assert records.read(run.folder / "record.json")["evaluation"] == evaluation
+    run = trained(small(method, epochs=6), toy, tmp_path)
+    assert has_learned(run)
+    path = run.folder / "record.json"
+    record = records.read(path)
+    assert record == run.record
+
+    assert record["data"]["fingerprint"] == toy.fingerprint
+    assert record["config"]["method"] == method
+    assert record["data"]["counts"]["test"] == 60
+    assert len(record["curves"]) == 6
+    assert record["code"]["source"]
+
+    cost, speed = record["cost"], record["views_per_second"]
+    assert cost["flops_per_view"] == flops(run.model, 12)
+    assert cost["peak_bytes"] > 1e7
+    share = cost["flops_per_view"] * speed / cost["matrix_flops_per_second"]
+    assert cost["share_of_matrix_rate"] == pytest.approx(share)
+    left = sorted(path.name for path in run.folder.iterdir())
+    assert left == [".lock", "model.safetensors", "record.json"]
+
+    answers = run.evaluate(toy, "cpu")
+    assert answers["h"]["linear"]["correct"] / 60 > 0.6  # guessing: 0.25
+    if method == "ce":
+        assert answers["z"].keys() == {"classifier"}
+    else:
+        assert answers["z"].keys() == {"linear", "knn"}
+    assert records.read(path)["evaluation"] == answers
 
 
 def test_a_run_is_a_function_of_its_configuration(toy, tmp_path):
     torch.manual_seed(1)
-    one = pretrain(config(), toy, tmp_path / "a")
+    one = trained(small(), toy, tmp_path / "a")
     torch.manual_seed(2)  # the global state must not matter
     torch.rand(5)
-    two = pretrain(config(), toy, tmp_path / "b")
-    other = pretrain(config(seed=1), toy, tmp_path / "b")
-    same = [
-        torch.equal(a, b)
-        for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values())
+    two = trained(small(), toy, tmp_path / "b")
+    other = trained(small(seed=1), toy, tmp_path / "b")
+
+    assert same(one, two)
+    assert one.folder.name == two.folder.name
+    assert not same(one, other)
+
+
+def fresh_step(config: Config, dataset: Dataset) -> Step:
+    """A step on a new model, as a reader builds it."""
+    model = build_model(config, dataset)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Step(config, model, build_optimiser(config, model), scaler)
+
+
+def fresh_batches(config: Config, dataset: Dataset) -> Batches:
+    return Batches(config, dataset.take(config.images), CPU)
+
+
+def rows_of(training: Iterator[dict | None]) -> list[dict]:
+    return [row for row in training if row is not None]
+
+
+# 144 images to train on, in batches of 40, 40, 40 and 24
+PLAIN = {"images": 160, "batch_size": 40, "drop_last": False}
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loop_alone_makes_what_pretrain_makes(method, optimiser, toy, tmp_path):
+    """In one go, and stopped after 7 steps and carried over to other objects."""
+    config = small(method, optimiser=optimiser, **PLAIN)
+    run = trained(config, toy, tmp_path)
+    take_step = fresh_step(config, toy)
+    training = train(config, fresh_batches(config, toy), take_step, Progress())
+    rows = rows_of(training)
+
+    assert same_weights(take_step.model, run.model)
+    assert without_times(rows) == without_times(run.curves)
+
+    begun_with, progress = fresh_step(config, toy), Progress()
+    training = train(config, fresh_batches(config, toy), begun_with, progress)
+    taken = list(itertools.islice(training, 8))
+    assert taken.count(None) == progress.step == 7
+
+    went_on = fresh_step(config, toy)
+    went_on.model.load_state_dict(begun_with.model.state_dict())
+    went_on.optimiser.load_state_dict(begun_with.optimiser.state_dict())
+    progress = copy.deepcopy(progress)
+    training = train(config, fresh_batches(config, toy), went_on, progress)
+    assert len(rows_of(training)) == 2
+    assert same_weights(went_on.model, run.model)
+    assert without_times(progress.curves) == without_times(run.curves)
+
+
+# Two files each of a run by the package at 12792ef, before its loop became a generator: the
+# checkpoint that it left when it was stopped after 7 steps (9 for SupCon: all full batches of the
+# second epoch), and the model that the same run, not stopped, ended with. Made on one thread, from
+# tests.conftest.arrays(), by
+#     encoders.ENCODERS["tiny"] = tiny
+#     config = preset("simclr-digits", **TINY, optimiser="adamw")  # sgd for supcon, adamw for ce
+#     training.pretrain(config, data.build("toy", **arrays()), folder, "cpu")
+# twice, once with training.CHECKPOINT_SECONDS = 0 and a training.train_step that raises
+# KeyboardInterrupt at its call 7 (9), counted from 0. TINY = {"recipe": "supcontrast", "epochs": 3,
+# "batch_size": 40, "drop_last": False, "data": "toy", "encoder": "tiny", "embedding": 16,
+# "knn_every": 1}. The tiny encoder keeps the files small.
+OLD = Path(__file__).parent / "data" / "before-the-redesign"
+
+
+def tiny(stem: str) -> tuple[nn.Module, int]:
+    """The encoder of the old runs, 8 wide."""
+    convolution = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+    layers = [
+        convolution,
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
     ]
-    assert all(same) and one.folder.name == two.folder.name
-    assert (
-        [r["loss"] for r in one.curves]
-        == [r["loss"] for r in two.curves]
-        != [r["loss"] for r in other.curves]
-    )
+    return nn.Sequential(*layers), 8
 
 
-@pytest.mark.parametrize(
-    "method, optimiser", [("simclr", "adamw"), ("supcon", "sgd"), ("ce", "adamw")]
-)
-def test_an_interrupted_run_goes_on_to_the_same_end(method, optimiser, toy, tmp_path, monkeypatch):
-    chosen = config(method, optimiser=optimiser, epochs=4)
-    whole = pretrain(chosen, toy, tmp_path / "whole")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
-    order, epochs = training.order, []
-
-    def stop_in_epoch_3(n, seed, epoch):
-        epochs.append(epoch)
-        if epoch == 2 and epochs.count(2) == 1:
-            raise KeyboardInterrupt
-        return order(n, seed, epoch)
-
-    monkeypatch.setattr(training, "order", stop_in_epoch_3)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(chosen, toy, tmp_path / "cut")
-    cut = pretrain(chosen, toy, tmp_path / "cut")
-    assert epochs == [0, 1, 2, 2, 3]
-    assert [r["loss"] for r in cut.curves] == [r["loss"] for r in whole.curves]
-    for a, b in zip(whole.model.state_dict().values(), cut.model.state_dict().values()):
-        assert torch.equal(a, b)
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
-def test_a_finished_run_is_returned_at_once(toy, tmp_path, monkeypatch):
-    one = pretrain(config(), toy, tmp_path)
-    monkeypatch.setattr(training, "_train", None)
-    assert pretrain(config(), toy, tmp_path).record == one.record
+@pytest.mark.parametrize("name", sorted(os.listdir(OLD)))
+def test_a_run_that_an_older_version_left_half_done_goes_on(
+    name, toy, tmp_path, monkeypatch, one_thread
+):
+    """To the same bits where the machine and its packages are those it began on."""
+    monkeypatch.setitem(encoders.ENCODERS, "tiny", tiny)
+    checkpoint = OLD / name / "checkpoint.safetensors"
+    config, progress, _ = checkpoints.read(checkpoint)
+    step = progress.step
+    assert identity(config, toy) == name
+    model = build_model(config, toy)
+    at_the_end = checkpoints.restore(OLD / name / "model.safetensors", config, name, model)
+
+    (tmp_path / name).mkdir()
+    shutil.copy(checkpoint, tmp_path / name)
+    run = trained(config, toy, tmp_path)
+    assert sessions_of(run) == [[0, step], [step, 15]]
+
+    for row, wanted in zip(run.curves, at_the_end.curves, strict=True):
+        assert row["loss"] == pytest.approx(wanted["loss"], abs=1e-4)
+    weights = run.model.state_dict()
+    for key, x in model.state_dict().items():
+        torch.testing.assert_close(weights[key], x, rtol=1e-3, atol=1e-4)
+
+    if run.record["bit_exact"]:
+        assert same_weights(run.model, model)
+        assert without_times(run.curves) == without_times(at_the_end.curves)
+
+
+def test_a_finished_run_is_returned_at_once(toy, tmp_path):
+    """Even while another process holds its folder."""
+    one = trained(small(), toy, tmp_path)
+    with only_writer(one.folder):
+        two = trained(small(), toy, tmp_path, wait=False)
+    assert two.record == one.record
 
 
 def test_the_untrained_encoder_is_a_run_of_no_epochs(toy, tmp_path):
-    run = pretrain(config(epochs=0), toy, tmp_path)
-    fresh = training.build_model(config(epochs=0), toy).state_dict()
-    assert run.curves == [] and all(
-        torch.equal(v, fresh[k]) for k, v in run.model.state_dict().items()
-    )
+    config = small(epochs=0)
+    run = trained(config, toy, tmp_path)
+    assert run.curves == []
+    assert same_weights(run.model, build_model(config, toy))
 
 
 def test_data_of_other_content_is_another_run(toy, tmp_path):
     other = data.build("toy", **arrays(seed=1))
-    assert training.identity(config(), toy) != training.identity(config(), other)
-    run = pretrain(config(epochs=0), toy, tmp_path)
+    assert identity(small(), toy) != identity(small(), other)
+    run = trained(small(epochs=0), toy, tmp_path)
     with pytest.raises(InputError, match="was trained on another version of toy"):
-        training.evaluate(run, other)
+        run.evaluate(other)
 
 
 def test_training_images_are_only_those_of_the_pool(toy, tmp_path):
-    assert pretrain(config(pool="train", epochs=1), toy, tmp_path).record["data"]["pool"] == 180
-    assert pretrain(config(pool="train+val", epochs=1), toy, tmp_path).record["data"]["pool"] == 200
-    assert pretrain(config(images=80, epochs=1), toy, tmp_path).record["data"]["pool"] == 72
+    for delta, images in (
+        ({"pool": "train"}, 180),
+        ({"pool": "train+val"}, 200),
+        ({"images": 80}, 72),
+    ):
+        run = trained(small(epochs=1, **delta), toy, tmp_path)
+        assert run.record["data"]["pool"] == images
 
 
-def test_the_last_batch_is_kept_or_left_out(toy, tmp_path, monkeypatch):
-    seen, views = [], training.views
+@pytest.mark.parametrize("drop_last, rest", [(False, [30]), (True, [])])
+def test_the_last_batch_is_kept_or_left_out(drop_last, rest, toy):
+    config = small(batch_size=50, drop_last=drop_last)
+    batches = fresh_batches(config, toy)
+    sizes = [x.shape[1] for x, _ in batches.epoch(0)]
+    assert sizes == [50, 50, 50, *rest]
+    assert len(batches) == len(sizes)
 
-    def spy(images, *rest):
-        seen.append(len(images))
-        return views(images, *rest)
 
-    monkeypatch.setattr(training, "views", spy)
-    pretrain(config(drop_last=False, epochs=1, batch_size=50), toy, tmp_path)
-    pretrain(config(drop_last=True, epochs=1, batch_size=50), toy, tmp_path)
-    assert seen == [50, 50, 50, 30, 50, 50, 50]
+def test_views_and_labels_are_of_the_same_images(toy):
+    """From any step of an epoch on; without a recipe, views are the images."""
+    config = small("supcon", recipe="none")
+    batches = fresh_batches(config, toy)
+    recipe = recipe_for(config, toy)
+    places = batches.places(1)
+    assert len(torch.cat(places).unique()) == 160  # five full batches
+
+    for of_batch, (x, labels) in zip(places[2:], batches.epoch(1, first=2), strict=True):
+        images = toy.train.images[of_batch]
+        wanted = views(images, recipe, seed=0, step=0)
+        assert torch.equal(x, wanted)
+        assert torch.equal(labels, toy.train.labels[of_batch])
+    pairs = zip(toy.train.images, toy.train.labels.tolist())
+    wanted = {tuple(image.flatten().tolist()): c for image, c in pairs}
+    recipe = recipe_for(config, toy)
+    mean = torch.tensor(recipe.mean).view(3, 1, 1)
+    std = torch.tensor(recipe.std).view(3, 1, 1)
+    for x, labels in fresh_batches(config, toy).epoch(1):
+        pixels = ((x[0] * std + mean) * 255).round().to(torch.uint8)
+        for image, c in zip(pixels, labels.tolist(), strict=True):
+            assert wanted[tuple(image.flatten().tolist())] == c
 
 
 def test_supervised_methods_need_labels(tmp_path):
     unlabeled = data.build("toy", **arrays(unlabeled=64))
-    assert (
-        pretrain(config(pool="unlabeled", epochs=1), unlabeled, tmp_path).record["data"]["pool"]
-        == 64
-    )
+    run = trained(small(pool="unlabeled", epochs=1), unlabeled, tmp_path)
+    assert run.record["data"]["pool"] == 64
     with pytest.raises(InputError, match="supcon needs labels"):
-        pretrain(config("supcon", pool="unlabeled"), unlabeled, tmp_path)
+        trained(small("supcon", pool="unlabeled"), unlabeled, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
-    with pytest.raises(InputError, match="became nan in epoch"):
-        pretrain(config(optimiser="sgd", learning_rate=1e30, warmup_epochs=0), toy, tmp_path)
+    """What came of it is kept as a record of its own."""
+    config = small(optimiser="sgd", learning_rate=1e30, warmup_epochs=0)
+    with pytest.raises(InputError, match="became nan in epoch 1"):
+        trained(config, toy, tmp_path)
+    folder = tmp_path / identity(config, toy)
+    assert "became nan in epoch 1" in records.read(folder / "failed.json")["failed"]
+    assert "Diverged: the loss became nan" in (folder / ENDED).read_text()
 
 
 def test_a_batch_larger_than_the_pool_is_named(toy, tmp_path):
     with pytest.raises(InputError, match="180 images, fewer than one batch of 256"):
-        pretrain(config(batch_size=256), toy, tmp_path)
+        trained(small(batch_size=256), toy, tmp_path)
 
 
 def test_the_data_set_must_be_the_configurations(toy, tmp_path):
     with pytest.raises(InputError, match="is for the data set 'digits', the one given is 'toy'"):
-        pretrain(config(data="digits"), toy, tmp_path)
+        trained(small(data="digits"), toy, tmp_path)
 
 
-def test_supcontrasts_factor_scales_the_loss():
-    z, labels = (
-        torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)),
-        torch.arange(8) % 3,
-    )
-    for method in ("simclr", "supcon"):
-        plain, theirs = (
-            config(method, temperature=0.5, base_temperature=base) for base in (None, 0.07)
-        )
-        assert training.loss_of(theirs, z, labels) == pytest.approx(
-            float(training.loss_of(plain, z, labels)) * 0.5 / 0.07
-        )
+def loss_of(config: Config, z: Tensor, labels: Tensor) -> float:
+    return float(METHODS[config.method].loss(z, labels, config, None))
+
+
+def embeddings(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*shape, generator=generator)
+
+
+@pytest.mark.parametrize("method", ["simclr", "supcon"])
+def test_supcontrasts_factor_scales_the_loss(method):
+    z = embeddings(2, 8, 4)
+    labels = torch.arange(8) % 3
+    plain = small(method, temperature=0.5)
+    theirs = replace(plain, base_temperature=0.07)
+    wanted = loss_of(plain, z, labels) * 0.5 / 0.07
+    assert loss_of(theirs, z, labels) == pytest.approx(wanted)
 
 
 def test_label_smoothing_gives_a_share_of_each_target_to_all_classes():
-    z, labels = (
-        torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0)),
-        torch.tensor([0, 1, 2, 3, 0, 1]),
-    )
-    target = 0.7 * F.one_hot(labels, 4) + 0.3 / 4
-    by_hand = -(target * z[0].log_softmax(1)).sum(1).mean()
-    smoothed = preset("ce-digits", label_smoothing=0.3)
-    assert training.loss_of(smoothed, z, labels) == pytest.approx(float(by_hand))
-    assert training.loss_of(preset("ce-digits"), z, labels) == pytest.approx(
-        float(F.cross_entropy(z[0], labels))
-    )
+    z = embeddings(1, 6, 4)
+    labels = torch.arange(6) % 4
+    log_probability = z[0].log_softmax(1)
+    for smoothing in (0.0, 0.3):
+        target = (1 - smoothing) * F.one_hot(labels, 4) + smoothing / 4
+        by_hand = float(-(target * log_probability).sum(1).mean())
+        config = preset("ce-digits", label_smoothing=smoothing)
+        assert loss_of(config, z, labels) == pytest.approx(by_hand)
 
 
-@pytest.mark.parametrize("method", ["simclr", "supcon", "ce"])
-def test_an_epoch_tells_the_contrast_of_its_last_full_batch(method, toy, tmp_path, monkeypatch):
+def test_supcon_trains_with_the_positives_it_is_told():
+    z = embeddings(2, 8, 4)
+    labels = torch.arange(8) % 3
+    trains_with = {}
+    for form in ("out", "in"):
+        config = preset("supcon-digits", positives=form, temperature=0.2)
+        trains_with[form] = loss_of(config, z, labels)
+        assert trains_with[form] == losses.sup_con(z, labels, 0.2, form)
+    assert trains_with["in"] < trains_with["out"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_epoch_tells_the_contrast_of_its_last_full_batch(method, toy):
     """180 images in batches of 32: the sixth batch has 20."""
-    seen, loss_of = [], training.loss_of
-    monkeypatch.setattr(
-        training,
-        "loss_of",
-        lambda config, z, labels: (seen.append((z, labels)), loss_of(config, z, labels))[1],
-    )
-    run = pretrain(config(method, epochs=2, drop_last=False), toy, tmp_path)
-    assert [z.shape[1] for z, _ in seen] == 2 * [32, 32, 32, 32, 32, 20]
-    for epoch, row in enumerate(run.curves):
-        z, labels = seen[6 * epoch + 4]
+    config = small(method, epochs=2, drop_last=False)
+    take_step = fresh_step(config, toy)
+    steps = []
+
+    def noting(x: Tensor, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
+        loss, z = take_step(x, labels, rate)
+        steps.append((z, labels))
+        return loss, z
+
+    rows = rows_of(train(config, fresh_batches(config, toy), noting, Progress()))
+    assert [z.shape[1] for z, _ in steps] == 2 * [32, 32, 32, 32, 32, 20]
+
+    for row, full in zip(rows, (4, 10), strict=True):
+        z, labels = steps[full]
         if method == "ce":
             assert "top1" not in row
-        else:
-            wanted = losses.contrast(z, labels if method == "supcon" else None)
-            assert {field: row[field] for field in wanted._fields} == wanted._asdict()
+            continue
+        assert (labels is not None) == (method == "supcon")
+        wanted = losses.contrast(z, labels)._asdict()
+        assert row.items() >= wanted.items()
 
 
-def test_checkpoints_that_do_not_fit_are_named(toy, tmp_path, monkeypatch):
-    one, other = pretrain(config(epochs=1), toy, tmp_path), config(epochs=2)
-    target = tmp_path / training.identity(other, toy)
-    target.mkdir()
-    shutil.copy(one.folder / "model.safetensors", target / "checkpoint.safetensors")
-    with pytest.raises(
-        InputError, match="does not fit its configuration: epochs is 1 there and 2 here"
-    ):
-        pretrain(other, toy, tmp_path)
-    (target / "checkpoint.safetensors").write_bytes(b"\x08" * 40)
+def test_checkpoints_that_do_not_fit_are_named(toy, tmp_path):
+    one = trained(small(epochs=1), toy, tmp_path)
+    other = small(epochs=2)
+    checkpoint = tmp_path / identity(other, toy) / "checkpoint.safetensors"
+    checkpoint.parent.mkdir()
+    shutil.copy(one.folder / "model.safetensors", checkpoint)
+    why = "does not fit its configuration: epochs is 1 there and 2 here"
+    with pytest.raises(InputError, match=why):
+        trained(other, toy, tmp_path)
+
+    checkpoint.write_bytes(b"\x08" * 40)
     with pytest.raises(InputError, match="checkpoint.safetensors is missing or damaged"):
-        pretrain(other, toy, tmp_path)
-    whole = (one.folder / "model.safetensors").read_bytes()
-    (one.folder / "model.safetensors").write_bytes(whole[:-100])
+        trained(other, toy, tmp_path)
+
+    model = one.folder / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-100])
     with pytest.raises(InputError, match="model.safetensors is missing or damaged"):
-        training.load_run(one.folder)
-    (one.folder / "model.safetensors").unlink()
+        load(one.folder)
+    model.unlink()
     with pytest.raises(InputError, match="model.safetensors is missing or damaged"):
-        training.load_run(one.folder)
+        load(one.folder)
 
 
 def test_weights_of_another_shape_are_named(toy, tmp_path):
-    run = pretrain(config(epochs=0), toy, tmp_path)
-    checkpoints.save(
-        run.folder / "model.safetensors",
-        run.config,
-        checkpoints.Progress(),
-        Model("slim", head="linear"),
-    )
-    with pytest.raises(
-        InputError, match="model.safetensors does not fit its configuration: Missing"
-    ):
-        training.load_run(run.folder)
+    run = trained(small(epochs=0), toy, tmp_path)
+    path = run.folder / "model.safetensors"
+    other = Model("slim", head="linear")
+    checkpoints.save(path, run.config, RunProgress(), other)
+    why = "model.safetensors does not fit its configuration: Missing"
+    with pytest.raises(InputError, match=why):
+        load(run.folder)
 
 
 def test_folders_and_devices_that_cannot_be_used_are_named(toy, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't write .*file"):
-        pretrain(config(epochs=0), toy, tmp_path / "file" / "runs")
+        trained(small(epochs=0), toy, tmp_path / "file" / "runs")
     with pytest.raises(InputError, match="the device 'toaster' can't be used"):
         hardware.choose_device("toaster")
 
 
 def test_bfloat16_trains_too(toy, tmp_path):
-    run = pretrain(config(precision="bfloat16"), toy, tmp_path)
-    assert run.curves[-1]["loss"] < run.curves[0]["loss"]
-    assert all(p.dtype == torch.float32 for p in run.model.parameters())
+    run = trained(small(precision="bfloat16"), toy, tmp_path)
+    assert has_learned(run)
+    for parameter in run.model.parameters():
+        assert parameter.dtype == torch.float32
 
 
 def test_float16_trains_with_a_scale_that_survives_a_resume(toy, tmp_path, monkeypatch):
-    chosen = config("supcon", precision="float16", epochs=3)
-    whole = pretrain(chosen, toy, tmp_path / "whole")
-    assert whole.curves[-1]["loss"] < whole.curves[0]["loss"]
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
-    scales, rotate = [], checkpoints.rotate
+    monkeypatch.setattr(hardware, "SIDE_ELSEWHERE", 64)  # of 2048 a CPU takes a minute in float16
+    config = small("supcon", precision="float16")
+    whole = trained(config, toy, tmp_path / "whole")
+    assert has_learned(whole)
 
-    def stop_after_step_7(folder, config, progress, model, optimiser, scaler):
-        rotate(folder, config, progress, model, optimiser, scaler)
-        scales.append(scaler.state_dict())
-        if progress.step == 7:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoints, "rotate", stop_after_step_7)
-        pretrain(chosen, toy, tmp_path / "cut")
-    loaded, restore = [], checkpoints.restore
-
-    def spy(path, config, run, model, optimiser=None, scaler=None):
-        progress = restore(path, config, run, model, optimiser, scaler)
-        loaded.extend([scaler.state_dict()] if scaler else [])
-        return progress
-
-    monkeypatch.setattr(checkpoints, "restore", spy)
-    cut = pretrain(chosen, toy, tmp_path / "cut")
-    assert loaded[0] == scales[-1] and loaded[0]["_growth_tracker"] > 0
-    assert [r["loss"] for r in cut.curves] == [r["loss"] for r in whole.curves]
+    runs = tmp_path / "cut"
+    scale = stopped(config, toy, runs, steps=7).scaler.state_dict()
+    assert scale["_growth_tracker"] > 0
+    assert begun(config, toy, runs).scaler.state_dict() == scale
+    assert same(trained(config, toy, runs), whole)
 
 
 def test_the_best_look_at_test_is_shown_beside_and_chooses_nothing(toy, tmp_path):
-    plain, looked = config("ce", epochs=4, test_every=0), config("ce", epochs=4, test_every=2)
-    one, two = pretrain(plain, toy, tmp_path), pretrain(looked, toy, tmp_path)
-    for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values()):
-        assert torch.equal(a, b)
-    looks = [row["test_correct"] for row in two.curves if "test_correct" in row]
-    found = training.evaluate(two, toy, "cpu")["z"]
-    assert len(looks) == 2 and looks[-1] == found["classifier"]["correct"]
-    assert found["classifier-best"] == {"n": 60, "correct": max(looks)}
-    alone = pretrain(config("ce", epochs=2, test_every=1), toy, tmp_path)
-    assert training.evaluate(alone, toy, "cpu", ("labels",)) == {} and alone.record["label_sweep"]
-    assert "classifier-best" not in training.evaluate(one, toy, "cpu")["z"]
+    config = small("ce", epochs=4)
+    plain = trained(config, toy, tmp_path)
+    looked = trained(replace(config, test_every=2), toy, tmp_path)
+    assert same_weights(plain.model, looked.model)
+    assert "classifier-best" not in plain.evaluate(toy, "cpu")["z"]
+
+    looks = [row["test_correct"] for row in looked.curves if "test_correct" in row]
+    answers = looked.evaluate(toy, "cpu")["z"]
+    assert len(looks) == 2
+    assert looks[-1] == answers["classifier"]["correct"]
+    assert answers["classifier-best"] == {"n": 60, "correct": max(looks)}
+
+    alone = trained(replace(config, test_every=1), toy, tmp_path)
+    assert alone.evaluate(toy, "cpu", ("labels",)) == {}
+    assert alone.record["label_sweep"]
 
 
 def test_a_runs_features_are_those_its_evaluation_reads(toy, tmp_path):
-    run = pretrain(config(epochs=1, images=80), toy, tmp_path)
-    h, z = training.features(run, toy.test.images, toy, "cpu")
-    recipe = training.recipe_for(run.config, toy.take(80), "none")
-    theirs = evaluation.features(run.model, toy.test.images, recipe)
-    assert (
-        torch.equal(h, theirs[0])
-        and torch.equal(z, theirs[1])
-        and recipe.mean == toy.take(80).moments[0]
-    )
+    run = trained(small(epochs=1, images=80), toy, tmp_path)
+    images = toy.test.images
+    h, z = run.features(images, toy, "cpu")
+    trained_on = toy.take(80)
+    recipe = recipe_for(run.config, trained_on, "none")
+    assert (recipe.mean, recipe.std) == trained_on.moments
+    wanted_h, wanted_z = evaluation.features(run.model, images, recipe)
+    assert torch.equal(h, wanted_h)
+    assert torch.equal(z, wanted_z)
 
 
 def test_evaluation_adds_what_is_missing_and_repeats_nothing(toy, tmp_path, monkeypatch):
-    run = pretrain(config(epochs=1), toy, tmp_path)
-    training.evaluate(run, toy, "cpu", ("knn",))
-    asked, evaluate = [], evaluation.evaluate
-    monkeypatch.setattr(evaluation, "evaluate", lambda *a: (asked.append(a[-1]), evaluate(*a))[1])
-    monkeypatch.setattr(evaluation, "PER_CLASS", (5,))
-    training.evaluate(run, toy, "cpu", ("linear", "knn", "labels"))
-    training.evaluate(run, toy, "cpu", ("linear", "knn", "labels"))
-    assert asked == [("linear",)]
-    record = records.read(run.folder / "record.json")
-    assert set(record["evaluation"]["h"]) == {"knn", "linear"} and len(record["label_sweep"]) == 7
+    """What is computed anew would come without the mark."""
+    monkeypatch.setattr(few_labels, "PER_CLASS", (5,))
+    run = trained(small(epochs=1), toy, tmp_path)
+    path = run.folder / "record.json"
+    run.evaluate(toy, "cpu", ("knn",))
+    run.record["evaluation"]["h"]["knn"]["mark"] = "the first"
+    records.write(path, run.record)
+
+    run.evaluate(toy, "cpu", ("linear", "knn", "labels"))
+    answers = records.read(path)["evaluation"]["h"]
+    assert answers.keys() == {"knn", "linear"}
+    assert answers["knn"]["mark"] == "the first"
+
+    sweep = run.record["label_sweep"]
+    assert len(sweep) == 7
+    run.evaluate(toy, "cpu", ("linear", "knn", "labels"))
+    assert run.record["label_sweep"] is sweep
+
     with pytest.raises(InputError, match="unknown probe 'uav'; did you mean 'uva'"):
-        training.evaluate(run, toy, "cpu", ("uav",))
+        run.evaluate(toy, "cpu", ("uav",))
 
 
-def test_supcon_trains_with_the_positives_it_is_told(toy):
-    z, labels = (
-        torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)),
-        torch.arange(8) % 3,
-    )
-    for form in ("out", "in"):
-        config = preset("supcon-digits", positives=form, temperature=0.2)
-        assert torch.equal(
-            training.loss_of(config, z, labels), losses.sup_con(z, labels, 0.2, form)
-        )
-    assert losses.sup_con(z, labels, 0.2, "in") < losses.sup_con(z, labels, 0.2, "out")
+def test_a_published_probe_that_never_looks_gives_its_last_epoch():
+    """Fewer epochs than from one look at test to the next."""
+    x = embeddings(40, 3)
+    y = torch.arange(40) % 2
+    x[:, 0] += 20.0 * (2 * y - 1)
+    protocol = replace(PROTOCOLS["uva"], epochs=9, learning_rate=0.1)
+    best, last, curve = train_probe(protocol, features_of(x), y, test=(x, y), classes=2)
+    assert curve == []
+    assert torch.equal(best, last)
+    assert torch.equal(last, y)
 
 
 def test_published_runs_keep_their_identity():
     """Every published record's name is still that of its configuration, on the data it names."""
     for record in records.load_all():
+        config = Config(**record["config"])
         dataset = SimpleNamespace(fingerprint=record["data"]["fingerprint"])
-        assert training.identity(Config(**record["config"]), dataset) == record["id"]
+        assert identity(config, dataset) == record["id"]

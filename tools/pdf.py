@@ -7,10 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from lib import InputError, book
-from tools import chromium
+from lib import InputError
+from tools import book, chromium
 
-PDF = book.BUILD / "book.pdf"
+PDF = book.BOOK.built / "book.pdf"
 # Solutions are opened; hidden code stays hidden, as its heading says. A light page, whatever the
 # theme was.
 READY = """async () => {
@@ -23,10 +23,13 @@ READY = """async () => {
 
 
 def write(page_file: Path, target: Path) -> None:
-    """Print one HTML file to a PDF, with an outline and page numbers. Raises InputError where
-    Chromium is missing."""
+    """Print one HTML file to a PDF, with an outline and page numbers.
+
+    Raises InputError where Chromium is missing.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".part")
+
     with chromium.opened() as context:
         page = context.new_page()
         page.goto(page_file.as_uri())
@@ -44,12 +47,13 @@ def write(page_file: Path, target: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Turn an InputError into one line and exit status 2, as python -m lib does."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.pdf", description=__doc__.splitlines()[0]
+        prog="python -m tools.pdf", description="The whole book as build/book.pdf."
     )
     parser.add_argument(
         "--profile", default="quick", help="a file in book/profiles (default quick)"
     )
     args = parser.parse_args(arguments)
+
     try:
         chromium.required()
         book.run(args.profile)

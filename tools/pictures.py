@@ -1,5 +1,4 @@
-"""Draw the book's mark (favicon), its social card, and the first page's picture of what SimCLR
-does.
+"""Draw the book's mark (favicon), its social card, and the first page's picture of SimCLR.
 
 python -m tools.pictures
 """
@@ -16,9 +15,16 @@ from sklearn.datasets import load_sample_image
 
 from lib import figures
 from lib.augmentations import RECIPES, apply, draw
-from lib.book import BOOK
+from tools.book import BOOK
 
+STATIC = BOOK.source / "_static"
 BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito's, as in the book's figures
+DOTS = (  # place, radius and colour
+    ((10.5, 16), 5, BLUE),
+    ((21.5, 16), 5, BLUE),
+    ((6.5, 25.5), 3, VERMILION),
+    ((25.5, 6.5), 3, VERMILION),
+)
 
 
 def dots(axes: Axes, line: float) -> None:
@@ -26,32 +32,27 @@ def dots(axes: Axes, line: float) -> None:
     axes.set(xlim=(0, 32), ylim=(0, 32), aspect="equal")
     axes.axis("off")
     axes.plot([11, 21], [16, 16], color=BLUE, linewidth=line)
-    for x, y, radius, colour in (
-        (10.5, 16, 5, BLUE),
-        (21.5, 16, 5, BLUE),
-        (6.5, 25.5, 3, VERMILION),
-        (25.5, 6.5, 3, VERMILION),
-    ):
-        axes.add_patch(Circle((x, y), radius, color=colour))
+    for place, radius, colour in DOTS:
+        axes.add_patch(Circle(place, radius, color=colour))
 
 
 def mark(path: Path) -> None:
     """A square PNG of 128 pixels: white, round corners, transparent around them."""
     figure = Figure(figsize=(1.28, 1.28), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.add_patch(
-        FancyBboxPatch(
-            (5, 5), 22, 22, boxstyle="round,pad=4.5", facecolor="white", edgecolor="none"
-        )
+    square = FancyBboxPatch(
+        (5, 5), 22, 22, boxstyle="round,pad=4.5", facecolor="white", edgecolor="none"
     )
+    axes.add_patch(square)
     dots(axes, 7)
     figure.savefig(path, transparent=True, metadata={"Software": None})
 
 
 def card(path: Path) -> None:
-    """A PNG of 1200 by 630 pixels, the size that social networks show: the book's title beside the
-    mark."""
-    title, rest = yaml.safe_load((BOOK / "_config.yml").read_text())["title"].split(", ")
+    """A PNG of 1200 by 630 pixels, as social networks show: the book's title beside the mark."""
+    config = yaml.safe_load((BOOK.source / "_config.yml").read_text())
+    title, rest = config["title"].split(", ")
+
     figure = Figure(figsize=(12, 6.3), dpi=100, facecolor="white")
     dots(figure.add_axes((0.66, 0.2, 0.315, 0.6)), 20)
     figure.text(
@@ -71,20 +72,20 @@ def card(path: Path) -> None:
 
 def overview(path: Path) -> None:
     """SimCLR's pipeline on a photograph that comes with scikit-learn (by vultilion, CC BY 2.0)."""
-    photo = torch.from_numpy(load_sample_image("flower.jpg").copy()).permute(2, 0, 1)[
-        None, :, :, 60:487
-    ]
-    pair = torch.cat(
-        [apply(photo, draw(RECIPES["uva"], 1, seed=3, step=0, view=v)) for v in range(2)]
-    )
+    pixels = torch.from_numpy(load_sample_image("flower.jpg").copy())  # (H, W, 3)
+    photo = pixels.permute(2, 0, 1)[None, :, :, 60:487]
+    pair = []
+    for view in range(2):
+        pair.append(apply(photo, draw(RECIPES["uva"], 1, seed=3, step=0, view=view)))
+
     with plt.rc_context():
         figures.use_style()
-        figure = figures.pipeline(photo[0] / 255, pair.clamp(0, 1))
+        figure = figures.pipeline(photo[0] / 255, torch.cat(pair).clamp(0, 1))
         figure.savefig(path, dpi=150, metadata={"Software": None})
         plt.close(figure)
 
 
 if __name__ == "__main__":
-    mark(BOOK / "_static" / "mark.png")
-    card(BOOK / "_static" / "card.png")
-    overview(BOOK / "_static" / "overview.png")
+    mark(STATIC / "mark.png")
+    card(STATIC / "card.png")
+    overview(STATIC / "overview.png")

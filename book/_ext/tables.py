@@ -1,9 +1,12 @@
-"""Tables and figures as a reader wants them: numbers to the right, intervals on one line, pictures
-that open alone."""
+"""Tables and figures as a reader wants them.
+
+Numbers to the right, intervals on one line, pictures that open alone.
+"""
 
 import re
+from typing import Any
 
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 
 NUMBER = re.compile(
     r"[-+−±\d.,%x×e /\[\]\u00a0]*\d[-+−±\d.,%x×e /\[\]\u00a0]*(ms|s|MB|GB|k)?|-|–|—|nan|NaN|None|"
@@ -13,44 +16,78 @@ INTERVAL = re.compile(r"(?<=[\d%]) \[([-+−\d.,%]+), ([-+−\d.,%]+)\]")
 
 
 def tidy(html: str) -> str:
-    """The same page: class "number" on every column of numbers, "long" on cells of many words, and
-    no line break inside "51.2 [50.1, 52.3]". A figure's picture leads to itself at full size.
+    """The same page, easier to read.
+
+    Class "number" on every column of numbers, "long" on cells of many words, no line break inside
+    "51.2 [50.1, 52.3]"; a figure's picture leads to itself at full size.
     """
     soup = BeautifulSoup(html, "html.parser")
     for table in soup.find_all("table"):
-        columns = {}
-        for row in table.select("tbody tr"):
-            cells = row.find_all(["th", "td"], recursive=False)
-            for place, cell in enumerate(
-                cells, -len(cells)
-            ):  # from the right: those on the left may span rows
-                for text in cell.find_all(string=INTERVAL):
-                    text.replace_with(INTERVAL.sub("\u00a0[\\1,\u00a0\\2]", text))
-                columns.setdefault(place, []).append(cell)
-                if len(cell.get_text()) > LONG:
-                    cell["class"] = [*cell.get("class", []), "long"]
-        for place, cells in columns.items():
-            texts = [cell.get_text().strip() for cell in cells]
-            if any(texts) and all(map(NUMBER.fullmatch, texts)):
-                heads = [
-                    row.find_all(["th", "td"], recursive=False) for row in table.select("thead tr")
-                ]
-                for cell in cells + [head[place] for head in heads if len(head) >= -place]:
-                    cell["class"] = [*cell.get("class", []), "number"]
+        columns = _columns(table)
+        for place, column in columns.items():
+            for cell in column:
+                _tidy_cell(cell)
+            if _is_of_numbers(column):
+                for cell in [*column, *_heads(table, place)]:
+                    _add_class(cell, "number")
+
     for image in soup.select("figure > img"):
         image.wrap(soup.new_tag("a", href=image["src"]))
+
     for references in soup.find_all(class_="citation-list"):
-        del references[
-            "role"
-        ]  # its items say what they are, and a list may not hold their backlinks
+        # its items say what they are, and a list may not hold their backlinks
+        del references["role"]
     return str(soup)
 
 
-def _tidy(app, pagename, templatename, context, doctree) -> None:
+def _columns(table: Tag) -> dict[int, list[Tag]]:
+    """A table's cells by their place from the right, -1, -2, ...
+
+    Those on the left may span rows.
+    """
+    columns: dict[int, list[Tag]] = {}
+    for row in table.select("tbody tr"):
+        cells = _cells(row)
+        for place, cell in enumerate(cells, start=-len(cells)):
+            columns.setdefault(place, []).append(cell)
+    return columns
+
+
+def _cells(row: Tag) -> list[Tag]:
+    return row.find_all(["th", "td"], recursive=False)
+
+
+def _heads(table: Tag, place: int) -> list[Tag]:
+    """What stands over a column."""
+    heads = []
+    for row in table.select("thead tr"):
+        cells = _cells(row)
+        if len(cells) >= -place:
+            heads.append(cells[place])
+    return heads
+
+
+def _tidy_cell(cell: Tag) -> None:
+    for text in cell.find_all(string=INTERVAL):
+        text.replace_with(INTERVAL.sub("\u00a0[\\1,\u00a0\\2]", text))
+    if len(cell.get_text()) > LONG:
+        _add_class(cell, "long")
+
+
+def _is_of_numbers(column: list[Tag]) -> bool:
+    texts = [cell.get_text().strip() for cell in column]
+    return any(texts) and all(map(NUMBER.fullmatch, texts))
+
+
+def _add_class(cell: Tag, name: str) -> None:
+    cell["class"] = [*cell.get("class", []), name]
+
+
+def _tidy(app: Any, pagename: str, templatename: str, context: dict, doctree: object) -> None:
     if doctree:
         context["body"] = tidy(context["body"])
 
 
-def setup(app) -> dict:
+def setup(app: Any) -> dict:
     app.connect("html-page-context", _tidy)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

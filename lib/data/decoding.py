@@ -1,0 +1,126 @@
+"""Pictures decoded in parallel to arrays of one size."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize
+from tqdm import tqdm
+
+from lib.interruptions import Interruptions
+
+PIXELS, ELONGATED = 2**26, 16  # of an image at most, and its longer side over the shorter one
+CHUNK = 256  # images decoded at a time; two of them are all that is in memory
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image to be read."""
+
+    name: str
+    split: str
+    label: int  # -1: none
+    source: Path | np.ndarray | Callable[[], bytes | Path]  # a file, pixels, or how to get them
+
+
+def decoded(
+    items: list[Item], size: int, skipped: list[str], title: str
+) -> Iterator[tuple[np.ndarray, list[Item]]]:
+    """Pixels (B, size, size, 3) uint8 and the items they are of, in order.
+
+    skipped: gets a line for each broken one.
+    title: of the progress bar.
+    """
+    if not items:
+        return
+    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    with (
+        Interruptions() as stop,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(items), desc=title, unit="image") as bar,
+    ):
+
+        def begin(chunk: list[Item]) -> Iterator[np.ndarray | str]:
+            return pool.map(lambda item: _pixels_or_why(item, size), chunk)
+
+        following = begin(chunks[0])
+        for number, chunk in enumerate(chunks, 1):
+            if stop.caught:  # here: raised amid the pool's locks it could hang the process
+                stop.deliver(stop.caught)
+            outcomes = following
+            if number < len(chunks):
+                following = begin(chunks[number])  # while the caller is busy
+
+            pixels, whole = [], []
+            for item, outcome in zip(chunk, outcomes):
+                if isinstance(outcome, str):
+                    skipped.append(f"{item.name}: {outcome}")
+                else:
+                    pixels.append(outcome)
+                    whole.append(item)
+            bar.update(len(chunk))
+            if whole:
+                yield np.stack(pixels), whole
+
+
+def _pixels_or_why(item: Item, size: int) -> np.ndarray | str:
+    """An item's image as (size, size, 3) uint8, or why there is none."""
+    try:
+        if callable(item.source):
+            return decode(item.source(), size)
+        return decode(item.source, size)
+    except Exception as error:  # Pillow's plugins let through whatever they meet
+        why = str(error).replace(f" {str(item.source)!r}", "")  # the line names it, shorter
+        return " ".join(why.split())[:100] or type(error).__name__
+
+
+def decode(source: Path | bytes | np.ndarray, size: int) -> np.ndarray:
+    """An image as (size, size, 3) uint8.
+
+    Turned as its EXIF says, on white where transparent, 16 bits scaled to 8. Raises what Pillow
+    does, or ValueError, where it is broken, too large, too elongated or of floating-point pixels.
+    """
+    if isinstance(source, Path) and not source.stat().st_size:
+        raise ValueError("0 bytes")
+    if isinstance(source, np.ndarray):
+        image = Image.fromarray(source)
+    elif isinstance(source, bytes):
+        image = Image.open(io.BytesIO(source))
+    else:
+        image = Image.open(source)
+    refuse_outsize(image)
+
+    image.draft(None, (2 * size, 2 * size))  # a JPEG may be decoded smaller: many times faster
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).clip(0, 65535) / 257
+        image = Image.fromarray(levels.round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return square(image, size)
+
+
+def refuse_outsize(image: Image.Image) -> None:
+    """Raise ValueError for an image that is no photograph of a data set; nothing is decoded yet."""
+    too_large = image.width * image.height > PIXELS
+    too_elongated = max(image.size) > ELONGATED * min(image.size)
+    if too_large or too_elongated:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels are refused: at most {PIXELS:,} of them, no "
+            f"side over {ELONGATED} times the other"
+        )
+
+
+def square(image: Image.Image, size: int) -> np.ndarray:
+    """The shorter side to size by Lanczos, and the centre cut out: (size, size, 3) uint8."""
+    shorter = resize(image.convert("RGB"), size, InterpolationMode.LANCZOS)
+    return np.asarray(center_crop(shorter, size))

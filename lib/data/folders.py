@@ -1,0 +1,300 @@
+"""Where pictures come from: a folder, an .npz, a Hugging Face data set on disk, a single file.
+
+Nothing is decoded here. A folder follows torchvision's ImageFolder: ``root/CLASS/*.jpg``, or
+``root/train/CLASS`` and ``root/test/CLASS``, with ``root/unlabeled`` beside.
+"""
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lib import InputError, needed, unknown
+from lib.data.dataset import Dataset
+from lib.data.decoding import Item
+from lib.data.loading import load
+
+SUFFIXES = {
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+}
+# What splits are called, in any case of letters; of several names the first that is there counts
+SPLITS = {
+    "train": ("train",),
+    "test": ("test", "val", "validation"),
+    "unlabeled": ("unlabeled", "unlabelled"),
+}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a source."""
+
+    items: list[Item]
+    classes: list[str]  # their names
+    notes: list[str]  # lines about what in it was not taken as one might expect
+
+
+def find(source: Path) -> Listing:
+    """The images of a folder, an .npz or a Hugging Face data set on disk; nothing is decoded.
+
+    A folder without classes, or a single file, is unlabeled images. Raises InputError where there
+    is no image, or test has other classes.
+    """
+    if source.is_file() and source.suffix.lower() in SUFFIXES:
+        return Listing([Item(source.name, "unlabeled", -1, source)], [], [])
+
+    if source.suffix == ".npz":
+        listing = _from_dataset(load(source.stem, source.parent))
+    elif not source.is_dir():
+        raise InputError(f"{source} is neither a folder, nor a picture, nor an .npz file")
+    elif (source / "dataset_dict.json").is_file() or (source / "state.json").is_file():
+        listing = _from_huggingface(source)
+    else:
+        try:
+            listing = _from_folder(source)
+        except OSError as error:
+            raise InputError(f"can't read {error.filename} ({error.strerror})") from error
+
+    if not listing.items:
+        nothing = f"{source} holds no images ({', '.join(sorted(SUFFIXES))})"
+        raise InputError("; ".join([nothing, *listing.notes]))
+    return listing
+
+
+def _splits(names: Iterable[str]) -> dict[str, str]:
+    """The splits among the names: ours -> theirs."""
+    by_lower = {name.lower(): name for name in sorted(names)}
+    splits = {}
+    for split, known in SPLITS.items():
+        for name in known:
+            if name in by_lower:
+                splits[split] = by_lower[name]
+                break
+    return splits
+
+
+def _taken_for_test(splits: dict[str, str], suffix: str = "") -> list[str]:
+    """A note, where test has another name."""
+    name = splits.get("test", "test")
+    if name == "test":
+        return []
+    return [f"{name}{suffix} is taken for test"]
+
+
+# --------------------------------------------------------------------------------------------------
+# a folder
+
+Places = dict[Path, tuple[str, tuple[str, ...]]]  # by image: its split, and its path below that
+
+
+def _from_folder(root: Path) -> Listing:
+    splits = _folders_of_splits(root)
+    files = _files(root)
+    places = _places(root, files, splits)
+
+    classes = set()
+    for split, below in places.values():
+        if split == "train" and len(below) > 1:
+            classes.add(below[0])
+    names = sorted(classes)
+
+    items = _items(root, places, names, splits)
+    return Listing(items, names, _notes(root, files, places, names, splits))
+
+
+def _folders_of_splits(root: Path) -> dict[str, str]:
+    """The folder of each split, by its name below root; root itself ("") where train has none."""
+    folders = [path for path in root.iterdir() if path.is_dir()]
+    with_classes = set()
+    for folder in folders:
+        if any(path.is_dir() for path in folder.glob("[!.]*")):
+            with_classes.add(folder.name)
+
+    splits = _splits(folder.name for folder in folders)
+    if splits.get("train") in with_classes:  # else it is a class, of trains
+        return splits
+    if splits.get("test") in with_classes:
+        raise InputError(
+            f"{root} has {splits['test']}/ with classes and no train/: move the other classes there"
+        )
+    if "unlabeled" in splits:
+        return {"train": "", "unlabeled": splits["unlabeled"]}
+    return {"train": ""}
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder, in order, through links as ImageFolder does; not what is hidden."""
+    files = []
+    for where, folders, names in os.walk(folder, followlinks=True):
+        here = Path(where)
+        if here.parent.resolve().is_relative_to(here.resolve()):  # a link to a folder above
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = here / name
+            if not name.startswith(".") and path.is_file():
+                files.append(path)
+    return sorted(files)
+
+
+def _places(root: Path, files: list[Path], splits: dict[str, str]) -> Places:
+    """Where each image is; not those that are in no split's folder."""
+    places: Places = {}
+    for split, name in splits.items():  # where two claim an image, it is the last one's
+        folder = root / name
+        for path in files:
+            if path.suffix.lower() in SUFFIXES and path.is_relative_to(folder):
+                places[path] = split, path.relative_to(folder).parts
+    return places
+
+
+def _items(root: Path, places: Places, classes: list[str], splits: dict[str, str]) -> list[Item]:
+    labels = {name: label for label, name in enumerate(classes)}
+    items = []
+    for path, (split, below) in places.items():
+        label = -1
+        if split != "unlabeled":
+            label = labels.get(below[0], -1)
+        if split == "test" and label < 0:
+            raise InputError(
+                f"{path}: {unknown('class', below[0], classes)} (of {root / splits['train']})"
+            )
+        if label < 0:
+            split = "unlabeled"
+        items.append(Item(str(path.relative_to(root)), split, label, path))
+    return items
+
+
+def _notes(
+    root: Path, files: list[Path], places: Places, classes: list[str], splits: dict[str, str]
+) -> list[str]:
+    """What was taken in another way than one might expect, or left out."""
+    notes = _taken_for_test(splits, "/")
+
+    names = [name.lower() for name in classes]
+    for name in difflib.get_close_matches("unlabeled", names, cutoff=0.8):
+        notes.append(
+            f"{name} is taken for a class; for images of none there is unlabeled/, beside the "
+            "classes or train/"
+        )
+
+    outside: list[str] = []
+    others: Counter[str] = Counter()
+    for path in files:
+        kind = path.suffix.lower()
+        if kind not in SUFFIXES:
+            others[kind or path.name] += 1
+        elif path not in places:
+            outside.append(str(path.relative_to(root)))
+    if outside:
+        example = outside[0]
+        if len(outside) > 1:
+            example += f" and {len(outside) - 1} more"
+        notes.append(f"left out, as not below {'/, '.join(splits.values())}/: {example}")
+    if others:
+        counts = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+        notes.append(f"left out, as no images by their ending: {counts}")
+    return notes
+
+
+# --------------------------------------------------------------------------------------------------
+# an .npz
+
+
+def _from_dataset(dataset: Dataset) -> Listing:
+    pool = dataset.pool("train+val")
+    assert pool.places is not None  # of training images
+    splits = {"train": pool[pool.places.argsort()], "test": dataset.test}
+    if dataset.unlabeled is not None:
+        splits["unlabeled"] = dataset.unlabeled
+
+    items = []
+    for name, split in splits.items():
+        labels = [-1] * len(split)
+        if split.labels is not None:
+            labels = split.labels.tolist()
+        for place, label in enumerate(labels):
+            pixels = split.images[place].permute(1, 2, 0).numpy()
+            items.append(Item(f"{name} {place}", name, label, pixels))
+    return Listing(items, list(dataset.classes), [])
+
+
+# --------------------------------------------------------------------------------------------------
+# a Hugging Face data set
+
+
+def _from_huggingface(folder: Path) -> Listing:
+    library = needed("datasets", "huggingface")
+    try:
+        listing = _from_splits(library, library.load_from_disk(str(folder)))
+    except Exception as error:  # of datasets, arrow, or a column that is not there
+        why = " ".join(str(error).split())[:100]
+        raise InputError(
+            f"{folder} is no data set with a split 'train', a column of images and one of classes "
+            f"({why})"
+        ) from error
+
+    for item in listing.items:
+        if item.split == "test" and item.label < 0:
+            raise InputError(f"{folder}: {item.name} is of no class that train has")
+    return listing
+
+
+def _from_splits(library: Any, loaded: Any) -> Listing:
+    """library: the package datasets. loaded: a data set of its, or several by split."""
+    if not isinstance(loaded, dict):
+        loaded = {"train": loaded}
+    features = loaded["train"].features
+    image = _column(features, library.Image)
+    label = _column(features, library.ClassLabel)
+    # a selection from a data set keeps the names of all its classes
+    used = sorted({number for number in loaded["train"][label] if number >= 0})
+    places = {number: place for place, number in enumerate(used)}
+
+    splits = _splits(loaded)
+    items = []
+    for split, name in splits.items():
+        rows = loaded[name].cast_column(image, library.Image(decode=False))
+        numbers = [-1] * len(rows)
+        if split != "unlabeled":
+            numbers = rows[label]
+        for place, number in enumerate(numbers):
+            own_split = split if number >= 0 else "unlabeled"
+            source = partial(_stored, rows, image, place)
+            items.append(Item(f"{name} {place}", own_split, places.get(number, -1), source))
+
+    notes = _taken_for_test(splits)
+    left = sorted(set(loaded) - set(splits.values()))
+    if left:
+        notes.append(f"splits that are left out: {', '.join(left)}")
+    return Listing(items, [features[label].names[number] for number in used], notes)
+
+
+def _column(features: dict[str, Any], kind: type) -> str:
+    """The first column of a kind."""
+    for name, feature in features.items():
+        if isinstance(feature, kind):
+            return name
+    raise LookupError(f"no column is of the type {kind.__name__}")
+
+
+def _stored(rows: Any, column: str, place: int) -> bytes | Path:
+    """An image as it is stored in a row: its bytes, or its file."""
+    stored = rows[place][column]
+    return stored["bytes"] or Path(stored["path"])

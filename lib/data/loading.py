@@ -1,0 +1,41 @@
+"""Data sets by name: ``NAME.npz`` under the data root, which wins over a download of that name."""
+
+import os
+from pathlib import Path
+
+from lib import ROOT, InputError
+from lib.data.archives import from_npz
+from lib.data.dataset import Dataset
+from lib.data.downloads import DOWNLOADS
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder of data sets: the one given, else DATA_ROOT's, else the checkout's ``data``."""
+    return Path(root or os.environ.get("DATA_ROOT") or ROOT / "data")
+
+
+def load(name: str, root: str | Path | None = None) -> Dataset:
+    """Load a data set by name.
+
+    root: the folder of downloads and NAME.npz files, see ``data_root``.
+
+    Raises InputError for an unknown name, a damaged file, arrays of the wrong shape or type, labels
+    out of range, a download that fails, or a root that can't be written.
+    """
+    folder = data_root(root)
+    path = folder / f"{name}.npz"
+    if path.is_file():
+        return from_npz(name, path)
+    if name in DOWNLOADS:
+        return DOWNLOADS[name].load(folder)
+
+    if name.endswith(".npz"):
+        raise InputError(
+            f"unknown data set '{name}': a data set's name is its file's without .npz, "
+            f"'{Path(name).stem}'"
+        )
+    files = sorted(file.stem for file in folder.glob("*.npz"))
+    raise InputError(
+        f"unknown data set '{name}': there is no {path}; known: {', '.join([*DOWNLOADS, *files])} "
+        "(DATA_ROOT names another folder)"
+    )

@@ -1,0 +1,211 @@
+"""Pictures of one's own as a data set: what ``data.folders`` finds, decoded and written as .npz.
+
+Where there is no test folder, a fifth is held out, stratified, always the same.
+"""
+
+import os
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from lib import InputError
+from lib.config import fitting_batch
+from lib.data.dataset import stratified
+from lib.data.decoding import Item, decoded
+from lib.data.downloads import DOWNLOADS
+from lib.data.folders import find
+
+TEST_SHARE = 0.2
+LISTED = 20  # classes, and broken images, that a report names
+SPLITS = ("train", "test", "unlabeled")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a user should know of what was read."""
+
+    notes: list[str]  # lines
+    skipped: list[str]  # for each broken image, "NAME: why"
+
+    def __str__(self) -> str:
+        lines = [*self.notes]
+        count = len(self.skipped)
+        if count == 1:
+            lines.append("1 broken image skipped:")
+        elif count:
+            lines.append(f"{count} broken images skipped:")
+        lines += self.skipped[:LISTED]
+        if count > LISTED:
+            lines.append("...")
+        return "\n".join(lines)
+
+
+def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
+    """Write the images of a source as a data set.
+
+    size: pixels that each image's shorter side is brought to; then the centre is cut out.
+    out: NAME.npz.
+
+    Returns how many there are in each split, and what to know of it: the classes and what was left
+    out. In memory are two CHUNKs of images. Raises InputError where there are fewer than two
+    classes, too few whole images of one, or out can't be written.
+    """
+    listing = find(source)
+    _refuse_too_few_classes(source, listing.classes)
+    if not 8 <= size <= 1024:
+        raise InputError(f"--size must be between 8 and 1024, got {size}")
+    if out.suffix != ".npz":
+        raise InputError(f"--out must be NAME.npz, got {out}")
+    if out.stem in DOWNLOADS:
+        raise InputError(
+            f"{out} would take the place of the data set '{out.stem}' that comes with the package: "
+            "choose another name"
+        )
+
+    notes = [*listing.notes]
+    items: dict[str, list[Item]] = {split: [] for split in SPLITS}
+    for item in listing.items:
+        items[item.split].append(item)
+    if not items["test"]:
+        items["train"], items["test"] = _held_out(items["train"])
+        notes.append(
+            f"there is no test: {100 * TEST_SHARE:.0f} % of every class are held out as one"
+        )
+    if out.exists():
+        notes.append(
+            f"{out} was there and is replaced: to probe what was trained on it, the old one is "
+            "needed"
+        )
+
+    skipped: list[str] = []
+    try:
+        labels = _write(items, listing.classes, size, out, skipped)
+    except OSError as error:
+        raise InputError(
+            f"can't write {out} ({error.strerror}): free space or name another folder"
+        ) from error
+
+    counts = {split: len(labels[split]) for split in SPLITS}
+    return counts, Report([_about_classes(listing.classes, labels), *notes], skipped)
+
+
+def _refuse_too_few_classes(source: Path, classes: list[str]) -> None:
+    if len(classes) > 1:
+        return
+    holds = "no class with images"
+    if classes:
+        holds = f"only one class with images, {classes[0]}"
+    raise InputError(
+        f"{source} has {holds}; two are needed, a folder for each, to test by; 'unlabeled' beside "
+        "them may hold any number without a class, to train on (pool=unlabeled)"
+    )
+
+
+def _held_out(items: list[Item]) -> tuple[list[Item], list[Item]]:
+    """The items without TEST_SHARE of every class, and these."""
+    labels = torch.tensor([item.label for item in items])
+    held = set(stratified(labels, max(1, round(TEST_SHARE * len(labels)))).tolist())
+
+    train, test = [], []
+    for place, item in enumerate(items):
+        if place in held:
+            test.append(item)
+        else:
+            train.append(item)
+    return train, test
+
+
+def _about_classes(classes: list[str], labels: dict[str, list[int]]) -> str:
+    """How many images for training and for test each class has."""
+    train = np.bincount(labels["train"], minlength=len(classes))
+    test = np.bincount(labels["test"], minlength=len(classes))
+    counts = []
+    for name, for_training, for_test in zip(classes[:LISTED], train, test):
+        counts.append(f"{name} ({for_training} + {for_test})")
+    if len(classes) > LISTED:
+        counts.append(f"and {len(classes) - LISTED} more")
+    return f"{len(classes)} classes (train + test): {', '.join(counts)}"
+
+
+def _write(
+    items: dict[str, list[Item]], classes: list[str], size: int, out: Path, skipped: list[str]
+) -> dict[str, list[int]]:
+    """Decode the items of every split and write the .npz: the labels of those that were whole.
+
+    skipped: gets a line for each broken one.
+    """
+    labels: dict[str, list[int]] = {split: [] for split in items}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=".import-") as folder:
+        work = Path(folder)
+        for split in items:
+            with open(work / split, "wb") as file:
+                for pixels, whole in decoded(items[split], size, skipped, split):
+                    file.write(pixels.data)
+                    labels[split] += [item.label for item in whole]
+        _refuse_too_few_images(classes, labels)
+
+        np.savez(
+            work / "whole.npz",
+            y_train=labels["train"],
+            y_test=labels["test"],
+            classes=classes,
+            variant=f"shorter side to {size} by Lanczos, centre crop",
+        )
+        with zipfile.ZipFile(work / "whole.npz", "a") as archive:
+            for split in items:
+                shape = (len(labels[split]), size, size, 3)
+                if labels[split]:
+                    _append(archive, f"x_{split}.npy", work / split, shape)
+        os.replace(work / "whole.npz", out)
+    return labels
+
+
+def _refuse_too_few_images(classes: list[str], labels: dict[str, list[int]]) -> None:
+    """labels: of the whole images in each split."""
+    counts = np.bincount(np.array(labels["train"], dtype=int), minlength=len(classes))
+    rarest = counts.argmin()
+    if counts[rarest] < 2 or not labels["test"]:
+        raise InputError(
+            "every class needs two whole images for training, and one must be left for test; "
+            f"'{classes[rarest]}' has {counts[rarest]} for training"
+        )
+
+
+def _append(archive: zipfile.ZipFile, name: str, pixels: Path, shape: tuple[int, ...]) -> None:
+    """Add a file of bytes as an array.
+
+    Copied in small pieces: mapped into memory it would count as the process's.
+    """
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    with archive.open(name, "w", force_zip64=True) as member, open(pixels, "rb") as file:
+        np.lib.format.write_array_header_1_0(member, header)
+        shutil.copyfileobj(file, member, 2**20)
+
+
+def first_try(counts: dict[str, int], size: int) -> str:
+    """What follows ``pretrain`` for a run of minutes on so many images.
+
+    A preset for their size, made small.
+    """
+    preset = "simclr-cifar10-r18"
+    unlabeled = 0  # that it trains on
+    if size >= 64:
+        preset = "simclr-stl10"
+        unlabeled = counts["unlabeled"]
+
+    images = max(unlabeled, counts["train"])
+    batch_size = min(256, fitting_batch(images))
+    words = f"{preset} --epochs 10 --set encoder=slim --set batch_size={batch_size}"
+    if 0 < unlabeled < images:
+        words += " --set pool=train+val"
+    return words

@@ -1,0 +1,185 @@
+"""What there is already: records, data sets, and the speeds that the records tell."""
+
+import functools
+import json
+from pathlib import Path
+
+from lib import InputError, probes
+from lib.compute.cost import flops
+from lib.config import Config
+from lib.data import Dataset, data_root, load
+from lib.data.downloads import DOWNLOADS
+from lib.encoders import Model
+from lib.hardware import choose_device
+from lib.runs import NUMERICS, RUNS, identity, provenance, records
+from lib.training import batch_sizes
+
+
+def key(config: Config, numerics: int = NUMERICS) -> str:
+    """What two configurations have in common whose runs are the same on equal data."""
+    return json.dumps([config.decisive, numerics], sort_keys=True)
+
+
+class Ledger:
+    """What there is already: records, data sets, and speeds."""
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        results: Path = records.RESULTS,
+        runs: Path = RUNS,
+        device: str | None = None,
+        download: bool = False,
+    ):
+        """root: the folder of data sets; results: of records; runs: of runs.
+
+        device: whose speeds count. download: whether data sets that are not there are fetched.
+        """
+        self.root, self.results, self.runs = data_root(root), Path(results), Path(runs)
+        self.download = download
+        self.device = provenance.device(choose_device(device))
+        self.records: dict[str, list[dict]] = {}  # by key, newest first
+        self.missing: dict[str, str] = {}  # data sets that are not there, and why
+        self._data: dict[str, Dataset | None] = {}
+        self._read: dict[Path, int] = {}  # files of results, when they were changed last
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what is new or changed in the folder of results: the records of other processes."""
+        for path in sorted(self.results.glob("*.json")):
+            changed = path.stat().st_mtime_ns
+            if self._read.get(path) != changed:
+                self._read[path] = changed
+                self.add(records.read(path))
+
+    def add(self, record: dict) -> None:
+        """A record, in place of older ones of the same run."""
+        run = key(Config(**record["config"]), record["numerics"])
+        self.records.setdefault(run, []).insert(0, record)
+
+    def data(self, name: str) -> Dataset | None:
+        """The data set, or None where it is not there (or, with download, can't be had)."""
+        if name in self._data:
+            return self._data[name]
+
+        self._data[name] = None
+        try:
+            if not self.download and not self._is_there(name):
+                raise InputError(f"{name} is not in {self.root}")
+            self._data[name] = load(name, self.root)
+        except InputError as error:
+            self.missing[name] = str(error)
+        return self._data[name]
+
+    def _is_there(self, name: str) -> bool:
+        if (self.root / f"{name}.npz").exists():
+            return True
+        if name not in DOWNLOADS:
+            return False
+
+        folder = DOWNLOADS[name].folder  # None: nothing to download
+        return folder is None or (self.root / folder).exists()
+
+    def record(self, config: Config) -> dict | None:
+        """The published record of the same run.
+
+        Where its data are not there, that of the same configuration.
+        """
+        dataset = self.data(config.data)
+        for record in self.records.get(key(config), ()):
+            if dataset is None or record["data"]["fingerprint"] == dataset.fingerprint:
+                return record
+        return None
+
+    def asked(self, config: Config) -> list[str]:
+        """The probes that the published record of the same run has results of.
+
+        They are asked again where it is replaced.
+        """
+        record = self.record(config)
+        if record is None:
+            return []
+
+        missing = probes.missing(record, probes.PROBES)
+        return [name for name in probes.PROBES if name not in missing]
+
+    def todo(self, config: Config, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """The probes that are wanted of a run and have no published result."""
+        record = self.record(config)
+        if record is None:
+            return wanted
+        return tuple(probes.missing(record, wanted))
+
+    def minutes(self, config: Config) -> float | None:
+        """How long training will take, by the views and the latest measured speed.
+
+        None where nothing tells yet. The speed is that of the same encoder on the same images, else
+        that of another one in floating-point operations; on this device, else on another of its
+        type. A run that is done but not evaluated takes none.
+        """
+        dataset = self.data(config.data)
+        if not config.epochs or self._is_trained(config, dataset):
+            return 0.0
+
+        pool = self._pool(config, dataset)
+        if pool is None:
+            return None
+        views = config.epochs * config.views * sum(batch_sizes(config, pool))
+
+        measured = self._measured(config)
+        for record in reversed(measured):
+            if _same(record, config, "encoder", "stem", "data", "size"):
+                return views / record["views_per_second"] / 60
+
+        size = config.size
+        if size is None and dataset is not None:
+            size = dataset.size[0]
+        counted = [record for record in measured if record.get("cost")]
+        if not counted or size is None:
+            return None
+
+        rate = counted[-1]["views_per_second"] * counted[-1]["cost"]["flops_per_view"]
+        per_view = _flops(config.encoder, config.stem, config.head, config.embedding, size)
+        return views * per_view / rate / 60
+
+    def _is_trained(self, config: Config, dataset: Dataset | None) -> bool:
+        if dataset is None:
+            return False
+        return (self.runs / identity(config, dataset) / "record.json").is_file()
+
+    def _pool(self, config: Config, dataset: Dataset | None) -> int | None:
+        """How many images are trained on, as the data or a record of the same pool tell."""
+        if dataset is not None:
+            return len(dataset.take(config.images).pool(config.pool))
+        for record in reversed(self._everything()):
+            if _same(record, config, "data", "images", "pool"):
+                return record["data"]["pool"]
+        return None
+
+    def _measured(self, config: Config) -> list[dict]:
+        """Records with a speed in the same precision on such a device; the best to go by last."""
+
+        def nearness(record: dict) -> tuple:
+            device = record["device"]
+            alike = [device[key] == self.device[key] for key in ("name", "threads")]
+            return alike, record["finished"]
+
+        measured = []
+        for record in self._everything():
+            if not record["views_per_second"] or not _same(record, config, "precision"):
+                continue
+            if record["device"]["type"] == self.device["type"]:
+                measured.append(record)
+        return sorted(measured, key=nearness)
+
+    def _everything(self) -> list[dict]:
+        return [record for versions in self.records.values() for record in versions]
+
+
+def _same(record: dict, config: Config, *names: str) -> bool:
+    return all(record["config"][name] == getattr(config, name) for name in names)
+
+
+@functools.cache
+def _flops(encoder: str, stem: str, head: str, embedding: int, size: int) -> int:
+    return flops(Model(encoder, stem, head, embedding), size)

@@ -1,0 +1,325 @@
+"""The queue: takes the plan's next missing run, makes it, publishes its record, and goes on.
+
+Several processes share one queue: a run is claimed by a lock on a file in the folder of runs, which
+the system takes from a process that dies. What was cut off goes on from its last checkpoint.
+Records are read anew for every choice, so a process sees what the others have finished.
+"""
+
+import math
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from lib import Diverged, InputError, probes
+from lib.config import PRECISIONS, Config
+from lib.data.dataset import Dataset
+from lib.evidence import plan
+from lib.evidence.ledger import Ledger
+from lib.evidence.plan import Arm, Entry, Planned
+from lib.hardware import choose_device, choose_precision
+from lib.runs import identity, packing, pretrain, records
+
+CLAIM_SECONDS = 1  # to wait for a lock: whoever only looks whether it is held lets it go at once
+POLL_SECONDS = 30  # between looks at runs that other processes are at
+KEPT = records.RESULTS / "encoders"
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run of the plan stands."""
+
+    planned: Planned
+    # with the precision it is computed in; None where its settings are not known yet
+    config: Config | None
+    status: str  # done, failed, running, missing, or waiting for what tuning chooses
+
+
+class Queue:
+    """The plan's entries, and what there is of them.
+
+    Records are in the ledger's folder of results, runs begun in its folder of runs.
+    """
+
+    def __init__(
+        self,
+        entries: list[Entry],
+        ledger: Ledger,
+        device: str | None = None,
+        kept: Path = KEPT,
+        only: Collection[str] = (),
+    ):
+        """entries: all of the plan; only: names of those to work on, where not all.
+
+        kept: the folder of encoders that later experiments use.
+        """
+        self.entries = [entry for entry in entries if not only or entry.name in only]
+        self.ledger, self.kept = ledger, kept
+        self.device = choose_device(device)
+        # the entry that tries settings for an arm, by the arm's name
+        self.tuning = {arm: entry for entry in entries for arm in entry.trials}
+
+    def score(self, config: Config) -> float | None:
+        """A trial's accuracy on validation, by the linear probe on h.
+
+        0 where it failed, None without a record.
+        """
+        for precision in PRECISIONS[1:]:
+            record = self.ledger.record(replace(config, precision=precision))
+            if record is None:
+                continue
+            if "failed" in record:
+                return 0.0
+            for row in record.get("validation", ()):
+                if (row["features"], row["probe"]) == ("h", "linear"):
+                    return row["correct"] / row["n"]
+        return None
+
+    def states(self, claims: bool = True) -> Iterator[State]:
+        """Every run of every entry, in the order of work.
+
+        claims: look whether other processes are at them.
+        """
+        suits = choose_precision("auto", self.device)
+        for entry in self.entries:
+            runs = plan.runs(entry, self.score)
+            precisions = self._begun_precisions(runs)
+            for planned in runs:
+                if planned.config is None:
+                    yield State(planned, None, "waiting")
+                    continue
+
+                config = planned.config
+                if config.precision == "auto":
+                    precision = precisions.get(config.seed, suits)
+                    config = replace(config, precision=precision)
+                status = self._status(planned, config)
+                if status == "missing" and claims and self._is_claimed(config):
+                    status = "running"
+                yield State(planned, config, status)
+
+    def work(self, budget: float | None = None) -> None:
+        """Make what is missing, until nothing is left.
+
+        budget: minutes. A run is begun where it fits into what is left of them.
+
+        Raises InputError where an arm has other settings than tuning chose, and at the end where
+        runs failed.
+        """
+        self._refuse_unlike_choices()
+
+        started = time.monotonic()
+        failed: dict[str, str] = {}  # why, by the run's identity
+        while True:
+            minutes_left = math.inf
+            if budget is not None:
+                minutes_left = budget - (time.monotonic() - started) / 60
+
+            self.ledger.refresh()
+            made, others_work = self._make_one(minutes_left, failed)
+            if made:
+                continue
+            if not others_work:
+                break
+            time.sleep(POLL_SECONDS)
+        if failed:
+            raise InputError("\n".join(failed.values()))
+
+    def table(self) -> pd.DataFrame:
+        """A row per entry: its runs, how many of them are in each status, and the hours left.
+
+        Hours are by the speeds that records measured, for one process; NaN where none tells.
+        """
+        statuses = ("done", "failed", "running", "missing", "waiting")
+        rows: dict[str, dict] = {}
+        for entry in self.entries:
+            counts = dict.fromkeys(("runs", *statuses), 0)
+            rows[entry.name] = {"entry": entry.name} | counts | {"hours": 0.0}
+
+        for state in self.states():
+            row = rows[state.planned.entry.name]
+            row["runs"] += 1
+            row[state.status] += 1
+            if state.status not in ("done", "failed"):
+                minutes = self._minutes(state)
+                row["hours"] += math.nan if minutes is None else minutes / 60
+        return pd.DataFrame(rows.values())
+
+    def in_words(self) -> list[str]:
+        """The table, what is left, and what is to be entered in the plan, in lines for people."""
+        table = self.table()
+        left = (
+            f"{table.done.sum()} of {table.runs.sum()} runs are done; {table.hours.sum():.1f} "
+            f"hours are left for one process of {self.ledger.device['threads']} threads"
+        )
+
+        lines = [table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"), left]
+        notes = [f"note: {why}" for why in self.ledger.missing.values()]
+        return [*lines, *self.choices(), *notes]
+
+    def choices(self) -> list[str]:
+        """What tuning has chosen and is not entered in the plan yet, a line for each arm."""
+        lines = []
+        for entry, name, arm, chosen in self._tuned_arms():
+            if arm.chosen is None and chosen is not None:
+                lines.append(f"{entry.name}: enter and commit, in the arm {name}: chosen: {chosen}")
+        return lines
+
+    def _refuse_unlike_choices(self) -> None:
+        """InputError where an arm has other settings than those that tuning chose."""
+        for entry, name, arm, chosen in self._tuned_arms():
+            if arm.chosen is not None and arm.chosen != chosen:
+                raise InputError(
+                    f"entry {entry.name}: the arm {name} has {arm.chosen}, tuning chose {chosen}"
+                )
+
+    def _tuned_arms(self) -> Iterator[tuple[Entry, str, Arm, dict | None]]:
+        """Arms whose settings tuning chooses: entry, name, arm, and what it chose so far."""
+        for entry in self.entries:
+            for name, arm in entry.arms.items():
+                if arm.tuned is not None:
+                    chosen = plan.choice(self.tuning[arm.tuned], arm.tuned, self.score)
+                    yield entry, name, arm, chosen
+
+    def _make_one(self, minutes_left: float, failed: dict[str, str]) -> tuple[bool, bool]:
+        """Make the first run that is missing and free.
+
+        Whether there was one, and whether others are being made.
+        """
+        others_work = False
+        for state in self.states(claims=False):
+            config = state.config
+            if config is None or state.status != "missing":
+                continue
+            name = self._identity(config)
+            if name is None or name in failed:
+                continue
+            if (self._minutes(state) or 0) >= minutes_left:
+                continue
+
+            with self._claim(name) as mine:
+                if mine:
+                    self._try(state.planned, config, failed)
+                    return True, others_work
+            others_work = True
+        return False, others_work
+
+    def _try(self, planned: Planned, config: Config, failed: dict[str, str]) -> None:
+        """Make a run, where no other process has meanwhile; note why where that goes wrong."""
+        self.ledger.refresh()
+        dataset = self.ledger.data(config.data)
+        if dataset is None or self._status(planned, config) != "missing":
+            return
+
+        name = identity(config, dataset)
+        try:
+            self._make(planned, config, dataset)
+        except InputError as error:
+            failed[name] = f"{planned.entry.name}: {name}: {error}"
+            print(failed[name], flush=True)
+
+    def _make(self, planned: Planned, config: Config, dataset: Dataset) -> None:
+        """Train a run, or go on with it; evaluate it, keep its encoders, publish it."""
+        entry, name = planned.entry, identity(config, dataset)
+
+        started = time.monotonic()
+        print(f"{entry.name}: {planned.arm}: {name}", flush=True)
+        try:
+            run = pretrain(
+                config,
+                dataset,
+                self.ledger.runs,
+                str(self.device),
+                plan=entry.note,
+                keep=[epoch for epoch in planned.keep if epoch < config.epochs],
+            )
+        except Diverged as error:
+            records.publish(self.ledger.runs / name / "failed.json", self.ledger.results)
+            print(f"{entry.name}: failed: {error}", flush=True)
+            return
+
+        asked = self.ledger.asked(config)
+        run.evaluate(dataset, str(self.device), dict.fromkeys((*planned.wanted, *asked)))
+        for epoch in planned.keep:
+            packing.keep(run, self.kept, dataset, epoch)
+        records.publish(run.folder, self.ledger.results)
+
+        self.ledger.refresh()
+        minutes = (time.monotonic() - started) / 60
+        print(f"{entry.name}: {name} in {minutes:.1f} minutes; {self._standing()}", flush=True)
+
+    def _standing(self) -> str:
+        table = self.table()
+        done = table.done.sum() + table.failed.sum()
+        left = table.runs.sum() - done
+        hours = table.hours.sum()
+        return f"{done} runs are done, {left} left, {hours:.1f} hours for one process"
+
+    def _begun_precisions(self, runs: list[Planned]) -> dict[int, str]:
+        """By seed, where the precision is left open, that of the seed's first run begun."""
+        begun: dict[int, str] = {}
+        for planned in runs:
+            config = planned.config
+            if config is None or config.precision != "auto" or config.seed in begun:
+                continue
+            for precision in PRECISIONS[1:]:
+                if self._is_begun(replace(config, precision=precision)):
+                    begun[config.seed] = precision
+        return begun
+
+    def _is_begun(self, config: Config) -> bool:
+        if self.ledger.record(config):
+            return True
+        name = self._identity(config)
+        return name is not None and (self.ledger.runs / name).exists()
+
+    def _status(self, planned: Planned, config: Config) -> str:
+        """Whether a run is "done", with every probe wanted of it, has "failed", or is "missing"."""
+        record = self.ledger.record(config)
+        if record is None:
+            return "missing"
+        if "failed" in record:
+            return "failed"
+        if probes.missing(record, planned.wanted):
+            return "missing"
+        return "done"
+
+    def _minutes(self, state: State) -> float | None:
+        config = state.config or state.planned.like
+        precision = choose_precision(config.precision, self.device)
+        return self.ledger.minutes(replace(config, precision=precision))
+
+    def _identity(self, config: Config) -> str | None:
+        """None where the data set is not there."""
+        dataset = self.ledger.data(config.data)
+        if dataset is None:
+            return None
+        return identity(config, dataset)
+
+    @contextmanager
+    def _claim(self, name: str, seconds: float = CLAIM_SECONDS) -> Iterator[bool]:
+        """Within, where it gives True, no other process makes the run of that name."""
+        path = self.ledger.runs / ".claims" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=seconds)
+        except Timeout:
+            yield False
+            return
+
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _is_claimed(self, config: Config) -> bool:
+        name = self._identity(config)
+        if name is None:
+            return False
+        with self._claim(name, seconds=0) as free:
+            return not free

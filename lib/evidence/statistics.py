@@ -1,0 +1,306 @@
+"""Intervals: what a measured accuracy says about the accuracy that would be measured again."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+Values: TypeAlias = Sequence[float] | np.ndarray | pd.Series
+Rights: TypeAlias = Sequence[bool] | np.ndarray  # (n,), which images a classifier got right
+CERTAIN = 30  # standard errors: so large a difference is seen without fail
+
+
+class Interval(NamedTuple):
+    """A point with its two-sided interval, all in the same unit."""
+
+    value: float
+    low: float
+    high: float
+
+    def percent(self) -> str:
+        """``81.3 [80.4, 82.1]``: for accuracies given as fractions."""
+        value, low, high = (f"{100 * x:z.1f}" for x in self)
+        if math.isnan(self.low):
+            return value
+        return f"{value} [{low}, {high}]"
+
+
+def binomial(correct: int, n: int, confidence: float = 0.95) -> Interval:
+    """Accuracy ``correct / n`` with Wilson's interval.
+
+    It is the noise of having only n test images, for one fixed model.
+    """
+    low, high = stats.binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    return Interval(correct / n, float(low), float(high))
+
+
+def over_seeds(values: Values, confidence: float = 0.95) -> Interval:
+    """Mean with Student's t interval over independent runs.
+
+    It is the noise of initialisation, order and views. With a single value nothing is known of that
+    noise: the interval is (nan, nan), never zero wide.
+    """
+    numbers = [float(value) for value in values]
+    n = len(numbers)
+    mean = sum(numbers) / n
+    if n < 2:
+        return Interval(mean, math.nan, math.nan)
+
+    squares = sum((number - mean) ** 2 for number in numbers)
+    error = math.sqrt(squares / (n - 1) / n)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+def over_strata(groups: list[pd.Series], confidence: float = 0.95) -> Interval:
+    """The mean of the groups' means, each with the same weight: data sets are strata.
+
+    The variances within groups are pooled; Student's t has as many degrees of freedom as values
+    less groups.
+    """
+    freedom = sum(len(group) - 1 for group in groups)
+    variance = sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom
+    mean = sum(group.mean() for group in groups) / len(groups)
+    error = math.sqrt(variance * sum(1 / len(group) for group in groups)) / len(groups)
+
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+class Paired(NamedTuple):
+    """Two classifiers on the same test images."""
+
+    difference: float  # accuracy of the first minus that of the second
+    only_first: int  # images that only the first gets right
+    only_second: int
+    p: float  # McNemar's exact test: how likely so uneven a split is between two equally good ones
+
+
+def mcnemar(first: Rights, second: Rights) -> Paired:
+    """Compare two classifiers image by image.
+
+    first, second: (n,) bool, which images each got right.
+    """
+    one, other = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    only_one = int((one & ~other).sum())
+    only_other = int((other & ~one).sum())
+
+    p = 1.0
+    if only_one + only_other:
+        p = float(stats.binomtest(only_one, only_one + only_other).pvalue)
+    return Paired(float(one.mean() - other.mean()), only_one, only_other, p)
+
+
+def bootstrap(
+    first: Rights, second: Rights, confidence: float = 0.95, draws: int = 10_000
+) -> Interval:
+    """The difference in accuracy of two classifiers on the same test images, by paired bootstrap.
+
+    first, second: (n,) bool, which images each got right.
+
+    Images are drawn anew, with replacement, in pairs: only how many fall to the first alone, to the
+    second alone and to neither matters, which is multinomial. Always the same draws. It is the
+    noise of the test images; of other seeds it knows nothing.
+    """
+    paired, n = mcnemar(first, second), len(first)
+    alike = n - paired.only_first - paired.only_second
+    shares = np.array([paired.only_first, paired.only_second, alike]) / n
+
+    drawn = np.random.default_rng(0).multinomial(n, shares, draws)
+    difference = (drawn[:, 0] - drawn[:, 1]) / n
+    low, high = np.quantile(difference, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(paired.difference, float(low), float(high))
+
+
+def differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.Series:
+    """Accuracy of first minus that of second, seed by seed, for the seeds that both have.
+
+    first, second: columns seed and accuracy; of one seed the first row counts.
+
+    Runs of the same seed share test images and split (and, where they can, initialisation and
+    order): what is shared cancels. ``over_seeds`` of these values is about the mean difference on
+    these test images; of others, and of settings, data and tuning that all the pairs have in
+    common, it knows nothing.
+    """
+    difference = _by_seed(first).sub(_by_seed(second))
+    return difference.dropna().sort_index()
+
+
+def _by_seed(table: pd.DataFrame) -> pd.Series:
+    return table.drop_duplicates("seed").set_index("seed")["accuracy"]
+
+
+def seeds_needed(
+    spread: float,
+    difference: float = 0.01,
+    paired: bool = False,
+    power: float = 0.8,
+    confidence: float = 0.95,
+) -> int:
+    """How many runs of each method a two-sided t test needs to see a difference with that power.
+
+    spread: the standard deviation over seeds of one method's accuracy, or, where paired, of the
+        differences between runs of the same seed.
+
+    The power is that of the noncentral t distribution.
+    Raises ValueError where difference is 0.
+    """
+    if not difference:
+        raise ValueError("no number of seeds shows a difference of 0")
+
+    effect = abs(difference) / max(spread, 1e-12)
+    n = 2
+    while _power(n, effect, paired, confidence) < power:
+        n += 1
+    return n
+
+
+def _power(n: int, effect: float, paired: bool, confidence: float) -> float:
+    """How likely a t test of n runs a method sees a difference of so many standard deviations."""
+    freedom, variances = 2 * n - 2, 2
+    if paired:
+        freedom, variances = n - 1, 1
+    shift = effect / math.sqrt(variances / n)
+    if shift >= CERTAIN:
+        return 1.0
+
+    edge = stats.t.ppf((1 + confidence) / 2, freedom)
+    return stats.nct.sf(edge, freedom, shift) + stats.nct.cdf(-edge, freedom, shift)
+
+
+def calibration_error(bins: dict) -> float:
+    """The expected calibration error, from bins of confidence (``probes.calibration``).
+
+    It is the mean over images of how far confidence and accuracy of their bin differ.
+    """
+    gaps = np.abs(np.asarray(bins["confidence"]) - np.asarray(bins["correct"]))
+    return float(gaps.sum() / np.sum(bins["count"]))
+
+
+def over_runs(group: pd.DataFrame) -> Interval:
+    """A level with its interval: the mean accuracy of runs that differ in the seed alone.
+
+    group: columns accuracy, correct (NaN for what is no share of images: then seeds alone) and n;
+        all on the same test images. One run: Wilson's interval.
+
+    What it is about: the accuracy to expect of another seed, on average, over all images that the
+    test images are a sample of. Both samples add noise: of seeds Student's half-width, of images
+    Wilson's at the mean accuracy. More seeds make the first smaller, never the second, since all
+    runs share the images: it is not divided by their number. The half-widths are joined by the root
+    of the sum of their squares. That is a little too wide, since the runs' spread holds some of the
+    images' noise already; differences of runs (``differences``) are free of what is shared.
+    """
+    if group["correct"].isna().any():
+        return over_seeds(group["accuracy"])
+    return _with_images(over_seeds(group["accuracy"]), int(group["n"].iloc[0]))
+
+
+def _with_images(seeds: Interval, n: int) -> Interval:
+    """A mean over seeds, or subsets, with the noise of n shared test images too."""
+    mean, low, high = seeds
+    images = binomial(round(mean * n), n)
+    if math.isnan(low):
+        return images
+
+    below = math.hypot(mean - low, images.value - images.low)
+    above = math.hypot(high - mean, images.high - images.value)
+    return Interval(mean, mean - below, mean + above)
+
+
+def one_more(
+    values: Values, runs: int = 1, rounding: float = 0.0, confidence: float = 0.95
+) -> Interval:
+    """The mean of the values with the interval in which one more run will lie.
+
+    runs: or the mean of so many more runs.
+    rounding: half a unit of the published number's last digit, added at both ends.
+
+    Student's prediction interval: ``t s sqrt(1 / runs + 1 / n)``, wider than the mean's own, which
+    asks where the expectation lies. It is what a published number, mostly a single run, must be
+    held against: of numbers that come from the same distribution 95 % lie inside, however many runs
+    there are. It is about the same test images. A single value: (nan, nan).
+    """
+    mean, low, high = over_seeds(values, confidence)
+    share = math.sqrt(1 + len(values) / runs)  # of the prediction's width by the mean's
+
+    below = share * (mean - low) + rounding
+    above = share * (high - mean) + rounding
+    return Interval(mean, mean - below, mean + above)
+
+
+def spread_interval(values: Values, confidence: float = 0.95) -> Interval:
+    """The standard deviation with its chi-square interval.
+
+    Of few runs it is hardly known, of one not at all (nan).
+    """
+    n = len(values)
+    if n < 2:
+        return Interval(math.nan, math.nan, math.nan)
+    spread = float(np.std(values, ddof=1))
+
+    widest = stats.chi2.ppf((1 + confidence) / 2, n - 1)
+    narrowest = stats.chi2.ppf((1 - confidence) / 2, n - 1)
+    low = spread * math.sqrt((n - 1) / widest)
+    high = spread * math.sqrt((n - 1) / narrowest)
+    return Interval(spread, low, high)
+
+
+def summarise(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean accuracy of each group of runs that differ in the seed alone, with its interval.
+
+    table: columns accuracy, correct, n, protocol, minutes and those in by, one row per run
+        (``tables.table``).
+
+    Runs of different protocols (configuration apart from the seed, or data) are never averaged:
+    they get a row each. Returns by, mean, low, high (``over_runs``), seeds, n (test images),
+    minutes (mean a run) and interval: what the 95 % interval tells of, "seeds and test images"
+    where there are several runs, "test images" (Wilson's) for a single one; "seeds" or "none" where
+    no images are counted.
+    """
+    columns = [*by, "mean", "low", "high", "seeds", "n", "minutes", "interval"]
+    rows = []
+    for (*key, _), group in table.groupby([*by, "protocol"], sort=False, dropna=False):
+        mean, low, high = over_runs(group)
+        seeds, n, minutes = len(group), int(group["n"].iloc[0]), group["minutes"].mean()
+        rows.append((*key, mean, low, high, seeds, n, minutes, _noise(group)))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _noise(group: pd.DataFrame) -> str:
+    """What the interval of ``over_runs`` tells of."""
+    sources = []
+    if len(group) > 1:
+        sources.append("seeds")
+    if group["correct"].notna().all():
+        sources.append("test images")
+    return " and ".join(sources) or "none"
+
+
+def summarise_labels(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean accuracy by number of labels, over runs where there are several, else over subsets.
+
+    table: ``tables.label_table``.
+
+    A run's subsets of one size are averaged first: what the interval of several runs tells of is
+    the noise of runs, each read with its own average subset (the subsets are the same ones for
+    every run). The noise of the test images is in every interval (``over_runs``), alone for a
+    single run with one subset. Returns by, protocol, probe, per_class, labels, mean, low, high,
+    runs, subsets, interval.
+    """
+    keys = [*by, "protocol", "probe", "per_class", "labels"]
+    columns = [*keys, "mean", "low", "high", "runs", "subsets", "interval"]
+    rows = []
+    for key, group in table.groupby(keys, sort=False):
+        values, noise = group["accuracy"], "subsets"
+        runs = group.groupby("id")["accuracy"].mean()
+        if len(runs) > 1:
+            values, noise = runs, "runs"
+        elif len(values) == 1:
+            noise = "test images"
+
+        mean, low, high = _with_images(over_seeds(values), int(group["n"].iloc[0]))
+        rows.append((*key, mean, low, high, len(runs), group["subset"].nunique(), noise))
+    return pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,90 @@
+"""Probes: what can be read from frozen features, each in a module with an ``ask(seen)``.
+
+``Seen`` holds a model and the data it is asked about; a probe returns results by kind of features,
+which go into a record's "evaluation", or rows of a table, which have a field of their own. The
+numerics of the linear probe and of nearest neighbours are in ``lib.evaluation``. A new probe is a
+module here and its row in PROBES.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from lib.augmentations import Recipe
+from lib.data.dataset import Dataset
+from lib.encoders import Model
+from lib.evaluation import log_likelihood
+from lib.probes import basic, calibration, changes, corruptions, few_labels, published
+from lib.probes.seen import Seen
+
+__all__ = ["PROBES", "Probe", "Seen", "ask", "missing"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A question to a model."""
+
+    ask: Callable[[Seen], Any]  # results by kind of features and name; or the rows of a table
+    field: str | None = None  # of the record, for a table
+
+
+PROBES = {
+    "linear": Probe(basic.ask_linear),
+    "knn": Probe(basic.ask_knn),
+    "uva": Probe(published.ask_uva),
+    "supcontrast": Probe(published.ask_supcontrast),
+    **{name: Probe(partial(changes.ask, name=name)) for name in changes.CHANGES},
+    "labels": Probe(few_labels.ask, "label_sweep"),
+    "calibration": Probe(calibration.ask, "calibration"),
+    "calibration-by-log-loss": Probe(
+        partial(calibration.ask, score=log_likelihood), "calibration_by_log_loss"
+    ),
+    "corruptions": Probe(corruptions.ask, "corruptions"),
+    "validation": Probe(basic.ask_validation, "validation"),
+}
+
+
+def ask(
+    model: Model,
+    dataset: Dataset,
+    recipe: Recipe,
+    method: str = "simclr",
+    wanted: Iterable[str] = ("linear", "knn"),
+) -> dict:
+    """Ask a model: ``{"evaluation": {"h": {"linear": ..., "knn": ...}, "z": ...}, FIELD: rows}``.
+
+    recipe: the view that evaluation sees.
+    method: by which the model was trained; of a classifier z are logits, and "z" holds their own
+        predictions as "classifier".
+    wanted: which of PROBES.
+
+    Each result in "evaluation": n test images, how many were correct, which ones (packed bits), and
+    for a linear probe the L2 strength and the accuracy on val it was chosen by. A published probe
+    gives two: the epoch best on test under its own name, with its curve, and the last epoch as
+    "NAME-last". Fields of tables are there where their probe is wanted.
+    """
+    chosen = frozenset(wanted)
+    seen = Seen(model, dataset, recipe, method)
+    evaluation: dict[str, dict] = {}
+    tables: dict[str, list[dict]] = {}
+
+    for name, probe in PROBES.items():
+        if name not in chosen:
+            continue
+        answer = probe.ask(seen)
+        if probe.field is not None:
+            tables[probe.field] = answer
+            continue
+        for kind, results in answer.items():
+            evaluation.setdefault(kind, {}).update(results)
+
+    if evaluation and seen.is_classifier:
+        evaluation |= basic.ask_classifier(seen)
+    return {"evaluation": evaluation} | tables
+
+
+def missing(record: dict, wanted: Iterable[str]) -> list[str]:
+    """Those of the wanted probes that a record has no result of."""
+    on_h = record["evaluation"].get("h", {})
+    return [name for name in wanted if name not in on_h and PROBES[name].field not in record]

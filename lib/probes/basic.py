@@ -1,0 +1,69 @@
+"""What every run is asked: the linear probe and nearest neighbours; and what is chosen by."""
+
+from lib.evaluation import Labelled, knn, linear_probe, result
+from lib.probes.seen import Seen
+
+
+def ask_linear(seen: Seen) -> dict[str, dict]:
+    """The converged probe on each kind of features, with its L2 strength and what chose it."""
+    answers = {}
+    for kind in seen.kinds:
+        train = seen.labelled(kind, "train")
+        val = seen.labelled(kind, "val")
+        test = seen.labelled(kind, "test")
+        answers[kind] = {"linear": read_linearly(train, val, test, seen.classes)}
+    return answers
+
+
+def read_linearly(train: Labelled, val: Labelled, test: Labelled, classes: int) -> dict:
+    """The linear probe's result on test."""
+    probe, on_val = linear_probe(train, val, classes)
+    x, truth = test
+    return result(probe.predict(x), truth) | {"l2": probe.l2, "val_accuracy": on_val}
+
+
+def ask_knn(seen: Seen) -> dict[str, dict]:
+    """Nearest neighbours among train + val, on each kind of features."""
+    answers = {}
+    for kind in seen.kinds:
+        neighbours, labels = seen.train_and_val(kind)
+        x, truth = seen.labelled(kind, "test")
+        predicted = knn(neighbours, labels, x, seen.classes)
+        answers[kind] = {"knn": result(predicted, truth)}
+    return answers
+
+
+def ask_classifier(seen: Seen) -> dict[str, dict]:
+    """A classifier's own predictions, its z."""
+    logits, truth = seen.labelled("z", "test")
+    return {"z": {"classifier": result(logits.argmax(1), truth)}}
+
+
+def ask_validation(seen: Seen) -> list[dict]:
+    """Accuracies on val of readers fitted on train. Nothing here looks at test.
+
+    One row each, as far as the model has them: the linear probe on h and on z, at the L2 strength
+    that did best on val; kNN on h; a classifier's own predictions.
+    """
+    n = len(seen.dataset.val)
+    rows = []
+
+    def add(kind: str, probe: str, accuracy: float) -> None:
+        correct = round(accuracy * n)
+        rows.append({"features": kind, "probe": probe, "n": n, "correct": correct})
+
+    for kind in seen.kinds:
+        train = seen.labelled(kind, "train")
+        val = seen.labelled(kind, "val")
+        _, on_val = linear_probe(train, val, seen.classes)
+        add(kind, "linear", on_val)
+
+    neighbours, labels = seen.labelled("h", "train")
+    x, truth = seen.labelled("h", "val")
+    predicted = knn(neighbours, labels, x, seen.classes)
+    add("h", "knn", float((predicted == truth).float().mean()))
+
+    if seen.is_classifier:
+        logits, truth = seen.labelled("z", "val")
+        add("z", "classifier", float((logits.argmax(1) == truth).float().mean()))
+    return rows

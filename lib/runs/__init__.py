@@ -1,0 +1,12 @@
+"""Runs: configuration and data become a folder with a record and weights, whatever happens.
+
+``pretraining`` trains, or goes on, or finds the run done; ``run`` is what it leaves, ``identities``
+names it. ``session`` decides when it is saved, ``checkpoints`` how; ``trouble`` ends it before its
+time. ``provenance`` and ``records`` say what it was; ``packing`` makes one file of it.
+"""
+
+from lib.runs.identities import NUMERICS, identity
+from lib.runs.pretraining import pretrain
+from lib.runs.run import RUNS, Run, load
+
+__all__ = ["NUMERICS", "RUNS", "Run", "identity", "load", "pretrain"]

@@ -1,0 +1,320 @@
+"""Checkpoints: one safetensors file with the model, the optimiser's state, and how far the run is.
+
+Order and views are functions of (seed, step), so tensors and the number of steps done are all that
+a resume needs. Nothing is ever unpickled. Inside is the SHA-256 of the whole file (its own digits
+taken as zeros), so that no damage goes unnoticed. There are two generations: the older one stays
+until the newer is whole.
+"""
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from textwrap import shorten
+from typing import Annotated, Any
+
+import torch
+from pydantic import ConfigDict, Field, with_config
+from safetensors.torch import load as deserialise
+from safetensors.torch import save as serialise
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.nn import Module
+from torch.optim import Optimizer
+from typing_extensions import TypedDict
+
+from lib import Diverged, InputError
+from lib.config import Config, difference
+from lib.files import parse_json, validated, write_atomically
+from lib.training import Progress
+
+NEWEST, BEFORE = "checkpoint.safetensors", "checkpoint-before.safetensors"
+SEAL = re.compile(rb'sha256[\\": ]+([0-9a-f]{64})')
+UNSEALED = "0" * 64
+DAMAGES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+
+
+@dataclass
+class RunProgress(Progress):
+    """How far a run is, and which: its state but for model, optimiser and float16's scaler."""
+
+    run: str = ""  # its identity
+    fingerprint: str = ""  # of the data it began on
+    started: str = ""  # when it first began, UTC
+    plan: dict = field(default_factory=dict)  # the entry of the plan it belongs to
+    segments: list[dict] = field(default_factory=list)  # one for each session, see runs.session
+    model_only: bool = False  # whether the file lacks what going on needs
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        named = {"total": self.total, "z": self.z, "labels": self.labels}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def move(self, device: torch.device) -> None:
+        for name, value in self.tensors.items():
+            setattr(self, name, value.to(device))
+
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+@with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class SavedProgress(TypedDict, total=False):
+    """What a file says of a run's progress, beside its tensors."""
+
+    run: str
+    fingerprint: str
+    started: str
+    plan: dict
+    segments: list[dict]
+    model_only: bool
+    step: Count
+    curves: list[dict]
+    seconds: float
+    seen: Count
+
+
+def save(
+    path: Path,
+    config: Config,
+    progress: RunProgress,
+    model: Module,
+    optimiser: Optimizer | None = None,
+    scaler: GradScaler | None = None,
+) -> None:
+    """Write a checkpoint atomically; without a scaler it holds the model alone.
+
+    Raises InputError where the file can't be written, Diverged where a weight is not finite.
+    """
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if optimiser is not None:
+        tensors |= _optimiser_tensors(optimiser)
+    tensors |= {f"epoch.{name}": value for name, value in progress.tensors.items()}
+    for name, value in tensors.items():
+        tensors[name] = value.detach().cpu().contiguous()
+        if value.is_floating_point() and not tensors[name].isfinite().all():
+            raise Diverged(
+                f"{name} is not finite after step {progress.step}; lower learning_rate (the last "
+                "checkpoint is kept)"
+            )
+    if scaler is not None:
+        for name, value in scaler.state_dict().items():
+            tensors[f"scaler.{name}"] = torch.tensor(value)
+
+    state = {name: getattr(progress, name) for name in SavedProgress.__annotations__}
+    state["model_only"] = scaler is None
+    metadata = {
+        "config": json.dumps(asdict(config)),
+        "progress": json.dumps(state),
+        "sha256": UNSEALED,
+    }
+    write_atomically(path, sealed(serialise(tensors, metadata)))
+
+
+def _optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
+    tensors = {}
+    for place, state in optimiser.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimiser.{place}.{name}"] = value
+    return tensors
+
+
+def sealed(content: bytes) -> bytes:
+    """A safetensors file with its SHA-256 in place of the 64 zeros that its header has for it."""
+    seal = SEAL.search(content)
+    if seal is None:
+        raise ValueError("there is no place for a seal")
+    return content[: seal.start(1)] + _digest(content, seal) + content[seal.end(1) :]
+
+
+def unbroken(content: bytes) -> bool:
+    """Whether a sealed file is as it was written, to the last bit."""
+    seal = SEAL.search(content)
+    return seal is not None and _digest(content, seal) == seal[1]
+
+
+def _digest(content: bytes, seal: re.Match) -> bytes:
+    digest = hashlib.sha256(content[: seal.start(1)] + UNSEALED.encode())
+    digest.update(memoryview(content)[seal.end(1) :])
+    return digest.hexdigest().encode()
+
+
+def rotate(
+    folder: Path,
+    config: Config,
+    progress: RunProgress,
+    model: Module,
+    optimiser: Optimizer | None,
+    scaler: GradScaler,
+) -> None:
+    """Save a run's newest checkpoint; the one that was the newest stays beside it."""
+    coming = folder / f"{NEWEST}.coming"
+    save(coming, config, progress, model, optimiser, scaler)
+    if (folder / NEWEST).is_file():
+        os.replace(folder / NEWEST, folder / BEFORE)
+    os.replace(coming, folder / NEWEST)
+
+
+def resume(
+    folder: Path,
+    config: Config,
+    model: Module,
+    optimiser: Optimizer | None,
+    scaler: GradScaler,
+) -> RunProgress | None:
+    """Load the newest whole checkpoint of a run's folder: how far it is; None where there is none.
+
+    A damaged one is named in a warning, deleted, and the one before it used. Raises InputError
+    where there are checkpoints and none is whole.
+    """
+    paths = [folder / name for name in (NEWEST, BEFORE) if (folder / name).is_file()]
+    damage: list[str] = []
+    for path in paths:
+        try:
+            progress = restore(path, config, folder.name, model, optimiser, scaler)
+        except InputError as error:
+            damage.append(str(error))
+            continue
+        for damaged, why in zip(paths, damage):
+            said = f"{why}; going on from the checkpoint before it, {path.name}"
+            warnings.warn(said, stacklevel=3)
+            damaged.unlink()  # or it would take the whole one's place
+        return progress
+    if damage:
+        raise InputError(f"{'; '.join(damage)}; delete {folder} to train anew")
+    return None
+
+
+def restore(
+    path: Path,
+    config: Config,
+    run: str,
+    model: Module,
+    optimiser: Optimizer | None = None,
+    scaler: GradScaler | None = None,
+) -> RunProgress:
+    """Load one file of a run into model, optimiser and scaler. The model may be on "meta".
+
+    Raises InputError, naming the file, where it is missing, damaged, of another run, or not of this
+    kind.
+    """
+    theirs, progress, tensors = read(path)
+    differing = difference(theirs, config)
+    if differing:
+        name, (in_file, here) = next(iter(differing.items()))
+        raise InputError(
+            f"{path} does not fit its configuration: {name} is {in_file} there and {here} here"
+        )
+    if progress.run not in (run, "") or progress.model_only != (scaler is None):
+        what = "the model" if progress.model_only else "all"
+        raise InputError(f"{path} is not what its name says: it holds {what} of {progress.run}")
+
+    try:
+        weights = _named(tensors, "model.")
+        empty = any(parameter.is_meta for parameter in model.parameters())
+        model.load_state_dict(weights, assign=empty)
+        if optimiser is not None:
+            state = _moments(_named(tensors, "optimiser."), model)
+            groups = optimiser.state_dict()["param_groups"]
+            optimiser.load_state_dict({"state": state, "param_groups": groups})
+        if scaler is not None and scaler.is_enabled():
+            scales = _named(tensors, "scaler.")
+            scaler.load_state_dict({name: value.item() for name, value in scales.items()})
+    except DAMAGES as error:
+        raise InputError(f"{path} does not fit its configuration: {_why(error)}") from error
+    return progress
+
+
+def _why(error: Exception) -> str:
+    """The second line of an error, where PyTorch says what is wrong, else its first, shortened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return shorten(lines[min(1, len(lines) - 1)], 120, placeholder=" ...")
+
+
+def read(path: Path) -> tuple[Config, RunProgress, dict[str, Tensor]]:
+    """Configuration, progress and tensors of a file of ours, whole to the last bit.
+
+    A finished run of an earlier version has no checksum; that is said in a warning.
+    """
+    try:
+        content = path.read_bytes()
+        header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        metadata = parse_json(header)["__metadata__"]
+        if metadata.keys() == {"config", "curves"}:
+            said = f"{path} was written without a checksum, by an earlier version"
+            warnings.warn(said, stacklevel=2)
+            state = {"curves": parse_json(metadata["curves"]), "model_only": True}
+        elif unbroken(content):
+            state = parse_json(metadata["progress"])
+        else:
+            raise ValueError("its checksum is wrong")
+        config = Config(**parse_json(metadata["config"]))
+        tensors = deserialise(content)
+        return config, _progress(state, _named(tensors, "epoch.")), tensors
+    except OSError as error:
+        raise InputError(f"{path} is missing or damaged ({error.strerror})") from error
+    except Exception as error:  # of safetensors, or of a file that is right and means harm
+        why = shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
+        raise InputError(f"{path} is missing or damaged ({why})") from error
+
+
+def refuse_changed_data(config: Config, data: str, fingerprint: str, folder: Path) -> None:
+    """Raise InputError where the same configuration is half done on data of another fingerprint."""
+    for path in folder.parent.glob(f"{config.name}-e{config.epochs}-s{config.seed}-*/{NEWEST}"):
+        if path.with_name("record.json").is_file():
+            continue
+        try:
+            theirs, state, _ = read(path)
+        except InputError:
+            continue  # damaged: told when its own run goes on
+        if theirs == config and state.fingerprint != fingerprint:
+            raise InputError(
+                f"{data} has changed since {path.parent} began: its fingerprint was "
+                f"{state.fingerprint[:16]} and is {fingerprint[:16]}; restore the data to go on, "
+                "or delete that folder to train on the new data"
+            )
+
+
+def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    """The tensors whose name starts so, by the rest of it."""
+    named = {}
+    for name, value in tensors.items():
+        if name.startswith(start):
+            named[name.removeprefix(start)] = value
+    return named
+
+
+def _progress(state: object, tensors: dict[str, Tensor]) -> RunProgress:
+    fields: dict[str, Any] = validated(SavedProgress, state, "its progress")
+    progress = RunProgress(**fields | tensors)
+    if progress.total.dim():
+        raise ValueError("the sum of its losses is no number")
+    return progress
+
+
+def _moments(tensors: dict[str, Tensor], model: Module) -> dict[int, dict[str, Tensor]]:
+    """The optimiser's state by the parameter's place.
+
+    Each value is one number or of the parameter's shape, and in its layout too: a fused optimiser
+    walks through the memory of both in step, whatever the strides.
+    """
+    parameters = list(model.parameters())
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        place, _, key = name.partition(".")
+        if value.dim():
+            parameter = parameters[int(place)]
+            if value.shape != parameter.shape:
+                raise ValueError(f"optimiser.{name} is of the shape {tuple(value.shape)}")
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        state.setdefault(int(place), {})[key] = value
+    if state and state.keys() != set(range(len(parameters))):
+        raise ValueError("the optimiser's state lacks parameters")
+    return state

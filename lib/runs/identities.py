@@ -1,0 +1,56 @@
+"""A run's identity: a hash of everything that decides its numbers."""
+
+import hashlib
+import json
+from dataclasses import fields
+
+from lib.augmentations import RECIPES
+from lib.config import Config
+from lib.data.dataset import Dataset
+
+NUMERICS = 1  # raise when a change makes earlier runs incomparable: it enters every run's identity
+
+
+def identity(config: Config, dataset: Dataset) -> str:
+    """The run's name: preset, epochs, seed, and a hash of everything that decides its numbers.
+
+    The device does not.
+    """
+    unlike = unlike_first(config.recipe, recipe_content(config.recipe))
+    text = json.dumps([config.decisive, dataset.fingerprint, NUMERICS, *unlike], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+    return f"{config.name}-e{config.epochs}-s{config.seed}-{digest}"
+
+
+# What the recipes' names stood for when the first records were made
+FIRST_RECIPES = {
+    "supcontrast": "69ebc3cdad",
+    "crop-flip": "d57c59c8de",
+    "uva": "164325d451",
+    "uva-sharp": "b227e8301f",
+    "uva-supervised": "7a75b8fef5",
+    "digits": "e62aff79f5",
+    "none": "44136fa355",
+}
+
+
+def recipe_content(name: str) -> dict:
+    """What views of that recipe are: its fields that are not at their default, as in JSON."""
+    recipe = RECIPES[name]
+    content = {}
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if value != field.default:
+            content[field.name] = list(value) if isinstance(value, tuple) else value
+    return content
+
+
+def unlike_first(name: str, content: dict | None) -> list[str]:
+    """The hash of a recipe's content where its name first stood for another; else nothing.
+
+    content: None in older records, which are of the first kind.
+    """
+    if content is None:
+        return []
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    return [] if FIRST_RECIPES.get(name) == digest else [digest]

@@ -1,0 +1,285 @@
+"""From a configuration and data to a finished run, whatever happens meanwhile.
+
+A run has an identity, the hash of both: asking for one that is done returns it at once, and asking
+for one that is half done goes on from the step of its last checkpoint.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lib import Diverged, InputError
+from lib.config import Config, difference, fitting_batch
+from lib.data.dataset import Dataset
+from lib.distributed.batches import SharedBatches, home_of
+from lib.distributed.group import active, lost, rank, tell
+from lib.distributed.step import SharedStep
+from lib.evaluation import classified, device_of, knn_on_val
+from lib.hardware import choose_device, choose_precision, memory_kept, room_for
+from lib.methods import METHODS
+from lib.presets import command, delta
+from lib.runs import checkpoints, provenance, records
+from lib.runs.identities import NUMERICS, identity, recipe_content
+from lib.runs.run import RUNS, Run, load
+from lib.runs.session import ENDED, Session, begin, inexact, only_writer
+from lib.runs.trouble import out_of_memory, refuse_collapse, which_batch_would_fit
+from lib.training import Batches, Step, recipe_for, train
+
+
+def pretrain(
+    config: Config,
+    dataset: Dataset,
+    runs: str | Path = RUNS,
+    device: str | None = None,
+    progress: bool = True,
+    wait: bool = True,
+    plan: dict | None = None,
+    keep: Sequence[int] = (),
+    instead: Sequence[Run] = (),
+) -> Run:
+    """Train, or return the finished run, or go on with a half-done one.
+
+    runs: folder of all runs; each has its own below.
+    device: "cuda", "mps" or "cpu"; default the best there is.
+    progress: show a bar with loss, views/s and the time left.
+    wait: for another process that is at this very run, to return what it made, instead of an error.
+    plan: a note for the record of what the run belongs to (``evidence.plan``); a run that goes on
+        keeps the one it began with.
+    keep: epochs after which the model is kept, as epoch-N.safetensors.
+    instead: runs one of which takes the place of training, where there are any and epochs is not 0
+        (``weights.named_runs``).
+
+    A configuration whose precision is "auto" becomes one with the precision that suits the device.
+    SIGTERM and SIGINT end a run after its step and a checkpoint; a second one at once. Within a
+    group of processes (``lib.distributed``) all call this; they need a folder that all of them see,
+    and may be fewer or more when the run goes on.
+
+    Raises InputError where data and configuration don't fit, no checkpoint is whole, the data
+    changed since such a run began, a file can't be written, memory runs out, or none of the runs to
+    take is this one; Diverged where the embeddings collapse, or loss or weights stop being finite,
+    which is an outcome of its own: a record of it is left in failed.json. The last good checkpoint
+    stays, and the run's failure.json says how it ended.
+    """
+    if dataset.name != config.data:
+        raise InputError(
+            f"the configuration is for the data set '{config.data}', the one given is "
+            f"'{dataset.name}'"
+        )
+    if instead and config.epochs:
+        return _taken(config, dataset, instead)
+
+    at = choose_device(device)
+    config = replace(config, precision=choose_precision(config.precision, at))
+    folder = Path(runs) / identity(config, dataset)
+    code = provenance.code()  # the code that runs, not a later edit
+    if (folder / "record.json").is_file():
+        return load(folder)
+    part = dataset.take(config.images)
+    _refuse_unfit(config, part)
+
+    with only_writer(folder, wait):
+        if (folder / "record.json").is_file():  # by the process that was waited for
+            return load(folder)
+        if rank() == 0:
+            _remove_leftovers(folder)
+        session = begin(config, dataset, folder, at, plan or {})
+        about = _about(session, dataset, part) | {"code": code, "device": provenance.device(at)}
+        try:
+            _train_and_note_the_end(session, part, at, progress, keep)
+        except Diverged as error:
+            if rank() == 0:
+                records.write(folder / "failed.json", _record(session, about, str(error)))
+            raise
+        record = _record(session, about)
+        if session.progress.curves:
+            size = config.size or part.size[0]
+            record["cost"] = provenance.cost(config, size, session.model, session.progress.curves)
+        if rank() == 0:
+            _finish(session, record)
+    return Run(folder, config, record, session.model.cpu().eval())
+
+
+def _taken(config: Config, dataset: Dataset, runs: Sequence[Run]) -> Run:
+    """The run of this configuration and data, in whatever precision it was trained."""
+
+    def unlike(run: Run) -> dict:
+        return difference(run.config, replace(config, precision=run.config.precision))
+
+    nearest = min(runs, key=lambda run: len(unlike(run)))
+    if unlike(nearest):
+        field, (there, here) = next(iter(unlike(nearest).items()))
+        names = " ".join(run.record["id"] for run in runs)
+        raise InputError(
+            f"none of the weights {names} is of this run: {field} is {there} there and {here} "
+            "here; set the parameters to fit, weights=None to train, or make such weights: "
+            f"{command(config)}"
+        )
+    if nearest.record["data"]["fingerprint"] != dataset.fingerprint:
+        raise InputError(
+            f"the weights {nearest.record['id']} were trained on another version of {dataset.name}"
+        )
+    print(f"weights in place of training: {nearest.record['id']}")
+    return nearest
+
+
+def _refuse_unfit(config: Config, part: Dataset) -> None:
+    """Raise InputError where the images can't be trained on so."""
+    pool = part.pool(config.pool)
+    if METHODS[config.method].needs_labels and pool.labels is None:
+        raise InputError(
+            f"{config.method} needs labels, the pool '{config.pool}' of {part.name} has none"
+        )
+    least = config.batch_size if config.drop_last else 2
+    if not config.epochs or len(pool) >= least:
+        return
+    fitting = "another pool"
+    if len(pool) > 3:
+        fitting = f"batch_size={fitting_batch(len(pool))}"
+    more = ", or pool=train+val" if config.pool == "unlabeled" else ""
+    raise InputError(
+        f"the pool '{config.pool}' of {part.name} has {len(pool)} images, fewer than one batch of "
+        f"{least}; set {fitting} for example{more}"
+    )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What processes that were killed had begun to write."""
+    for path in folder.glob(".*.*.[0-9]*"):
+        path.unlink(missing_ok=True)
+
+
+def _train_and_note_the_end(
+    session: Session, part: Dataset, device: torch.device, show: bool, keep: Sequence[int]
+) -> None:
+    """Train to the last epoch and save; what ends it too early is noted in the run's folder."""
+    try:
+        with session.interruptions, memory_kept(device):
+            _train(session, part, device, show, keep)
+            session.save()
+    except BaseException as error:
+        if out_of_memory(error):
+            size = session.config.size or part.size[0]
+            why = which_batch_would_fit(error, session.config, session.model, size)
+            session.end(why)
+            raise InputError(why) from error
+        session.end(lost(error) or f"{type(error).__name__}: {error}")
+        raise
+
+
+def _train(
+    session: Session, part: Dataset, device: torch.device, show: bool, keep: Sequence[int]
+) -> None:
+    """Take the steps, one after the other, with a checkpoint and a look at what comes out."""
+    config, progress = session.config, session.progress
+    if not config.epochs:
+        return
+    batches, take_step = _batches_and_step(session, part, device)
+    with tqdm(
+        total=config.epochs * len(batches),
+        initial=progress.step,
+        desc=f"{config.name} s{config.seed}",
+        unit="step",
+        mininterval=1,
+        dynamic_ncols=True,
+        disable=not show or rank() > 0,
+    ) as bar:
+        for row in train(config, batches, take_step, progress):
+            if row is None:
+                bar.update()
+            else:
+                refuse_collapse(config, progress.curves)
+                _look(session, part, row)
+                if row["epoch"] in keep and rank() == 0:
+                    path = session.folder / f"epoch-{row['epoch']}.safetensors"
+                    checkpoints.save(path, config, progress, session.model)
+                speed = f"{row['views_per_second']:.0f}"
+                bar.set_postfix(loss=f"{row['loss']:.3f}", views_s=speed)
+            session.after_step()
+
+
+def _batches_and_step(
+    session: Session, part: Dataset, device: torch.device
+) -> tuple[Batches, Step]:
+    """The plain ones, or those that ranks or chunks share."""
+    config, optimiser = session.config, session.optimiser
+    assert optimiser is not None  # a configuration that trains has parameters
+    images = part.pool(config.pool).images
+    at = device_of(session.model, images)
+    home, where = home_of(images, at, room_for(images, at))
+    if active() or home != "device":
+        tell(device, where)
+    if active() or config.accumulate > 1:
+        shared = SharedBatches(config, part, device, home)
+        return shared, SharedStep(config, session.model, optimiser, session.scaler)
+    batches = Batches(config, part, device, fits=home == "device")
+    return batches, Step(config, session.model, optimiser, session.scaler)
+
+
+def _look(session: Session, part: Dataset, row: dict) -> None:
+    """Add to the epoch's row what is looked at every so many epochs."""
+    config = session.config
+    recipe = recipe_for(config, part, "none")
+    if config.knn_every and row["epoch"] % config.knn_every == 0:
+        row["knn"] = knn_on_val(session.model, part, recipe)
+    if config.test_every and row["epoch"] % config.test_every == 0:
+        row["test_correct"] = classified(session.model, part.test, recipe)
+
+
+def _about(session: Session, dataset: Dataset, part: Dataset) -> dict:
+    """What a record says of a run that is known before it is trained."""
+    config, progress = session.config, session.progress
+    about = {
+        "schema": records.SCHEMA,
+        "id": session.folder.name,
+        "config": asdict(config),
+        "delta": delta(config),
+        "recipe": recipe_content(config.recipe),
+        "data": {
+            "name": dataset.name,
+            "variant": dataset.variant,
+            "fingerprint": dataset.fingerprint,
+            "classes": list(dataset.classes),
+            "counts": part.counts,
+            "pool": len(part.pool(config.pool)),
+        },
+        "numerics": NUMERICS,
+        "versions": provenance.versions(),
+        "started": progress.started,
+    }
+    if progress.plan:
+        about["plan"] = progress.plan
+    return about
+
+
+def _record(session: Session, about: dict, failed: str | None = None) -> dict:
+    """What a run was and what came out so far; evaluation comes later."""
+    progress = session.progress
+    why = inexact(progress.segments)
+    record = about | {
+        "finished": provenance.now(),
+        "segments": progress.segments,
+        "bit_exact": why is None,
+        "seconds": sum(row["seconds"] for row in progress.curves),
+        "views_per_second": provenance.rate(progress.curves),
+        "cost": {},
+        "curves": progress.curves,
+        "evaluation": {},
+    }
+    if why is not None:
+        record["inexact_because"] = why
+    if failed is not None:
+        record["failed"] = failed
+    return record
+
+
+def _finish(session: Session, record: dict) -> None:
+    """Leave the run's model and record, and nothing of the way there."""
+    folder = session.folder
+    checkpoints.save(folder / "model.safetensors", session.config, session.progress, session.model)
+    records.write(folder / "record.json", record)
+    left = [*folder.glob("checkpoint*.safetensors*"), folder / ENDED, folder / "failed.json"]
+    for path in left:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,255 @@
+"""Records: what a run was, where and when it ran, and what came out, as one small JSON file.
+
+Every number in the book is read from a record. A finished run leaves ``runs/ID/record.json``;
+``publish`` copies it to ``results/ID.json``, which is what the chapters read.
+"""
+
+import base64
+import json
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired
+
+import numpy as np
+from pydantic import AfterValidator, ConfigDict, Field, with_config
+from typing_extensions import TypedDict
+
+from lib import ROOT, InputError
+from lib.config import Config
+from lib.files import parse_json, validated, write_atomically
+
+SCHEMA = 1
+RESULTS = ROOT / "results"
+BENCHMARKS = RESULTS / "benchmarks"
+
+
+def _configuration(values: dict) -> dict:
+    try:
+        Config(**values)
+    except InputError as error:
+        raise ValueError(f"config: {error}") from None
+    return values
+
+
+def _file_name(name: str) -> str:
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise ValueError(f"must be a file name, got {name!r}")
+    return name
+
+
+def _possible(result: dict) -> dict:
+    n, correct = result["n"], result["correct"]
+    if correct > n:
+        raise ValueError(f"must have at most {n} correct images, got {correct}")
+    if "bits" in result:
+        try:
+            unpack_bits(result["bits"], n)
+        except ValueError as error:
+            raise ValueError(f"must have a bit for each image ({error})") from None
+    return result
+
+
+AtLeast0 = Annotated[int, Field(ge=0)]
+AtLeast1 = Annotated[int, Field(ge=1)]
+# the fields that readers rely on are there and right; others may stand beside them
+whole = with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
+
+
+@whole
+class _Counts(TypedDict):
+    train: AtLeast0
+    val: AtLeast0
+    test: AtLeast0
+
+
+@whole
+class _Data(TypedDict):
+    name: str
+    variant: str
+    fingerprint: str
+    classes: Annotated[list[str], Field(min_length=1)]
+    counts: _Counts
+
+
+@whole
+class _Result(TypedDict):
+    """What a probe found on the test images."""
+
+    n: AtLeast1
+    correct: AtLeast0
+    bits: NotRequired[str]
+
+
+@whole
+class _Row(_Result):
+    """A result in a table."""
+
+    features: str
+    probe: str
+
+
+@whole
+class _FewLabels(_Row):
+    per_class: int
+    labels: int
+    subset: str
+
+
+@whole
+class _Calibration(TypedDict):
+    features: str
+    probe: str
+    n: AtLeast1
+    count: list[int]
+    confidence: list[float]
+    correct: list[int]
+
+
+@whole
+class _Corruption(TypedDict):
+    features: str
+    probe: str
+    corruption: str
+    n: AtLeast1
+    correct: list[int]
+
+
+@whole
+class _Record(TypedDict):
+    schema: int
+    id: Annotated[str, AfterValidator(_file_name)]
+    config: Annotated[dict, AfterValidator(_configuration)]
+    data: _Data
+    numerics: int
+    code: dict
+    versions: dict
+    device: dict
+    seconds: float
+    views_per_second: float | None
+    curves: list[dict]
+    segments: NotRequired[list[dict]]
+    evaluation: dict[str, dict[str, Annotated[_Result, AfterValidator(_possible)]]]
+    label_sweep: NotRequired[list[Annotated[_FewLabels, AfterValidator(_possible)]]]
+    calibration: NotRequired[list[_Calibration]]
+    calibration_by_log_loss: NotRequired[list[_Calibration]]
+    corruptions: NotRequired[list[_Corruption]]
+    validation: NotRequired[list[Annotated[_Row, AfterValidator(_possible)]]]
+
+
+@whole
+class _Benchmark(TypedDict):
+    schema: Literal[1]
+    rows: Annotated[list[dict], Field(min_length=1)]
+    settings: dict
+    versions: dict
+    device: dict
+    code: dict
+
+
+def write(path: Path, record: dict) -> None:
+    """Write a record as JSON, atomically."""
+    write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+
+
+def unfinished(folder: Path) -> str:
+    """What to add to an error, where a folder is of a run under way, or of exported weights."""
+    if any(folder.glob("checkpoint*.safetensors")):
+        return "; the run is not finished: the same pretrain command goes on with it"
+    if (folder / "model.safetensors").is_file():
+        return "; these are exported weights, and a run is wanted: embed uses them, probe does not"
+    return ""
+
+
+def read(path: Path) -> dict:
+    """Read a record.
+
+    Raises InputError, naming the file, where it is not JSON or not a whole record.
+    """
+    path = Path(path)
+    try:
+        record: Any = parse_json(path.read_bytes())
+    except OSError as error:
+        why = f"{error.strerror}{unfinished(path.parent)}"
+        raise InputError(f"can't read the record {path}: {why}") from error
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not JSON ({error}); run it again, or restore the file"
+        ) from error
+
+    if isinstance(record, dict) and record.get("schema", SCHEMA) != SCHEMA:
+        raise InputError(f"{path} has the schema {record['schema']}, this version reads {SCHEMA}")
+    validated(_Record, record, f"{path} is not a whole record")
+    return record
+
+
+def publish(path: Path, results: Path = RESULTS) -> Path:
+    """Copy a record into results, where the chapters read it, and return its path there.
+
+    path: a run's folder or its record.json, evaluated or of a failure.
+    """
+    path = Path(path)
+    file = path
+    if path.is_dir():
+        file = path / "record.json"
+    record = read(file)
+    if not record["evaluation"] and not {"validation", "failed"} & record.keys():
+        raise InputError(f"{path} is not evaluated yet; run: python -m lib probe {path}")
+
+    target = Path(results) / f"{record['id']}.json"
+    write(target, record)
+    return target
+
+
+def benchmark(name: str, folder: Path = BENCHMARKS) -> dict:
+    """The record of a benchmark, such as "loss-cpu": rows, settings, versions, device, code.
+
+    Raises InputError where it is not there or not a whole one.
+    """
+    path = folder / f"{name}.json"
+    try:
+        record: Any = parse_json(path.read_bytes())
+        validated(_Benchmark, record, "it is not of this version")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is missing or damaged ({error}); restore it, or run: make bench"
+        ) from error
+    return record
+
+
+def origin(benchmark: dict) -> str:
+    """Where a benchmark ran, in a line."""
+    device = benchmark["device"]
+
+    words = [
+        device["name"],
+        f"{device['threads']} threads",
+        f"torch {benchmark['versions']['torch']}",
+    ]
+    repetitions = benchmark["settings"].get("repetitions")
+    if repetitions:
+        words.append(f"{repetitions} repetitions")
+
+    words.append(benchmark["finished"][:10])
+    words.append(f"commit {benchmark['code']['commit'][:7]}")
+    return ", ".join(words)
+
+
+def load_all(results: Path = RESULTS) -> list[dict]:
+    """Every record in a folder, ordered by file name."""
+    return [read(path) for path in sorted(Path(results).glob("*.json"))]
+
+
+def correct(record: dict, features: str, probe: str) -> np.ndarray:
+    """Which test images a record's probe got right, in the data set's order: (n,) bool."""
+    result = record["evaluation"][features][probe]
+    return unpack_bits(result["bits"], result["n"])
+
+
+def unpack_bits(bits: str, n: int) -> np.ndarray:
+    """What ``evaluation.pack_bits`` packed: (n,) bool. Raises ValueError for another number."""
+    packed = np.frombuffer(base64.b64decode(bits), dtype=np.uint8)
+    if len(packed) != math.ceil(n / 8):
+        raise ValueError(f"{len(packed)} bytes of bits for {n} images")
+
+    return np.unpackbits(packed, count=n).astype(bool)

@@ -1,0 +1,146 @@
+"""Finished runs: how they are named, loaded, probed, and what they make of images."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lib import ROOT, InputError, evaluation, probes, unknown
+from lib.augmentations import Recipe
+from lib.config import Config
+from lib.data.dataset import Dataset
+from lib.distributed.group import rank
+from lib.encoders import Model
+from lib.hardware import choose_device, lent, memory_kept
+from lib.methods import METHODS
+from lib.runs import checkpoints, provenance, records
+from lib.runs.session import only_writer
+from lib.training import recipe_for
+
+RUNS = ROOT / "runs"
+
+
+@dataclass
+class Run:
+    """A finished run: its folder, its record and its model (on the CPU, in eval mode)."""
+
+    folder: Path
+    config: Config
+    record: dict
+    model: Model = field(repr=False)
+
+    @property
+    def curves(self) -> list[dict]:
+        """A row for each epoch: epoch, loss, learning_rate, seconds, contrast and the like."""
+        return self.record["curves"]
+
+    @property
+    def cost(self) -> str:
+        """How fast it went, how near the device's limit, with how much memory, as far as known."""
+        cost = self.record.get("cost", {})
+        said = [f"{self.record['views_per_second']:,.0f} views/s"]
+        if cost:
+            said.append(f"{100 * cost['share_of_matrix_rate']:.0f} % of the device's matrix rate")
+        if cost.get("peak_bytes"):
+            said.append(f"{cost['peak_bytes'] / 1e6:,.0f} MB at most")
+        return ", ".join(said)
+
+    def evaluate(
+        self,
+        dataset: Dataset,
+        device: str | None = None,
+        wanted: Iterable[str] = ("linear", "knn"),
+        wait: bool = True,
+    ) -> dict:
+        """Probe h and z (``probes.ask``) and write what is new into the record.
+
+        dataset: the one the run was trained on.
+        wanted: which of probes.PROBES; those in the record already are not computed again.
+        wait: for another process that is at this run, instead of an error.
+
+        Returns the record's "evaluation".
+        Raises InputError for an unknown probe, or where dataset is another one.
+        """
+        if dataset.fingerprint != self.record["data"]["fingerprint"]:
+            raise InputError(
+                f"{self.folder.name} was trained on another version of "
+                f"{self.record['data']['name']}: the fingerprint of {dataset.name} differs; "
+                "restore that version, or train anew"
+            )
+        wanted = tuple(wanted)
+        for name in wanted:
+            if name not in probes.PROBES:
+                raise InputError(unknown("probe", name, probes.PROBES))
+
+        if probes.missing(self.record, wanted):
+            with only_writer(self.folder, wait):
+                by_now = records.read(self.folder / "record.json")  # with what others found
+                self.record.update(by_now)
+                missing = probes.missing(self.record, wanted)
+                if missing:
+                    self._ask(dataset.take(self.config.images), device, missing)
+        return self.record["evaluation"]
+
+    def _ask(self, part: Dataset, device: str | None, wanted: list[str]) -> None:
+        """Compute what is missing, and write it into the record."""
+        at = choose_device(device)
+        with memory_kept(at), lent(self.model, at) as model:
+            recipe = recipe_for(self.config, part, "none")
+            found = probes.ask(model, part, recipe, self.config.method, wanted)
+
+        evaluation = found.pop("evaluation")
+        for kind, results in evaluation.items():
+            self.record["evaluation"].setdefault(kind, {}).update(results)
+        looks = [row["test_correct"] for row in self.curves if "test_correct" in row]
+        if evaluation and looks:
+            best = {"n": len(part.test), "correct": max(looks)}
+            self.record["evaluation"]["z"]["classifier-best"] = best
+        self.record |= found
+        # may be later than training
+        self.record["evaluated"] = {"code": provenance.code(), "versions": provenance.versions()}
+        if rank() == 0:
+            records.write(self.folder / "record.json", self.record)
+
+    def recipe(self, dataset: Dataset) -> Recipe:
+        """The view that evaluation sees; dataset: the one the run was trained on."""
+        return recipe_for(self.config, dataset.take(self.config.images), "none")
+
+    def features(
+        self, images: Tensor, dataset: Dataset, device: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """h (N, width) and z (N, D), on the CPU, of images (N, 3, H, W) uint8, as evaluation sees.
+
+        dataset: the one the run was trained on; it says how pixels are normalised.
+        """
+        with lent(self.model, choose_device(device)) as model:
+            h, z = evaluation.features(model, images, self.recipe(dataset))
+        return h.cpu(), z.cpu()
+
+
+def load(folder: str | Path) -> Run:
+    """A finished run from its folder.
+
+    Raises InputError where a file is missing, damaged or of another run.
+    """
+    folder = Path(folder)
+    record, config, model = described(folder)
+    checkpoints.restore(folder / "model.safetensors", config, record["id"], model)
+    return Run(folder, config, record, model.eval())
+
+
+def described(folder: Path) -> tuple[dict, Config, Model]:
+    """A run's record, configuration and model, without weights yet: it is on the "meta" device."""
+    record = records.read(folder / "record.json")
+    config = Config(**record["config"])
+    embedding = config.embedding
+    if METHODS[config.method].classifier:
+        embedding = len(record["data"]["classes"])
+    try:
+        with torch.device("meta"):  # takes no memory until the weights are there
+            return record, config, Model(config.encoder, config.stem, config.head, embedding)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise InputError(
+            f"{folder / 'record.json'} holds no model that can be ({error})"
+        ) from error

@@ -1,0 +1,200 @@
+"""A session of a run: from where the last one stopped, saving, until it is done or has to stop."""
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from lib import InputError, files
+from lib.config import Config
+from lib.data.dataset import Dataset
+from lib.distributed.group import about, agree, barrier, first, rank
+from lib.encoders import Model
+from lib.files import parse_json, write_atomically
+from lib.hardware import memory_format
+from lib.interruptions import Interruptions
+from lib.runs import checkpoints, provenance
+from lib.runs.checkpoints import RunProgress
+from lib.training import build_model, build_optimiser
+
+CHECKPOINT_SECONDS = 60  # a checkpoint after the first step after so long
+ENDED = "failure.json"  # in a run's folder: how the last session that did not finish ended
+LOCK = ".lock"  # in a run's folder; it stays there, empty: only who holds it matters
+WITHOUT_A_WORD = "killed, or the machine stopped"
+
+
+@dataclass
+class Session:
+    """A run in the midst of its loop, and what it takes to save it."""
+
+    folder: Path
+    config: Config
+    model: Model
+    optimiser: torch.optim.Optimizer | None  # None where there is nothing to train
+    scaler: torch.amp.GradScaler  # float16's
+    progress: RunProgress
+    interruptions: Interruptions = field(default_factory=Interruptions)
+    started: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)
+
+    def save(self) -> None:
+        """A checkpoint, this session's segment up to date in it.
+
+        Raises Diverged where loss or weights are not finite, InputError where it can't be written.
+        """
+        self.progress.mean_loss()
+        *before, segment = self.progress.segments
+        segment = segment | {
+            "steps": [segment["steps"][0], self.progress.step],
+            "seconds": time.monotonic() - self.started,
+        }
+        coming = replace(self.progress, segments=[*before, segment])
+        if rank() == 0:
+            checkpoints.rotate(
+                self.folder, self.config, coming, self.model, self.optimiser, self.scaler
+            )
+        barrier()
+        self.progress.segments = coming.segments
+        self.saved = time.monotonic()
+
+    def after_step(self) -> None:
+        """A checkpoint where it is time, or where a signal has come, which is then delivered.
+
+        Ranks agree on both: what one is told ends all of them after the same step.
+        """
+        due = int(time.monotonic() - self.saved > CHECKPOINT_SECONDS)
+        caught, due = agree(self.interruptions.caught or 0, due)
+        if not caught and not due:
+            return
+        self.save()
+        if caught:
+            self.end(f"stopped by {signal.Signals(caught).name}")
+            self.interruptions.deliver(caught)
+
+    def end(self, how: str) -> None:
+        """Leave a note of how this session ended, for the next one; no trouble where that fails."""
+        if rank():
+            return
+        step = 0
+        if self.progress.segments:
+            step = self.progress.segments[-1]["steps"][1]
+        how = " ".join(how.split())[:500].rstrip(": ")
+        note = {"ended": how, "step": step, "when": provenance.now()}
+        with contextlib.suppress(InputError):
+            write_atomically(self.folder / ENDED, (json.dumps(note, indent=1) + "\n").encode())
+
+
+def begin(
+    config: Config, dataset: Dataset, folder: Path, device: torch.device, plan: dict
+) -> Session:
+    """A session that stands where the last checkpoint left the run, or at its start.
+
+    plan: the run's note of the plan, where it is new. A GPU's peak memory counts from here.
+    """
+    model = build_model(config, dataset).to(memory_format=memory_format(device)).to(device)
+    optimiser = build_optimiser(config, model)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+
+    with first():  # who deletes what is damaged
+        progress = checkpoints.resume(folder, config, model, optimiser, scaler)
+    if not same_everywhere(-1 if progress is None else progress.step):
+        raise InputError(
+            f"ranks found different checkpoints in {folder}: it must be a folder that all of them "
+            "see"
+        )
+    is_new = progress is None
+    if progress is None:
+        checkpoints.refuse_changed_data(config, dataset.name, dataset.fingerprint, folder)
+        started = provenance.now()
+        progress = RunProgress(
+            run=folder.name, fingerprint=dataset.fingerprint, started=started, plan=plan
+        )
+    progress.move(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    note_the_end_of_the_last(progress.segments, folder)
+    progress.segments.append(segment(progress.step, device))
+
+    session = Session(folder, config, model, optimiser, scaler, progress)
+    if is_new:
+        session.save()  # can the folder be written? Now, not later
+    return session
+
+
+def same_everywhere(value: int) -> bool:
+    """Whether all ranks have the same value."""
+    most, minus_least = agree(value, -value)
+    return most == -minus_least
+
+
+def segment(step: int, device: torch.device) -> dict:
+    """What a record says of a session: where and from which step on it ran."""
+    return {
+        "device": provenance.device(device),
+        "versions": provenance.versions(),
+        "commit": provenance.code()["commit"],
+        "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
+        "steps": [step, step],
+        "seconds": 0.0,
+        **about(device),
+    }
+
+
+def note_the_end_of_the_last(segments: list[dict], folder: Path) -> None:
+    """Say in the last segment how it ended, as far as it left word."""
+    if not segments:
+        return
+    last = segments[-1]
+    last["ended"] = WITHOUT_A_WORD
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        note = parse_json((folder / ENDED).read_bytes())
+        if note["step"] == last["steps"][1]:
+            last["ended"] = str(note["ended"])
+
+
+def inexact(segments: list[dict]) -> str | None:
+    """Why a run is not, to the bit, what it would have been in one session of one process.
+
+    None where it is.
+    """
+    if any("ranks" in segment for segment in segments):
+        worlds = [str(segment.get("ranks", {}).get("world", 1)) for segment in segments]
+        return (
+            f"its segments ran on {', '.join(worlds)} ranks, whose sums are added in another "
+            "order: exact up to rounding"
+        )
+    if len(segments) > 1 and not all(segment["deterministic"] for segment in segments):
+        return (
+            "it was resumed outside of deterministic mode (torch.use_deterministic_algorithms), "
+            "exact up to rounding"
+        )
+    for number, (one, other) in enumerate(zip(segments, segments[1:]), start=1):
+        for what in ("device", "versions"):
+            for key in one[what] | other[what]:
+                mine, theirs = one[what].get(key), other[what].get(key)
+                if mine != theirs:
+                    return (
+                        f"segments {number} and {number + 1} differ in {key} "
+                        f"({mine}, then {theirs}): exact up to rounding"
+                    )
+    return None
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Within, no other process writes a run's folder; rank 0 holds the lock for all ranks.
+
+    Nobody leaves before rank 0 wrote. wait: for the other process, instead of an InputError.
+    """
+    lock: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if rank() == 0:
+        lock = files.only_writer(folder / LOCK, str(folder), wait)
+    with lock:
+        barrier()
+        yield
+        barrier()

@@ -1,0 +1,222 @@
+"""Encoders put to use: features of pictures, their nearest neighbours, and a classifier.
+
+The classifier is in scikit-learn's manner.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from lib import InputError, unknown
+from lib.data.archives import read_npz
+from lib.data.decoding import decoded
+from lib.data.folders import find
+from lib.data.pictures import Report
+from lib.evaluation import cross_validated_probe
+from lib.files import write_atomically
+from lib.weights.registry import Weights, load
+
+# What is kept of N pictures
+# h: (N, width) float32
+# z: (N, D) float32
+# files: (N,) their names
+# labels: (N,) places in classes, -1 where a picture has none
+# classes: (C,) names
+# encoder: whose features they are
+ARRAYS = {"h", "z", "files", "labels", "classes", "encoder"}
+Arrays = dict[str, np.ndarray]
+
+
+def embed(source: Path, weights: Weights, device: str | None = None) -> tuple[Arrays, Report]:
+    """ARRAYS of the images that ``folders.find`` finds, and what was left out of them.
+
+    Raises InputError where no image is whole.
+    """
+    listing = find(source)
+    skipped: list[str] = []
+    items, parts_of_h, parts_of_z = [], [], []
+    for pixels, whole in decoded(listing.items, weights.size, skipped, source.name):
+        h, z = weights.features(torch.from_numpy(pixels).permute(0, 3, 1, 2), device)
+        parts_of_h.append(h)
+        parts_of_z.append(z)
+        items += whole
+    if not items:
+        raise InputError(
+            f"none of the {len(listing.items)} images of {source} is whole: {skipped[0]}"
+        )
+
+    arrays = {
+        "h": torch.cat(parts_of_h).numpy(),
+        "z": torch.cat(parts_of_z).numpy(),
+        "files": np.array([item.name for item in items]),
+        "encoder": np.array(weights.encoder),
+        "labels": np.array([item.label for item in items]),
+        "classes": np.array(listing.classes, dtype=str),
+    }
+    return arrays, Report(listing.notes, skipped)
+
+
+def read(path: Path) -> Arrays:
+    """What ``embed`` made, from its .npz. Raises InputError where it is none."""
+    arrays = read_npz(path, ARRAYS)
+    if not _are_features(arrays):
+        raise InputError(f"{path} holds no features; make them by: python -m lib embed")
+    return arrays
+
+
+def _are_features(arrays: Arrays) -> bool:
+    """Whether shapes and types are those of ARRAYS, of one picture or more, and h is finite."""
+    h, labels = arrays["h"], arrays["labels"]
+    if h.ndim != 2 or not len(h) or h.dtype != np.float32 or not np.isfinite(h).all():
+        return False
+    if labels.shape != (len(h),) or labels.dtype.kind != "i":
+        return False
+    if labels.max() >= arrays["classes"].size:
+        return False
+    return arrays["files"].shape == labels.shape and arrays["encoder"].ndim == 0
+
+
+def write(path: Path, arrays: Arrays) -> None:
+    """Write what ``embed`` made as an .npz."""
+    buffer = io.BytesIO()
+    named: dict[str, Any] = dict(arrays)
+    np.savez(buffer, **named)
+    write_atomically(path, buffer.getvalue())
+
+
+def neighbours(arrays: Arrays, file: str, count: int = 5) -> list[tuple[str, float]]:
+    """The files whose h is most alike that of one of them, most alike first, with their cosines.
+
+    Without the file itself. Raises InputError where it is not there.
+    """
+    files = arrays["files"].tolist()
+    if file not in files:
+        raise InputError(unknown("picture", file, files))
+    if count < 1:
+        raise InputError(f"count must be at least 1, got {count}")
+
+    x = F.normalize(torch.from_numpy(arrays["h"]), dim=1)
+    own = files.index(file)
+    cosines = x @ x[own]
+    cosines[own] = -2
+    best = cosines.topk(min(count, len(x) - 1))
+    names = [files[place] for place in best.indices.tolist()]
+    return list(zip(names, best.values.tolist()))
+
+
+def predict(train: Arrays, arrays: Arrays) -> list[tuple[str, str, float]]:
+    """Each file with its likeliest class and that one's probability.
+
+    train: features of labelled pictures, and maybe of others; the probe is on h of the labelled.
+
+    Raises InputError where fewer than two classes have images, or the features are of two encoders.
+    """
+    labelled = train["labels"] >= 0
+    if not labelled.any():
+        raise InputError(
+            "no picture to learn from has a class: embed a folder with one for each class"
+        )
+    if train["encoder"] != arrays["encoder"]:
+        raise InputError(
+            f"the labelled features are of the encoder {train['encoder']}, the others of "
+            f"{arrays['encoder']}: embed both by the same weights"
+        )
+
+    names = train["classes"][train["labels"][labelled]]
+    try:
+        classifier = EncoderClassifier().fit(train["h"][labelled], names)
+        shares = classifier.predict_proba(arrays["h"])
+    # of scikit-learn; of eigh, for features without measure
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"no probe fits these features: {' '.join(str(error).split())}") from error
+    likeliest = classifier.classes_[shares.argmax(1)]
+    return list(zip(arrays["files"].tolist(), likeliest.tolist(), shares.max(1).tolist()))
+
+
+class EncoderClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
+    """A frozen encoder and the converged linear probe on its h.
+
+    The probe's L2 strength is chosen by cross-validation.
+
+    weights: a name that ``weights.load`` knows, or a loaded Weights; then X are images (N, H, W, 3)
+        uint8. None: X are features (N, D) already.
+    device: where the encoder computes.
+    """
+
+    def __init__(self, weights: str | Path | Weights | None = None, device: str | None = None):
+        self.weights = weights
+        self.device = device
+
+    def fit(self, X: Any, y: Any) -> "EncoderClassifier":
+        """Fit the probe.
+
+        y: (N,) labels of any kind.
+
+        Raises ValueError for X of another shape, or a single class.
+        """
+        self._refuse(X)
+        X, y = validate_data(self, X, y, **self._wanted)
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        # else there is nothing to tell apart, or to cross-validate by
+        if len(self.classes_) < 2 or np.bincount(labels).max() < 2:
+            raise InputError(
+                f"two classes and two rows of one are needed, y has {len(self.classes_)} class(es) "
+                f"in {len(y)} row(s)"
+            )
+
+        # the cross-validation's folds want a random order
+        order = np.random.RandomState(0).permutation(len(y))
+        h = self._h(X)[order]
+        self.probe_ = cross_validated_probe(h, torch.from_numpy(labels[order]), len(self.classes_))
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """h (N, D) float32."""
+        check_is_fitted(self)
+        self._refuse(X)
+        return self._h(validate_data(self, X, reset=False, **self._wanted)).numpy()
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities (N, C), a column for each of classes_."""
+        h = torch.from_numpy(self.transform(X))
+        return self.probe_.logits(h).double().softmax(1).numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The likeliest class of each row."""
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]
+
+    @property
+    def _wanted(self) -> dict[str, Any]:
+        """What scikit-learn checks X by."""
+        if self.weights is None:
+            return {"dtype": "float32"}
+        return {"dtype": "uint8", "allow_nd": True}
+
+    def _refuse(self, X: Any) -> None:
+        """InputError for images that are no uint8: a cast would make all pixels in [0, 1] black."""
+        if self.weights is None:
+            return
+        kind = np.asarray(X).dtype
+        if kind != np.uint8:
+            raise InputError(f"images must be (N, H, W, 3) uint8, got {kind}")
+
+    def _h(self, X: np.ndarray) -> Tensor:
+        if self.weights is None:
+            return torch.from_numpy(X)
+        if X.ndim != 4 or X.shape[3] != 3:
+            raise InputError(f"images must be (N, H, W, 3) uint8, got {X.shape}")
+        weights = self.weights
+        if not isinstance(weights, Weights):
+            weights = load(weights)
+        h, _ = weights.features(torch.from_numpy(X).permute(0, 3, 1, 2), self.device)
+        return h

@@ -1,0 +1,108 @@
+"""A run as a file that others can use: half-precision weights, its record and a model card."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lib import InputError
+from lib.config import Config
+from lib.data.dataset import Dataset
+from lib.evidence.statistics import binomial
+from lib.evidence.tables import results
+from lib.files import parse_json, write_atomically
+from lib.runs.packing import packed, view_of
+from lib.runs.run import Run
+from lib.weights.registry import FILE, REGISTRY, Entry, read_bytes, record_in
+
+
+def export(
+    run: Run, folder: Path, dataset: Dataset, half: bool = True, licence: str = "none stated"
+) -> dict[str, str]:
+    """Write a run's model.safetensors, its record inside, and a model card, README.md.
+
+    dataset: the one the run was trained on.
+    half: matrices and convolutions in float16; vectors (BatchNorm, biases) stay float32: they are
+        few, and a small variance would lose its digits.
+
+    Returns its registry entry. Raises InputError where dataset is another one, a weight is too
+    large for float16, the folder has something else under these names, or a file can't be written.
+    """
+    _refuse_to_replace(folder, run.record["id"])
+    record, content = packed(run.record, run.model, view_of(run, dataset), half)
+    entry = Entry(
+        name=record["id"],
+        url=_from_registry(folder),
+        sha256=hashlib.sha256(content).hexdigest(),
+        record=record["id"],
+        licence=licence,
+    )
+    write_atomically(folder / FILE, content)
+    write_atomically(folder / "README.md", "\n".join(_card(record, entry)).encode())
+    return asdict(entry)
+
+
+def _refuse_to_replace(folder: Path, run: str) -> None:
+    """Raise InputError where files are in the way; an earlier export of that run is not."""
+    for name in ("record.json", FILE, "README.md"):
+        path = folder / name
+        if not path.exists():
+            continue
+        if name == FILE and _exported_run(path) == run:
+            return
+        raise InputError(
+            f"{path} is there already, and is no earlier export of this run: name another folder"
+        )
+
+
+def _exported_run(path: Path) -> str | None:
+    """The id of the run in an exported file; None where there is none."""
+    text = record_in(path, read_bytes(path))
+    if not text:
+        return None
+    record: Any = parse_json(text)
+    return record.get("id")
+
+
+def _from_registry(folder: Path) -> str:
+    """The folder, by its path from the registry's where it is below that."""
+    place = folder.resolve()
+    home = REGISTRY.parent.resolve()
+    if place.is_relative_to(home):
+        place = place.relative_to(home)
+    return str(place)
+
+
+def _card(record: dict, entry: Entry) -> Iterator[str]:
+    """The lines of a model card, all from the record."""
+    config, data, view = Config(**record["config"]), record["data"], record["input"]
+    variant = f" ({data['variant']})" if data["variant"] else ""
+    yield f"# {record['id']}\n"
+    yield f"{config.method} on {data['name']}{variant}, {config.epochs} epochs.\n"
+
+    yield "| read from | probe | test accuracy, % | n |"
+    yield "|---|---|---|---|"
+    for features, probe, result in results(record):
+        interval = binomial(result["correct"], result["n"])
+        yield f"| {features} | {probe} | {interval.percent()} | {result['n']} |"
+
+    images = [f"{count:,} {split}" for split, count in data["counts"].items()]
+    about = {
+        "images": ", ".join(images),
+        "trained on": f"{data['pool']:,} of them ({config.pool})",
+        "image, view (pixels)": f"{view['image']}, {view['size']}",
+        "mean of RGB in [0, 1]": view["mean"],
+        "its deviation": view["std"],
+        "weights": record["weights"],
+        "commit": record["code"]["commit"],
+        "made on": record["device"]["name"],
+        "sha256": entry.sha256,
+        "licence": f"{entry.licence}; the data set's own terms hold for its images",
+        **config.decisive,
+    }
+    yield "\n| setting | value |"
+    yield "|---|---|"
+    for name, value in about.items():
+        yield f"| {name} | {value} |"
+    yield "\n`lib.weights.load(FOLDER)` reads it; the record is in the file.\n"

@@ -1,0 +1,1 @@
+"""What a run and a reader survive: ``python -m stress faults`` and ``python -m stress fuzz``."""

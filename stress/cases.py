@@ -1,0 +1,80 @@
+"""What every kind of stress needs: a process that may come to grief, a row of counts, a record."""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from lib import InputError
+from lib.runs import provenance, records
+
+REFUSED, FAILED = 3, 4  # statuses of a child: an InputError, anything else
+
+
+def forked(work: Callable[[], object]) -> int:
+    """The id of a child that does the work and leaves: with REFUSED or FAILED where it says so."""
+    child = os.fork()
+    if child:
+        return child
+
+    status = FAILED
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        work()
+        status = 0
+    except InputError:
+        status = REFUSED
+    finally:
+        os._exit(status)
+
+
+def ended(child: int) -> int:
+    """How a child ended: 0, its status, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def show(row: dict) -> dict:
+    """Print a row as it comes, and return it."""
+    line = f"{row['fault']:10} {row['what']:32} {row['cases']:7} cases {row['wrong']:5} wrong"
+    if "in_a_write" in row:
+        line += f", {row['in_a_write']} in a write, {row['half_done']} left half done"
+    print(line, flush=True)
+    return row
+
+
+@contextmanager
+def workplace(args: argparse.Namespace) -> Iterator[Path]:
+    """A folder to work in, by one thread: an empty one, or the one to keep.
+
+    Raises InputError elsewhere than on Linux.
+    """
+    if sys.platform != "linux":
+        raise InputError("the faults are made on Linux only")
+    torch.set_num_threads(1)  # a forked process can't use its parent's threads
+
+    with tempfile.TemporaryDirectory() as temporary:
+        yield args.keep or Path(temporary)
+
+
+def keep(name: str, rows: list[dict], settings: dict, started: float, folder: Path) -> Path:
+    """Write the record, as a benchmark's. started: time.monotonic() then."""
+    device = torch.device("cpu")
+    record = {
+        "schema": records.SCHEMA,
+        "benchmark": name,
+        "settings": settings | {"seconds": time.monotonic() - started},
+        "rows": rows,
+        "code": provenance.code("stress"),
+        "versions": provenance.versions(),
+        "device": provenance.device(device),
+        "finished": provenance.now(),
+    }
+    path = folder / f"{name}-cpu.json"
+    records.write(path, record)
+    return path
