@@ -2,12 +2,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from benchmarks import accumulation, encoders, loss, measure, pictures, probe, training, views
 from lib import InputError
-from lib.runs.records import BENCHMARKS as RESULTS
-from stress.__main__ import main as stress
 
 BENCHMARKS = {
     "loss": loss,
@@ -28,26 +25,13 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="NAME")
 
     for name, module in BENCHMARKS.items():
-        command = commands.add_parser(
-            name,
-            help=module.__doc__.splitlines()[0],
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        command = measure.add_command(commands, name, module)
         command.add_argument(
             "--repetitions",
             type=int,
             default=9,
             help="of each case, after one that does not count",
         )
-        command.add_argument(
-            "--results",
-            type=Path,
-            default=RESULTS,
-            metavar="DIR",
-            help="where the record goes (default results/benchmarks)",
-        )
-        module.arguments(command)
         command.set_defaults(module=module)
     return parser
 
@@ -60,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
     if arguments[:1] == ["faults"]:
+        from stress.__main__ import main as stress  # for Linux alone, and heavy
+
         return stress(arguments)  # its name before it had a package of its own
 
     args = build_parser().parse_args(arguments)

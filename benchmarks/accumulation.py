@@ -20,7 +20,7 @@ from lib.distributed.group import Share
 from lib.distributed.step import SharedStep
 from lib.hardware import choose_device, choose_precision
 from lib.presets import preset
-from lib.training import build_optimiser
+from lib.training import build_optimiser, build_scaler
 
 PEERS = ()
 CHUNKS, SIZE = (1, 2, 4, 8, 16), 32
@@ -37,7 +37,7 @@ def case(encoder: str, batch: int, accumulate: int, device: torch.device) -> Cas
         return step_of(config, model, x)
 
     optimiser = build_optimiser(config, model)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+    scaler = build_scaler(config, device)
     take_step = SharedStep(config, model, optimiser, scaler)
     share = Share(batch, accumulate, device)
     views = SharedViews([x[:, places] for places in share.own], share)

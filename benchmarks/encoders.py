@@ -23,7 +23,7 @@ from lib.data.dataset import Dataset
 from lib.hardware import choose_device, choose_precision, memory_kept
 from lib.presets import preset
 from lib.runs import pretrain
-from lib.training import Step, build_model, build_optimiser, recipe_for
+from lib.training import Step, build_model, build_optimiser, build_scaler, recipe_for
 
 PEERS = ()
 ENCODERS = ("slim", "resnet9")
@@ -51,7 +51,7 @@ def config_of(encoder: str, name: str, precision: str, epochs: int = 1) -> Confi
 def step(config: Config, dataset: Dataset, device: torch.device) -> Case:
     """One step on the first images."""
     model = model_of(config, dataset, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+    scaler = build_scaler(config, device)
     take_step = Step(config, model, build_optimiser(config, model), scaler)
     pool = dataset.train[: config.batch_size]
     images, labels = pool.images.to(device), pool.labels.to(device)

@@ -1,5 +1,6 @@
 """What every benchmark needs: times in turns, memory in a process of its own, ratios, a record."""
 
+import argparse
 import logging
 import random
 import statistics
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from tqdm import tqdm
@@ -53,6 +55,28 @@ def interleaved(
     return seconds
 
 
+def add_command(
+    commands: argparse._SubParsersAction, name: str, module: ModuleType
+) -> argparse.ArgumentParser:
+    """A command for a module that measures or counts: its ``arguments``, its text as help."""
+    description = str(module.__doc__)
+    command = commands.add_parser(
+        name,
+        help=description.splitlines()[0],
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.arguments(command)
+    command.add_argument(
+        "--results",
+        type=Path,
+        default=records.BENCHMARKS,
+        metavar="DIR",
+        help="where the record goes (default results/benchmarks)",
+    )
+    return command
+
+
 def timed(case: Case) -> float:
     """Seconds of one call, what it started on a GPU included."""
     _synchronise()
@@ -68,8 +92,10 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-        yield
-        logging.disable(logging.NOTSET)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -126,14 +152,18 @@ def keep(
     peers: Sequence[str],
     settings: dict,
     folder: Path = records.BENCHMARKS,
+    package: str = "benchmarks",
 ) -> Path:
-    """Write a benchmark's record: rows, settings, code, versions, machine."""
+    """Write a benchmark's record: rows, settings, code, versions, machine.
+
+    package: the folder of the code that measured, beside lib.
+    """
     record = {
         "schema": records.SCHEMA,
         "benchmark": name,
         "settings": settings,
         "rows": rows,
-        "code": provenance.code("benchmarks"),
+        "code": provenance.code(package),
         "versions": provenance.versions() | {peer: installed(peer) for peer in peers},
         "device": provenance.device(device),
         "finished": provenance.now(),

@@ -41,7 +41,7 @@ from lib.hardware import (
 )
 from lib.presets import preset
 from lib.runs import pretrain
-from lib.training import Step, build_model, build_optimiser, recipe_for
+from lib.training import Step, build_model, build_optimiser, build_scaler, recipe_for
 
 PEERS = ("pytorch-lightning", "pillow")
 IMAGES, BATCH, EPOCHS = {"cpu": 512, "cuda": 8192}, {"cpu": 128, "cuda": 512}, 2
@@ -63,7 +63,7 @@ def step_of(
     wrap: what stands in the place of the model.
     """
     optimiser = build_optimiser(config, model)
-    scaler = torch.amp.GradScaler(x.device.type, enabled=config.precision == "float16")
+    scaler = build_scaler(config, x.device)
     take_step = Step(config, wrap(model), optimiser, scaler)
     return partial(take_step, x, None, config.learning_rate)
 

@@ -35,6 +35,11 @@ class Diverged(InputError):
     are alike."""
 
 
+def in_a_line(text: object, most: int | None = None) -> str:
+    """An error's words, or a program's, on one line of at most so many characters."""
+    return " ".join(str(text).split())[:most]
+
+
 def needed(package: str, extra: str) -> ModuleType:
     """A package that only some commands need. Raises InputError, naming the extra to install, where
     it is missing."""

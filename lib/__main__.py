@@ -280,10 +280,8 @@ def experiments(
     """
     from lib.evidence.experiments import PLAN, choose, in_words, overview, work
     from lib.evidence.ledger import Ledger
-    from lib.runs import RUNS, provenance, records
+    from lib.runs import RUNS, records
 
-    if not plan:
-        provenance.refuse_uncommitted()
     ledger = Ledger(data_root, records.RESULTS, runs or RUNS, device, download=not plan)
     if scale == PLAN:
         _queue(only, ledger, device, budget_minutes, plan)

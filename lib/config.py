@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection
 from dataclasses import fields
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -15,7 +16,8 @@ from lib.losses import POSITIVES, scale
 from lib.methods import METHODS
 
 OPTIMISERS = ("sgd", "adamw")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+COMPUTED = ("float32", "bfloat16", "float16")
+PRECISIONS = ("auto", *COMPUTED)
 POOLS = ("train", "train+val", "unlabeled")
 
 
@@ -44,7 +46,7 @@ def _three(values: object) -> object:
 
 def _rising(shares: tuple[float, ...]) -> tuple[float, ...]:
     bounds = (0.0, *shares, 1.0)
-    if any(before >= after for before, after in zip(bounds, bounds[1:])):
+    if any(before >= after for before, after in pairwise(bounds)):
         raise ValueError(f"must rise between 0 and 1, got {shares}")
     return shares
 

@@ -255,3 +255,12 @@ def result(predicted: Tensor, truth: Tensor) -> dict:
 def pack_bits(correct) -> str:
     """Which images were right, (N,) bool, as base64 of packed bits: 1.7 kB for 10,000 images."""
     return base64.b64encode(np.packbits(np.asarray(correct, dtype=bool)).tobytes()).decode()
+
+
+def unpack_bits(bits: str, n: int) -> np.ndarray:
+    """What ``pack_bits`` packed: (n,) bool. Raises ValueError for another number."""
+    packed = np.frombuffer(base64.b64decode(bits), dtype=np.uint8)
+    if len(packed) != math.ceil(n / 8):
+        raise ValueError(f"{len(packed)} bytes of bits for {n} images")
+
+    return np.unpackbits(packed, count=n).astype(bool)

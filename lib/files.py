@@ -22,7 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ErrorDetails
 
-from lib import InputError, unknown
+from lib import InputError, in_a_line, unknown
 
 T = TypeVar("T")
 
@@ -181,7 +181,7 @@ def read_yaml(path: Path) -> object:
         with open(path, "rb") as file:
             return parse_yaml(file.read(YAML_BYTES + 1))
     except Exception as error:  # PyYAML lets through whatever its constructors raise
-        why = " ".join(str(error).split())[:200] or type(error).__name__
+        why = in_a_line(error, 200) or type(error).__name__
         raise InputError(f"{path} can't be read as YAML: {why}") from error
 
 

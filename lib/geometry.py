@@ -19,11 +19,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from scipy.special import hyp0f1
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from lib import InputError
+from lib import InputError, unknown
 
 CHUNK = 256  # rows of similarities at a time: 100 MB for 50,000 embeddings
 TINY = 1e-300  # keeps 0 / 0 at 0
@@ -161,7 +160,7 @@ def map_2d(x: Tensor, method: str = "tsne", seed: int = 0) -> Tensor:
     another method, and where umap-learn is not installed.
     """
     if method not in MAPPERS:
-        raise InputError(f"unknown map '{method}'; known: {', '.join(MAPPERS)}")
+        raise InputError(unknown("map", method, MAPPERS))
     x = F.normalize(_check(x, rows=31, dimensions=2), dim=1)
     x = x - x[0]  # no distance changes, and the principal axes keep digits
     if x.abs().max() < 1e-6:  # nothing but float32's rounding; t-SNE would crash
@@ -174,11 +173,14 @@ def map_2d(x: Tensor, method: str = "tsne", seed: int = 0) -> Tensor:
 
 
 def _tsne(seed: int) -> Any:
+    """Imported here alone: it takes a second, and most who import this module draw no map."""
+    from sklearn.manifold import TSNE
+
     return TSNE(perplexity=30, init="pca", random_state=seed)
 
 
 def _umap(seed: int) -> Any:
-    """It is imported here alone: it compiles itself anew in every process, ten seconds or more."""
+    """Imported here alone: it compiles itself anew in every process, ten seconds or more."""
     try:
         umap = importlib.import_module("umap")
     except ImportError as error:

@@ -50,12 +50,15 @@ class Batches:
 
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Any, Tensor | None]]:
         """Of each batch, from the first one on, views (V, N, 3, S, S) and labels (N,) or None."""
-        config, step = self.config, number * len(self) + first
+        step = number * len(self) + first
         batches = self.places(number)[first:]
         for places, images in zip(batches, self.read(batches)):
-            x = views(images, self.recipe, config.seed, step, config.views)
-            yield x, self.labels_of(places)
+            yield self.views_of(images, step, len(places)), self.labels_of(places)
             step += 1
+
+    def views_of(self, images: Tensor, step: int, batch: int) -> Any:
+        """Of a batch's images (N, 3, H, W) uint8, views (V, N, 3, S, S). batch: N."""
+        return views(images, self.recipe, self.config.seed, step, self.config.views)
 
     def places(self, epoch: int) -> tuple[Tensor, ...]:
         """Which images are in each batch: (N,) places in the pool."""
@@ -86,7 +89,7 @@ class Step:
         """Views x (V, N, 3, S, S) and labels (N,) -> the loss and z (V, N, D).
 
         rate: the learning rate. Both results are detached and on the device: nobody waits for them.
-        (Under lib.distributed x is a list of chunks, and this another class.)
+        (``lib.distributed.step.SharedStep`` takes SharedViews instead.)
         """
         z = embed(self.config, self.model, x)
         loss = METHODS[self.config.method].loss(z, labels, self.config, None)
@@ -181,6 +184,7 @@ def train(
     for epoch in range(len(progress.curves), config.epochs):
         started = time.monotonic() - progress.seconds
         done = progress.step - epoch * len(batches)
+        take_step.model.train()
 
         for x, labels in batches.epoch(epoch, first=done):
             rate = learning_rate(config, progress.step, len(batches))
@@ -197,8 +201,11 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
     """Learning rate of a step, counted from 0, in a run with so many steps an epoch.
 
     With milestones, a tenth of what it was after each of them, in whole epochs (PyTorch's
-    MultiStepLR). Else a cosine that changes once an epoch, ``low + (high - low)(1 + cos(pi e / E))
-    / 2`` with low = final_rate * high, e counted from first_epoch; before it a warm-up, linear step
+    MultiStepLR). Else a cosine that changes once an epoch,
+
+        low + (high - low) (1 + cos(pi e / E)) / 2
+
+    with low = final_rate * high, and e counted from first_epoch; before it a warm-up, linear step
     by step, from warmup_from to the cosine's value at the warm-up's end (SupContrast util.py,
     adjust_learning_rate and warmup_learning_rate).
     """
@@ -245,18 +252,20 @@ def build_optimiser(config: Config, model: nn.Module) -> Optimizer | None:
     return torch.optim.SGD(parameters, rate, config.momentum, weight_decay=decay, fused=fused)
 
 
+def build_scaler(config: Config, device: torch.device) -> torch.amp.GradScaler:
+    """float16's scaler of the loss, whose gradients would vanish; it does nothing otherwise."""
+    return torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+
+
 def build_model(config: Config, dataset: Dataset) -> Model:
     """The model of a run, freshly initialised from its seed, on the CPU.
 
     The global random state is left as it was. k-means, which no gradient trains, has learned from
     the run's pool.
     """
-    embedding = config.embedding
-    if METHODS[config.method].classifier:
-        embedding = len(dataset.classes)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        model = Model(config.encoder, config.stem, config.head, embedding)
+        model = new_model(config, len(dataset.classes))
 
     if isinstance(model.encoder, KMeans):
         part = dataset.take(config.images)
@@ -265,6 +274,12 @@ def build_model(config: Config, dataset: Dataset) -> Model:
         batches = (apply(batch, draw(recipe, len(batch), 0, 0)) for batch in images.split(1024))
         model.encoder.fit(batches, len(images), config.seed)
     return model
+
+
+def new_model(config: Config, classes: int) -> Model:
+    """A run's model, initialised by the global random state; a classifier's z are logits."""
+    embedding = classes if METHODS[config.method].classifier else config.embedding
+    return Model(config.encoder, config.stem, config.head, embedding)
 
 
 def recipe_for(config: Config, dataset: Dataset, name: str | None = None) -> Recipe:

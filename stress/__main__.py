@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks import measure
 from lib import InputError
-from lib.runs.records import BENCHMARKS
 from stress import faults, fuzz
 
 STRESS = {"faults": faults, "fuzz": fuzz}
@@ -19,26 +19,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="NAME")
 
     for name, module in STRESS.items():
-        command = commands.add_parser(
-            name,
-            help=module.__doc__.splitlines()[0],
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.arguments(command)
+        command = measure.add_command(commands, name, module)
         command.add_argument("--seed", type=int, default=0, help="of all that is drawn")
         command.add_argument(
             "--keep",
             type=Path,
             metavar="DIR",
             help="folder to work in, for a look at what went wrong",
-        )
-        command.add_argument(
-            "--results",
-            type=Path,
-            default=BENCHMARKS,
-            metavar="DIR",
-            help="where the record goes (default results/benchmarks)",
         )
         command.set_defaults(run=module.run)
 

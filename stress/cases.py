@@ -1,10 +1,8 @@
 """What every kind of stress needs: a process that may come to grief, a row of counts, a record."""
 
-import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +10,6 @@ from pathlib import Path
 import torch
 
 from lib import InputError
-from lib.runs import provenance, records
 
 REFUSED, FAILED = 3, 4  # statuses of a child: an InputError, anything else
 
@@ -49,8 +46,8 @@ def show(row: dict) -> dict:
 
 
 @contextmanager
-def workplace(args: argparse.Namespace) -> Iterator[Path]:
-    """A folder to work in, by one thread: an empty one, or the one to keep.
+def workplace(keep: Path | None) -> Iterator[Path]:
+    """A folder to work in, by one thread: the one to keep, or one that goes afterwards.
 
     Raises InputError elsewhere than on Linux.
     """
@@ -59,22 +56,6 @@ def workplace(args: argparse.Namespace) -> Iterator[Path]:
     torch.set_num_threads(1)  # a forked process can't use its parent's threads
 
     with tempfile.TemporaryDirectory() as temporary:
-        yield args.keep or Path(temporary)
-
-
-def keep(name: str, rows: list[dict], settings: dict, started: float, folder: Path) -> Path:
-    """Write the record, as a benchmark's. started: time.monotonic() then."""
-    device = torch.device("cpu")
-    record = {
-        "schema": records.SCHEMA,
-        "benchmark": name,
-        "settings": settings | {"seconds": time.monotonic() - started},
-        "rows": rows,
-        "code": provenance.code("stress"),
-        "versions": provenance.versions(),
-        "device": provenance.device(device),
-        "finished": provenance.now(),
-    }
-    path = folder / f"{name}-cpu.json"
-    records.write(path, record)
-    return path
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder

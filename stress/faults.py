@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.measure import keep
 from lib import InputError, files
 from lib.config import Config
 from lib.data import load as load_data
@@ -36,7 +37,7 @@ from lib.presets import preset
 from lib.runs import Run, checkpoints, load, pretrain, records, session
 from lib.runs.checkpoints import BEFORE, NEWEST
 from stress import fuzz
-from stress.cases import REFUSED, ended, forked, keep, show, workplace
+from stress.cases import REFUSED, ended, forked, show, workplace
 
 OF_THE_MACHINE = {"seconds", "views_per_second"}
 METHODS = ("simclr", "supcon", "ce")
@@ -361,7 +362,7 @@ def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
     draw = random.Random(args.seed)
     dataset = load_data("digits")
-    with workplace(args) as folder:
+    with workplace(args.keep) as folder:
         kinds: dict[str, Callable[[Path], list[dict]]] = {
             "kills": lambda place: kills(args.kills, dataset, place, draw),
             "damages": lambda place: damages(args.damages, dataset, place, draw),
@@ -373,5 +374,7 @@ def run(args: argparse.Namespace) -> None:
         for name, make in kinds.items():
             (folder / name).mkdir(parents=True)
             rows += make(folder / name)
-    settings = {"methods": list(METHODS), "seed": args.seed}
-    print(keep("faults", rows, settings, started, args.results))
+    seconds = time.monotonic() - started
+    settings = {"methods": list(METHODS), "seed": args.seed, "seconds": seconds}
+    cpu = torch.device("cpu")
+    print(keep("faults", cpu, rows, (), settings, args.results, package="stress"))

@@ -4,6 +4,7 @@ A file must be refused in a sentence or read, with one gigabyte of memory and in
 """
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -27,6 +28,7 @@ import torch
 import yaml
 from PIL import Image
 
+from benchmarks.measure import keep
 from lib import ROOT, InputError, evaluation, weights
 from lib.data import decoding, downloads, load
 from lib.evidence import claims, tables
@@ -34,7 +36,7 @@ from lib.presets import preset
 from lib.runs import checkpoints, records
 from lib.settings import load_profile
 from lib.weights import estimator, foreign
-from stress.cases import ended, forked, keep, show, workplace
+from stress.cases import ended, forked, show, workplace
 
 TINY = preset("simclr-digits", encoder="pixels", head="none", epochs=0)
 GIGABYTE = 2**30
@@ -103,7 +105,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         "checkpoint": Reader("fuzz.safetensors", whole_checkpoint(folder), read_checkpoint),
         "profile": Reader("fuzz.yml", whole_profile(), read_profile),
         "claims": Reader("claims.yml", whole_claims(), claims.read),
-        "image": Reader("fuzz.jpg", whole_image(), downloads._shrink),
+        "image": Reader("fuzz.jpg", whole_image(), downloads.shrink),
         "picture": Reader("fuzz.jpeg", whole_image(), read_picture),
         "features": Reader("features.npz", whole_features(), read_features),
         "foreign": Reader("fuzz.pth", whole_pickle(), foreign.read),
@@ -140,6 +142,7 @@ def read_npz(path: Path) -> object:
     return load(path.stem, path.parent).fingerprint
 
 
+@functools.cache
 def whole_record() -> bytes:
     """A published record with the fewest probes, its label sweep and curves cut short."""
     published = [json.loads(path.read_bytes()) for path in records.RESULTS.glob("*.json")]
@@ -464,7 +467,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Feed, count, print, keep the record."""
     started = time.monotonic()
-    with workplace(args) as folder:
-        folder.mkdir(parents=True, exist_ok=True)
+    with workplace(args.keep) as folder:
         rows = rows_of(args.cases, folder, args.seed)
-    print(keep("fuzz", rows, {"seed": args.seed}, started, args.results))
+    settings = {"seed": args.seed, "seconds": time.monotonic() - started}
+    cpu = torch.device("cpu")
+    print(keep("fuzz", cpu, rows, (), settings, args.results, package="stress"))

@@ -7,6 +7,8 @@ import yaml
 
 from tests.conftest import arrays
 
+COMMITTED = {"changed": False}  # what is said of a package that a record can name
+
 TEXTS = {
     "about": "a",
     "hypothesis": "b",

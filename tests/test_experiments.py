@@ -16,10 +16,11 @@ from lib.encoders import Model
 from lib.evidence import experiments
 from lib.evidence.experiments import Experiment
 from lib.evidence.ledger import Ledger
+from lib.evidence.queue import Queue
 from lib.presets import preset
 from lib.runs import provenance, records
 from tests.conftest import arrays, stopped
-from tests.plans import with_toy_data, written
+from tests.plans import COMMITTED, with_toy_data, written
 
 SMALL = {"data": "toy", "epochs": 1, "batch_size": 32, "images": None, "knn_every": 0}
 LATE = {
@@ -72,7 +73,7 @@ def chosen(place: Path, *names: str) -> list[Experiment]:
 
 
 def finish(place: Path, *names: str, budget: float | None = None) -> None:
-    experiments.work(chosen(place, *names), ledger(place), budget, "cpu")
+    experiments.work(chosen(place, *names), ledger(place), budget, "cpu", COMMITTED)
 
 
 def missing(place: Path) -> int:
@@ -322,3 +323,13 @@ def test_a_record_must_name_the_code_that_made_it(scale, capsys, monkeypatch):
     monkeypatch.setattr(provenance, "code", lambda: {"commit": "c", "changed": True, "source": "s"})
     assert main(["experiments", "--scale", scale, "--budget-minutes", "0"]) == 2
     assert "commit the change first" in capsys.readouterr().err
+
+
+def test_who_calls_the_work_is_asked_for_the_commit_too(place):
+    """Not the command alone."""
+    changed = {"changed": True}
+    with pytest.raises(InputError, match="commit the change first"):
+        experiments.work(chosen(place), ledger(place), device="cpu", package=changed)
+    with pytest.raises(InputError, match="commit the change first"):
+        Queue([], ledger(place), "cpu").work(package=changed)
+    assert not (place / "runs").exists()

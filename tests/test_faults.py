@@ -186,7 +186,7 @@ def test_an_image_of_a_strange_shape_is_refused(size, tmp_path):
     Image.new("1", size).save(tmp_path / "image.png")
     words = f"image.png is not a whole image .{width} x {height} pixels"
     with pytest.raises(InputError, match=words):
-        downloads._shrink(tmp_path / "image.png")
+        downloads.shrink(tmp_path / "image.png")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the faults are made on Linux only")

@@ -435,13 +435,13 @@ def test_the_label_sweep_uses_no_more_labels_than_it_says(monkeypatch: pytest.Mo
 
     x, y = seen.train_and_val("h")
     x_test, truth = seen.labelled("h", "test")
-    subsets = few_labels.named_subsets(dataset, seen.train_and_val_split, 5)
+    subsets = few_labels.named_subsets(dataset, seen.dataset.pool("train+val"), 5)
     for row, (_, places) in zip(rows, subsets):
         assert y[places].bincount().tolist() == [5] * 4
         probe = cross_validated_probe(x[places], y[places], 4)
         assert row["correct"] == int((probe.predict(x_test) == truth).sum())
 
-    places = first(seen.train_and_val_split, 5)
+    places = first(seen.dataset.pool("train+val"), 5)
     batch = published.features_of(x[places])
     best, last, _ = train_probe(PROTOCOLS["uva"], batch, y[places], (x_test, truth), 4)
     assert rows[5]["correct"] == int((best == truth).sum())

@@ -22,7 +22,7 @@ from lib.runs import NUMERICS, checkpoints, identity, packing, records
 from lib.runs import load as load_run
 from lib.runs.session import begin
 from tests.conftest import same_weights, trained, training_of, wait_for
-from tests.plans import TEXTS, TUNING, with_toy_data, written
+from tests.plans import COMMITTED, TEXTS, TUNING, with_toy_data, written
 
 SMALL = {"data": "toy", "batch_size": 32, "images": None, "knn_every": 0}
 MAIN = TEXTS | {
@@ -74,7 +74,7 @@ def counts(queue: Queue) -> dict[str, int]:
 def test_what_is_missing_is_made_shortest_first_and_names_its_entry(place, capsys):
     made = queue(place, MAIN)
     assert counts(made) == {"runs": 4, "missing": 4}
-    made.work()
+    made.work(package=COMMITTED)
     assert counts(made) == {"runs": 4, "done": 4}
 
     for record in records.load_all(place / "results"):
@@ -110,7 +110,7 @@ def test_a_run_that_was_cut_off_keeps_its_entry_and_the_time_it_began(place, dat
 
 
 def test_encoders_are_kept_in_half_precision_as_they_were_after_their_epochs(place, dataset):
-    queue(place, MAIN).work()
+    queue(place, MAIN).work(package=COMMITTED)
     (folder,) = (place / "runs").glob("*-e3-s0-*")
     run = load_run(folder)
     kept = weights.run(str(place / "kept" / f"{folder.name}.safetensors"), place / "data")
@@ -153,7 +153,7 @@ def small_tuning() -> dict:
 def test_trials_decide_what_is_tried_next_and_have_no_number_of_test(place):
     """That validation does not look at test is a test of the probes."""
     made = queue(place, small_tuning())
-    made.work()
+    made.work(package=COMMITTED)
     found = records.load_all(place / "results")
     for record in found:
         assert record["validation"]
@@ -212,14 +212,14 @@ def test_settings_wait_for_tuning_and_are_told_when_it_has_chosen(place, dataset
 def test_settings_must_be_what_tuning_chose(place, dataset):
     wrong = with_scores(queue(place, small_tuning(), tuned_arm({"learning_rate": 0.4})), dataset)
     with pytest.raises(InputError, match="the arm a has {'learning_rate': 0.4}, tuning chose"):
-        wrong.work()
+        wrong.work(package=COMMITTED)
     assert not records.load_all(place / "results")
 
     chosen = {"batch_size": 16, "learning_rate": 0.016}
     right = with_scores(queue(place, small_tuning(), tuned_arm(chosen)), dataset)
     (state,) = (state for state in right.states() if state.planned.entry.name == "main")
     assert (state.status, state.config.learning_rate) == ("missing", 0.016)
-    right.work()
+    right.work(package=COMMITTED)
     assert counts(right) == {"runs": 1, "done": 1}
 
 
@@ -242,7 +242,7 @@ def test_a_run_that_diverges_has_failed_for_good_and_takes_no_others_work(place,
     delta = SMALL | {"learning_rate": 1e30, "optimiser": "sgd"}
     wrong = {"preset": "supcon-digits", "seeds": {1: 1}, "delta": delta}
     made = queue(place, main_with(MAIN["arms"] | {"wrong": wrong}))
-    made.work()
+    made.work(package=COMMITTED)
     assert counts(made) == {"runs": 5, "done": 4, "failed": 1}
 
     (failed,) = (record for record in records.load_all(place / "results") if "failed" in record)
@@ -255,7 +255,7 @@ def test_a_run_that_diverges_has_failed_for_good_and_takes_no_others_work(place,
     assert made.score(state.config) == 0
 
     capsys.readouterr()
-    made.work()  # an outcome like any other: it is not run again
+    made.work(package=COMMITTED)  # an outcome like any other: it is not run again
     assert not capsys.readouterr().out
 
 
@@ -266,19 +266,19 @@ def test_what_goes_wrong_around_a_run_is_told_and_takes_no_others_work(place, da
 
     made = queue(place, MAIN)
     with pytest.raises(InputError, match=f"main: {blocked.name}: can't write"):
-        made.work()
+        made.work(package=COMMITTED)
     assert counts(made) == {"runs": 4, "done": 3, "missing": 1}
 
 
 def test_the_budget_is_kept(place):
     made = queue(place, MAIN)
-    made.work(budget=0)
+    made.work(budget=0, package=COMMITTED)
     assert counts(made) == {"runs": 4, "missing": 4}
 
 
 def test_data_that_are_not_there_are_told(place):
     made = queue(place, main_with({"a": {"preset": "simclr-cifar10-slim", "seeds": {1: 1}}}))
-    made.work()
+    made.work(package=COMMITTED)
     assert counts(made) == {"runs": 1, "missing": 1}
     assert made.in_words()[-1].startswith("note: cifar10 is not in")
 
@@ -296,7 +296,7 @@ place = Path(sys.argv[1])
 queue.POLL_SECONDS = session.CHECKPOINT_SECONDS = 0.2
 ledger = Ledger(place / "data", place / "results", place / "runs", "cpu")
 entries = plan.read(place / "experiments.yml")
-queue.Queue(entries, ledger, "cpu", place / "kept").work()
+queue.Queue(entries, ledger, "cpu", place / "kept").work(package={"changed": False})
 """
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from lib import InputError, data, encoders, evaluation, hardware, losses
+from lib import Diverged, InputError, data, encoders, evaluation, hardware, losses
 from lib.augmentations import views
 from lib.compute.cost import flops
 from lib.config import Config
@@ -278,6 +278,7 @@ def test_the_loop_alone_makes_what_pretrain_makes(method, optimiser, toy, tmp_pa
     assert taken.count(None) == progress.step == 7
 
     went_on = fresh_step(config, toy)
+    went_on.model.eval()  # training puts it back
     went_on.model.load_state_dict(begun_with.model.state_dict())
     went_on.optimiser.load_state_dict(begun_with.optimiser.state_dict())
     progress = copy.deepcopy(progress)
@@ -428,9 +429,9 @@ def test_supervised_methods_need_labels(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
     """What came of it is kept as a record of its own."""
     config = small(optimiser="sgd", learning_rate=1e30, warmup_epochs=0)
-    with pytest.raises(InputError, match="became nan in epoch 1"):
-        trained(config, toy, tmp_path)
     folder = tmp_path / identity(config, toy)
+    with pytest.raises(Diverged, match=f"^{folder.name}: the loss became nan in epoch 1"):
+        trained(config, toy, tmp_path)
     assert "became nan in epoch 1" in records.read(folder / "failed.json")["failed"]
     assert "Diverged: the loss became nan" in (folder / ENDED).read_text()
 
@@ -490,14 +491,15 @@ def test_supcon_trains_with_the_positives_it_is_told():
 def test_an_epoch_tells_the_contrast_of_its_last_full_batch(method, toy):
     """180 images in batches of 32: the sixth batch has 20."""
     config = small(method, epochs=2, drop_last=False)
-    take_step = fresh_step(config, toy)
     steps = []
 
-    def noting(x: Tensor, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
-        loss, z = take_step(x, labels, rate)
-        steps.append((z, labels))
-        return loss, z
+    class Noting(Step):
+        def __call__(self, x: Tensor, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
+            loss, z = super().__call__(x, labels, rate)
+            steps.append((z, labels))
+            return loss, z
 
+    noting = Noting(**vars(fresh_step(config, toy)))
     rows = rows_of(train(config, fresh_batches(config, toy), noting, Progress()))
     assert [z.shape[1] for z, _ in steps] == 2 * [32, 32, 32, 32, 32, 20]
 
@@ -542,6 +544,20 @@ def test_weights_of_another_shape_are_named(toy, tmp_path):
     why = "model.safetensors does not fit its configuration: Missing"
     with pytest.raises(InputError, match=why):
         load(run.folder)
+
+
+def test_a_checkpoint_of_ours_with_another_tensor_is_refused(toy, tmp_path):
+    """None may set a field of the progress that is no tensor."""
+    cut = stopped(small(), toy, tmp_path, steps=4)
+    path = cut.folder / "checkpoint.safetensors"
+    config, progress, _ = checkpoints.read(path)
+
+    class Odd(RunProgress):
+        tensors = {"curves": torch.zeros(2)}
+
+    checkpoints.save(path, config, Odd(**vars(progress)), cut.model)
+    with pytest.raises(InputError, match="it has the tensors curves of an epoch"):
+        checkpoints.read(path)
 
 
 def test_folders_and_devices_that_cannot_be_used_are_named(toy, tmp_path):

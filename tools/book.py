@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import ROOT, InputError, needed, unknown
+from lib import ROOT, InputError, in_a_line, needed, unknown
 from lib.data import data_root
 from lib.files import only_writer, read_yaml, write_atomically
 from lib.runs import provenance, records
@@ -233,12 +233,12 @@ def _execute(chapter: Chapter, log: Path) -> str | None:
                 extra_arguments=["--log-level=50"],  # chapter 13 interrupts its own kernel
             )
     except papermill.PapermillExecutionError as error:
-        why = " ".join(error.evalue.split())
+        why = in_a_line(error.evalue)
         return f"failed in code cell {error.exec_count}: {error.ename}: {why}"
     except client.CellTimeoutError:
         return f"hung: a cell ran longer than the profile's timeout_minutes of {minutes}"
     except (client.DeadKernelError, RuntimeError) as error:
-        return f"died: {' '.join(str(error).split())}"
+        return f"died: {in_a_line(error)}"
     return _skipped(chapter.executed)
 
 

@@ -74,10 +74,7 @@ def baselines(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def descent(kept: list[dict]) -> pd.DataFrame:
-    """How far from chance to its floor SupCon's loss came.
-
-    And how alike different classes' embeddings stayed.
-    """
+    """How far SupCon's loss came from chance to its floor, and how alike the classes stayed."""
     rows = []
     for record in kept:
         config = Config(**record["config"])

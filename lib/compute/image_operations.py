@@ -60,6 +60,7 @@ def colour_jitter(x: Tensor, jittered: Tensor, order: Tensor, factors: Tensor) -
     x: (N, 3, S, S) in [0, 1], on any device; changed. On the CPU: jittered (N,) bool; order (N, 4)
     operations; factors (N, 4) by operation, of hue its shift in turns.
     """
+    shifts_hue = bool(factors[:, HUE].any())
     for turn in range(4):
         operation = order[:, turn]
         rows = (jittered & (operation != HUE)).nonzero()[:, 0]
@@ -69,7 +70,7 @@ def colour_jitter(x: Tensor, jittered: Tensor, order: Tensor, factors: Tensor) -
             rows = send(rows, x.device)
             x[rows] = blend(x[rows], which, factor)
 
-        if factors[:, HUE].any():
+        if shifts_hue:
             rows = (jittered & (operation == HUE)).nonzero()[:, 0]
             shift = send(factors[rows, HUE], x.device)
             rows = send(rows, x.device)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lib import InputError
+from lib import InputError, in_a_line
 from lib.data.arrays import build
 from lib.data.dataset import Dataset
 
@@ -37,7 +37,7 @@ def read_npz(path: Path, needed: Set[str], known: Set[str] = frozenset()) -> dic
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise InputError(f"can't read {path} ({error.strerror})") from error
     except Exception as error:  # numpy, zipfile and its codecs let through whatever they meet
-        why = " ".join(str(error).split())[:200]
+        why = in_a_line(error, 200)
         raise InputError(
             f"{path} is not a whole .npz file ({why}); make or copy it again"
         ) from error

@@ -13,6 +13,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 from tqdm import tqdm
 
+from lib import in_a_line
+from lib.hardware import read_ahead
 from lib.interruptions import Interruptions
 
 PIXELS, ELONGATED = 2**26, 16  # of an image at most, and its longer side over the shorter one
@@ -46,17 +48,13 @@ def decoded(
         tqdm(total=len(items), desc=title, unit="image") as bar,
     ):
 
-        def begin(chunk: list[Item]) -> Iterator[np.ndarray | str]:
-            return pool.map(lambda item: _pixels_or_why(item, size), chunk)
+        def outcomes_of(chunk: list[Item]) -> list[np.ndarray | str]:
+            return list(pool.map(lambda item: _pixels_or_why(item, size), chunk))
 
-        following = begin(chunks[0])
-        for number, chunk in enumerate(chunks, 1):
+        # the next chunk is read while the caller is busy
+        for chunk, outcomes in zip(chunks, read_ahead(outcomes_of, chunks)):
             if stop.caught:  # here: raised amid the pool's locks it could hang the process
                 stop.deliver(stop.caught)
-            outcomes = following
-            if number < len(chunks):
-                following = begin(chunks[number])  # while the caller is busy
-
             pixels, whole = [], []
             for item, outcome in zip(chunk, outcomes):
                 if isinstance(outcome, str):
@@ -77,7 +75,7 @@ def _pixels_or_why(item: Item, size: int) -> np.ndarray | str:
         return decode(item.source, size)
     except Exception as error:  # Pillow's plugins let through whatever they meet
         why = str(error).replace(f" {str(item.source)!r}", "")  # the line names it, shorter
-        return " ".join(why.split())[:100] or type(error).__name__
+        return in_a_line(why, 100) or type(error).__name__
 
 
 def decode(source: Path | bytes | np.ndarray, size: int) -> np.ndarray:

@@ -201,7 +201,7 @@ def _imagenette96(root: Path) -> Dataset:
     def split(name: str) -> Callable[[Path], Imagenette]:
         # torchvision takes a folder that is there for whole
         return lambda root: Imagenette(
-            root, name, "320px", download=not folder.exists(), loader=_shrink
+            root, name, "320px", download=not folder.exists(), loader=shrink
         )
 
     train, test = _fetch("imagenette96", root, split("train"), split("val"))
@@ -240,7 +240,7 @@ def _read_whole(
     return np.stack(images), np.array(labels)
 
 
-def _shrink(path: str) -> np.ndarray:
+def shrink(path: str) -> np.ndarray:
     """An image file as (96, 96, 3) uint8."""
     try:
         image = Image.open(path)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib import InputError, needed, unknown
+from lib import InputError, in_a_line, needed, unknown
 from lib.data.dataset import Dataset
 from lib.data.decoding import Item
 from lib.data.loading import load
@@ -244,7 +244,7 @@ def _from_huggingface(folder: Path) -> Listing:
     try:
         listing = _from_splits(library, library.load_from_disk(str(folder)))
     except Exception as error:  # of datasets, arrow, or a column that is not there
-        why = " ".join(str(error).split())[:100]
+        why = in_a_line(error, 100)
         raise InputError(
             f"{folder} is no data set with a split 'train', a column of images and one of classes "
             f"({why})"

@@ -55,8 +55,6 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
     out. In memory are two CHUNKs of images. Raises InputError where there are fewer than two
     classes, too few whole images of one, or out can't be written.
     """
-    listing = find(source)
-    _refuse_too_few_classes(source, listing.classes)
     if not 8 <= size <= 1024:
         raise InputError(f"--size must be between 8 and 1024, got {size}")
     if out.suffix != ".npz":
@@ -66,6 +64,8 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
             f"{out} would take the place of the data set '{out.stem}' that comes with the package: "
             "choose another name"
         )
+    listing = find(source)
+    _refuse_too_few_classes(source, listing.classes)
 
     notes = [*listing.notes]
     items: dict[str, list[Item]] = {split: [] for split in SPLITS}
@@ -195,7 +195,7 @@ def _append(archive: zipfile.ZipFile, name: str, pixels: Path, shape: tuple[int,
 def first_try(counts: dict[str, int], size: int) -> str:
     """What follows ``pretrain`` for a run of minutes on so many images.
 
-    A preset for their size, made small.
+    It is a preset for their size, made small.
     """
     preset = "simclr-cifar10-r18"
     unlabeled = 0  # that it trains on

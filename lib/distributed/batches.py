@@ -62,18 +62,14 @@ class SharedBatches(Batches):
         if self.exchanged:
             self.images = self.images[self.start : self.start + self.kept].to(device)
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[SharedViews, Tensor | None]]:
-        config, step = self.config, number * len(self) + first
-        batches = self.places(number)[first:]
-        for places, images in zip(batches, self.read(batches)):
-            share = self.shares[len(places)]
-            chunks = []
-            for chunk, own in zip(images.split(share.sizes), share.own):
-                x = views(chunk, self.recipe, config.seed, step, config.views, own.start)
-                chunks.append(x)
-
-            yield SharedViews(chunks, share), self.labels_of(places)
-            step += 1
+    def views_of(self, images: Tensor, step: int, batch: int) -> SharedViews:
+        """Of this rank's images (n_r, 3, H, W) uint8 of a batch of so many."""
+        config, share = self.config, self.shares[batch]
+        chunks = []
+        for chunk, own in zip(images.split(share.sizes), share.own):
+            x = views(chunk, self.recipe, config.seed, step, config.views, own.start)
+            chunks.append(x)
+        return SharedViews(chunks, share)
 
     def read(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """This rank's images (n_r, 3, H, W) of each batch, on the device."""

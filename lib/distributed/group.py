@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lib import InputError
+from lib import InputError, in_a_line
 from lib.compute.log_sum_exp import Rows
 
 TIMEOUT = timedelta(seconds=45)  # for a rank in a step
@@ -146,7 +146,7 @@ def lost(error: BaseException) -> str | None:
     if not any(sign in str(error) for sign in SIGNS):
         return None
 
-    words = " ".join(str(error).split())[:120]
+    words = in_a_line(error, 120)
     return (
         f"rank {rank()} lost another of {world()} ranks ({words}); the last checkpoint is kept, "
         "the same command goes on"

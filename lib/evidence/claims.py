@@ -20,8 +20,8 @@ from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from lib import ROOT, InputError
-from lib.evidence.comparisons import Comparison, over_pairs
-from lib.evidence.statistics import Interval, differences, one_more, over_runs
+from lib.evidence.comparisons import Comparison
+from lib.evidence.statistics import Interval, differences, one_more, over_runs, over_seeds
 from lib.evidence.tables import COLUMNS, matching
 from lib.files import read_yaml, validated, write_atomically
 
@@ -86,13 +86,15 @@ class Claim(TypedDict):
 
 
 def _can_be_decided(claim: Claim) -> Claim:
+    if claim.get("minus") == {}:
+        raise ValueError("minus must have a column that differs")
     if claim["rule"] in ("value", "at least") and "number" not in claim:
         raise ValueError(f"the rule '{claim['rule']}' needs a number")
     for near in claim.get("nearest", []):
         if "minus" not in near and "minus" not in claim:
             raise ValueError("nearest must be differences, with a minus")
         if "short" not in claim:
-            raise ValueError("a claim with nearest runs must be told in short")
+            raise ValueError("nearest needs the field 'short', the difference in few words")
     return claim
 
 
@@ -115,7 +117,7 @@ def read(path: Path = CLAIMS) -> list[Claim]:
         if isinstance(claim, dict):
             name = claim.get("id", name)
         validated(_Claim, claim, f"{path}: claim {name}")
-    return claims
+    return claims  # as written: of a number the digits count
 
 
 @dataclass(frozen=True)
@@ -142,17 +144,21 @@ class Nearest(NamedTuple):
     """The difference between runs that a claim names for want of its own kind."""
 
     difference: Comparison
-    runs: pd.DataFrame  # it is from
+    runs: pd.DataFrame  # that it was measured on
     minus: dict  # what differs in the runs that are subtracted
 
 
 def decide(claim: Claim, table: pd.DataFrame) -> dict:
-    """One row of the scoreboard; table: ``tables.measures``.
+    """One row of the scoreboard.
 
+    table: ``tables.measures``.
+
+    Its columns, where they don't speak for themselves:
     verdict: "reproduced", "not reproduced" (with where ours lies), "undecided" where the interval
-    of a difference holds both, "one seed, not assessed", "differs in" where runs on the claim's own
-    data and encoder differ in other columns, else "not run". one more run: what the number is held
-    against. nearest, show: what the nearest runs are, and what they show; they decide nothing.
+        of a difference holds both, "one seed, not assessed", "differs in" where runs on the claim's
+        own data and encoder differ in other columns, else "not run".
+    one more run: what the number is held against.
+    nearest, show: what the nearest runs are, and what they show; they decide nothing.
     """
     conditions, minus = _conditions(claim), claim.get("minus")
     row = {
@@ -249,7 +255,11 @@ def write_headline(path: Path, table: pd.DataFrame) -> None:
 
 
 def verdict(claim: Claim, mean: Interval, values: pd.Series) -> str:
-    """By the claim's rule, see ``Claim``. values: of every seed; mean: of them."""
+    """By the claim's rule, see ``Claim``.
+
+    mean: of the values, with its interval.
+    values: of every seed.
+    """
     rule, number = claim["rule"], claim.get("number", 0) / 100
     if rule == "none":
         return "no number to compare with"
@@ -312,10 +322,9 @@ def _measured(conditions: dict, minus: dict | None, table: pd.DataFrame) -> Meas
         return _level(runs)
 
     pairs = differences(runs, _most_seeds(matching(table, conditions | minus)))
-    comparison = over_pairs(pairs)
-    if comparison is None:
+    if pairs.empty:
         return None
-    return Measured(comparison.interval, pairs, runs[runs["seed"].isin(pairs.index)], "points")
+    return Measured(over_seeds(pairs), pairs, runs[runs["seed"].isin(pairs.index)], "points")
 
 
 def _level(runs: pd.DataFrame) -> Measured:
@@ -329,9 +338,9 @@ def _most_seeds(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _differing(conditions: dict, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The longest runs on the claim's own data and encoder that differ in the fewest columns.
+    """The longest runs on a claim's own data and encoder that differ in the fewest columns.
 
-    And in which columns.
+    Returns the runs, and the columns.
     """
     shared = {column: conditions[column] for column in SHARED if column in conditions}
     others = matching(table, shared).sort_values("epochs")

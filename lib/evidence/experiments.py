@@ -23,7 +23,7 @@ from lib.files import checked, read_yaml, validated
 from lib.hardware import choose_device, choose_precision
 from lib.presets import preset
 from lib.probes import PROBES
-from lib.runs import pretrain, records
+from lib.runs import pretrain, provenance, records
 
 EXPERIMENTS = ROOT / "book" / "experiments.yml"
 SCALES = ("slice", "full")
@@ -127,9 +127,11 @@ def choose(
 def published(*names: str, results: Path = records.RESULTS, path: Path = EXPERIMENTS) -> list[dict]:
     """The published records of the first of these experiments that has any.
 
-    results: the folder of records; path: the list of experiments.
+    results: the folder of records.
+    path: the list of experiments.
 
-    On whatever version of its data. A precision that is left to the device ("auto") may be any.
+    They may be on any version of the data. A precision that is left to the device ("auto") may be
+    any.
     """
     kept = [record for record in records.load_all(results) if "failed" not in record]
     decisive = [Config(**record["config"]).decisive for record in kept]
@@ -165,8 +167,9 @@ def tasks(experiments: list[Experiment], device: str | None = None) -> list[Task
     by_run: dict[str, Task] = {}
     for _, experiment, config in ranked:
         config = replace(config, precision=choose_precision(config.precision, at))
-        task = by_run.get(key(config), Task(config))
-        by_run[key(config)] = Task(
+        run = key(config)
+        task = by_run.get(run, Task(config))
+        by_run[run] = Task(
             task.config,
             tuple(dict.fromkeys((*task.wanted, *experiment.wanted))),
             (*task.experiments, experiment.name),
@@ -217,14 +220,18 @@ def work(
     ledger: Ledger,
     budget: float | None = None,
     device: str | None = None,
+    package: dict | None = None,
 ) -> None:
     """Train, evaluate and publish what is missing, most valuable first.
 
     budget: minutes. A run is begun where its estimate fits into what is left of them: the training,
-    and what evaluating cost so far.
+        and what evaluating cost so far.
+    package: what ``provenance.code`` says of the code; None: it is asked.
 
-    Raises InputError at the end where runs failed.
+    Raises InputError where the package differs from its commit, which no record could name, and at
+    the end where runs failed.
     """
+    provenance.refuse_uncommitted(package)
     started = time.monotonic()
     overheads: list[float] = []  # minutes of evaluating, run by run
     failed: list[str] = []

@@ -31,9 +31,13 @@ class Ledger:
         device: str | None = None,
         download: bool = False,
     ):
-        """root: the folder of data sets; results: of records; runs: of runs.
+        """Where to look.
 
-        device: whose speeds count. download: whether data sets that are not there are fetched.
+        root: the folder of data sets.
+        results: the folder of records.
+        runs: the folder of runs.
+        device: whose speeds count.
+        download: whether data sets that are not there are fetched.
         """
         self.root, self.results, self.runs = data_root(root), Path(results), Path(runs)
         self.download = download
@@ -53,7 +57,7 @@ class Ledger:
                 self.add(records.read(path))
 
     def add(self, record: dict) -> None:
-        """A record, in place of older ones of the same run."""
+        """Put a record before older ones of the same run."""
         run = key(Config(**record["config"]), record["numerics"])
         self.records.setdefault(run, []).insert(0, record)
 

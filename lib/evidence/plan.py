@@ -39,8 +39,8 @@ class Arm:
     seeds: dict[Count, Count] = field(default_factory=dict)  # epochs: how many seeds, from 0
     # epochs of the run: after which ones its model is kept
     keep: dict[Count, tuple[Count, ...]] = field(default_factory=dict)
-    tuned: str | None = None  # the arm of trials that its settings are from,
-    chosen: Changes | None = None  # and what that chose; None: not entered yet
+    tuned: str | None = None  # the arm of trials that its settings are from
+    chosen: Changes | None = None  # what those trials chose; None: not entered yet
     wanted: Probes = ()  # instead of the entry's
 
     @model_validator(mode="after")
@@ -157,6 +157,8 @@ def read(path: Path = EXPERIMENTS) -> list[Entry]:
     entries = []
     for written in _planned(read_yaml(path)):
         where = f"{path}: entry {written.get('name')}"
+        if "sha256" in written:
+            raise InputError(f"{where}: unknown field 'sha256'")
         entry = validated(Entry, written, where)
         try:
             entries.append(replace(entry, sha256=canonical_hash(written)))

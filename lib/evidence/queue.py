@@ -16,13 +16,13 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from lib import Diverged, InputError, probes
-from lib.config import PRECISIONS, Config
+from lib.config import COMPUTED, Config
 from lib.data.dataset import Dataset
 from lib.evidence import plan
 from lib.evidence.ledger import Ledger
 from lib.evidence.plan import Arm, Entry, Planned
 from lib.hardware import choose_device, choose_precision
-from lib.runs import identity, packing, pretrain, records
+from lib.runs import identity, packing, pretrain, provenance, records
 
 CLAIM_SECONDS = 1  # to wait for a lock: whoever only looks whether it is held lets it go at once
 POLL_SECONDS = 30  # between looks at runs that other processes are at
@@ -53,9 +53,11 @@ class Queue:
         kept: Path = KEPT,
         only: Collection[str] = (),
     ):
-        """entries: all of the plan; only: names of those to work on, where not all.
+        """What is to be worked on, and by what.
 
+        entries: all of the plan.
         kept: the folder of encoders that later experiments use.
+        only: names of the entries to work on, where not all.
         """
         self.entries = [entry for entry in entries if not only or entry.name in only]
         self.ledger, self.kept = ledger, kept
@@ -68,7 +70,7 @@ class Queue:
 
         0 where it failed, None without a record.
         """
-        for precision in PRECISIONS[1:]:
+        for precision in COMPUTED:
             record = self.ledger.record(replace(config, precision=precision))
             if record is None:
                 continue
@@ -102,14 +104,16 @@ class Queue:
                     status = "running"
                 yield State(planned, config, status)
 
-    def work(self, budget: float | None = None) -> None:
+    def work(self, budget: float | None = None, package: dict | None = None) -> None:
         """Make what is missing, until nothing is left.
 
         budget: minutes. A run is begun where it fits into what is left of them.
+        package: what ``provenance.code`` says of the code; None: it is asked.
 
-        Raises InputError where an arm has other settings than tuning chose, and at the end where
-        runs failed.
+        Raises InputError where the package differs from its commit, which no record could name,
+        where an arm has other settings than tuning chose, and at the end where runs failed.
         """
+        provenance.refuse_uncommitted(package)
         self._refuse_unlike_choices()
 
         started = time.monotonic()
@@ -188,7 +192,7 @@ class Queue:
     def _make_one(self, minutes_left: float, failed: dict[str, str]) -> tuple[bool, bool]:
         """Make the first run that is missing and free.
 
-        Whether there was one, and whether others are being made.
+        Returns whether there was one, and whether others are being made.
         """
         others_work = False
         for state in self.states(claims=False):
@@ -198,7 +202,7 @@ class Queue:
             name = self._identity(config)
             if name is None or name in failed:
                 continue
-            if (self._minutes(state) or 0) >= minutes_left:
+            if minutes_left < math.inf and (self._minutes(state) or 0) >= minutes_left:
                 continue
 
             with self._claim(name) as mine:
@@ -266,7 +270,7 @@ class Queue:
             config = planned.config
             if config is None or config.precision != "auto" or config.seed in begun:
                 continue
-            for precision in PRECISIONS[1:]:
+            for precision in COMPUTED:
                 if self._is_begun(replace(config, precision=precision)):
                     begun[config.seed] = precision
         return begun

@@ -61,11 +61,15 @@ def results(record: dict) -> Iterator[tuple[str, str, dict]]:
 def table(records: list[dict]) -> pd.DataFrame:
     """One row per measured accuracy: which run, from which features, by which probe, of how many.
 
-    The columns are COLUMNS. protocol is a hash of everything that decides the numbers but the seed:
-    only equal ones may be averaged. method is what the features owe their quality to: simclr,
-    supcon, ce, or "untrained", "kmeans" and "pixels" for the baselines. images: labelled ones, of
-    which some validate; trained_on: those in the pool. view_size: the side of a view in pixels, NaN
-    where the configuration leaves it to data of unknown size. accuracy is a fraction.
+    The columns are COLUMNS, among them:
+    protocol: a hash of everything that decides the numbers but the seed; only equal ones may be
+        averaged.
+    method: what the features owe their quality to: simclr, supcon, ce, or "untrained", "kmeans" and
+        "pixels" for the baselines.
+    images, trained_on: labelled ones, of which some validate; those in the pool.
+    view_size: the side of a view in pixels, NaN where the configuration leaves it to data of
+        unknown size.
+    accuracy: a fraction.
     """
     rows = []
     for record in records:
@@ -164,11 +168,14 @@ def method(config: Config) -> str:
 def measures(records: list[dict]) -> pd.DataFrame:
     """All that claims can be decided by: ``table`` and more rows, told apart by the column measure.
 
-    measure: "accuracy"; "few labels", with per_class; "ece", the expected calibration error;
-    "corruption error", one minus the accuracy over all corruptions and severities; "lost to
-    corruption", how much that is beyond the error on the same images as they are. The value stands
-    in the column accuracy, as a fraction; the n images of a corruption error are the same under
-    every corruption, and correct is so many images' worth of errors.
+    "accuracy": as in ``table``.
+    "few labels": with per_class.
+    "ece": the expected calibration error.
+    "corruption error": one minus the accuracy over all corruptions and severities.
+    "lost to corruption": how much that is beyond the error on the same images as they are.
+
+    The value stands in the column accuracy, as a fraction. The n images of a corruption error are
+    the same under every corruption, and correct is so many images' worth of errors.
     """
     accuracies = table(records).assign(measure="accuracy")
     few = label_table(records).query("subset != 'all'").assign(measure="few labels")

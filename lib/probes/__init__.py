@@ -6,11 +6,12 @@ numerics of the linear probe and of nearest neighbours are in ``lib.evaluation``
 module here and its row in PROBES.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from lib import InputError, unknown
 from lib.augmentations import Recipe
 from lib.data.dataset import Dataset
 from lib.encoders import Model
@@ -84,7 +85,13 @@ def ask(
     return {"evaluation": evaluation} | tables
 
 
-def missing(record: dict, wanted: Iterable[str]) -> list[str]:
-    """Those of the wanted probes that a record has no result of."""
+def missing(record: dict, wanted: Collection[str]) -> list[str]:
+    """Those of the wanted probes that a record has no result of.
+
+    Raises InputError for an unknown one.
+    """
+    for name in wanted:
+        if name not in PROBES:
+            raise InputError(unknown("probe", name, PROBES))
     on_h = record["evaluation"].get("h", {})
     return [name for name in wanted if name not in on_h and PROBES[name].field not in record]

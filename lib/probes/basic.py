@@ -1,6 +1,6 @@
-"""What every run is asked: the linear probe and nearest neighbours; and what is chosen by."""
+"""What every run is asked: the linear probe and kNN; and the accuracies on val that choose."""
 
-from lib.evaluation import Labelled, knn, linear_probe, result
+from lib.evaluation import Labelled, Probe, knn, result
 from lib.probes.seen import Seen
 
 
@@ -8,16 +8,13 @@ def ask_linear(seen: Seen) -> dict[str, dict]:
     """The converged probe on each kind of features, with its L2 strength and what chose it."""
     answers = {}
     for kind in seen.kinds:
-        train = seen.labelled(kind, "train")
-        val = seen.labelled(kind, "val")
-        test = seen.labelled(kind, "test")
-        answers[kind] = {"linear": read_linearly(train, val, test, seen.classes)}
+        probe, on_val = seen.probe(kind)
+        answers[kind] = {"linear": linear_result(probe, on_val, seen.labelled(kind, "test"))}
     return answers
 
 
-def read_linearly(train: Labelled, val: Labelled, test: Labelled, classes: int) -> dict:
-    """The linear probe's result on test."""
-    probe, on_val = linear_probe(train, val, classes)
+def linear_result(probe: Probe, on_val: float, test: Labelled) -> dict:
+    """A linear probe's result on test, with what chose it: its accuracy on val."""
     x, truth = test
     return result(probe.predict(x), truth) | {"l2": probe.l2, "val_accuracy": on_val}
 
@@ -48,22 +45,19 @@ def ask_validation(seen: Seen) -> list[dict]:
     n = len(seen.dataset.val)
     rows = []
 
-    def add(kind: str, probe: str, accuracy: float) -> None:
-        correct = round(accuracy * n)
+    def add(kind: str, probe: str, correct: int) -> None:
         rows.append({"features": kind, "probe": probe, "n": n, "correct": correct})
 
     for kind in seen.kinds:
-        train = seen.labelled(kind, "train")
-        val = seen.labelled(kind, "val")
-        _, on_val = linear_probe(train, val, seen.classes)
-        add(kind, "linear", on_val)
+        _, on_val = seen.probe(kind)
+        add(kind, "linear", round(on_val * n))
 
     neighbours, labels = seen.labelled("h", "train")
     x, truth = seen.labelled("h", "val")
     predicted = knn(neighbours, labels, x, seen.classes)
-    add("h", "knn", float((predicted == truth).float().mean()))
+    add("h", "knn", int((predicted == truth).sum()))
 
     if seen.is_classifier:
         logits, truth = seen.labelled("z", "val")
-        add("z", "classifier", float((logits.argmax(1) == truth).float().mean()))
+        add("z", "classifier", int((logits.argmax(1) == truth).sum()))
     return rows

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lib.compute.image_operations import luma
 from lib.data.dataset import stratified
-from lib.evaluation import Labelled, features
-from lib.probes.basic import read_linearly
+from lib.evaluation import Labelled, features, linear_probe
+from lib.probes.basic import linear_result
 from lib.probes.seen import Seen
 
 IMAGES = 2_000  # of each split, at most, from which a change is read
@@ -51,7 +51,8 @@ def ask(seen: Seen, name: str) -> dict[str, dict]:
 
     answers = {}
     for kind in seen.kinds:
-        answers[kind] = {name: read_linearly(train[kind], val[kind], test[kind], versions)}
+        probe, on_val = linear_probe(train[kind], val[kind], versions)
+        answers[kind] = {name: linear_result(probe, on_val, test[kind])}
     return answers
 
 

@@ -152,12 +152,13 @@ def ask(seen: Seen) -> list[dict]:
     places = stratified(test_labels, min(IMAGES, len(test_labels)))
     chosen = seen.split("test").images[places]
     labels = test_labels[places]
+    readers = seen.readers()
     rows = []
     for name in ("none", *CORRUPTIONS):
         correct: dict[tuple[str, str], list[int]] = {}  # by reader, one for each severity
         for images in versions(chosen, name):
             h, z = features(seen.model, images, seen.recipe)
-            for reader, read in seen.readers().items():
+            for reader, read in readers.items():
                 predicted = read(h, z).argmax(1).cpu()
                 right = int((predicted == labels).sum())
                 correct.setdefault(reader, []).append(right)

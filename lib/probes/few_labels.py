@@ -21,7 +21,7 @@ def ask(seen: Seen) -> list[dict]:
     first images of each class, as published, its best epoch by test accuracy ("uva") and its last
     one. Returns one row each: features, probe, per_class, labels, subset, n, correct.
     """
-    pool = seen.train_and_val_split
+    pool = seen.dataset.pool("train+val")
     _, y = seen.train_and_val("h")
     fewest = int(y.cpu().bincount().min())  # images of a class
 

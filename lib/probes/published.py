@@ -84,7 +84,7 @@ def augmented(seen: Seen, name: str) -> Batch:
 
     name: of the views' recipe; its size and normalisation are those of evaluation.
     """
-    images = seen.train_and_val_split.images
+    images = seen.dataset.pool("train+val").images
     device = device_of(seen.model, images)
     if images.nbytes <= room_for(images, device):
         images = images.to(device)

@@ -1,7 +1,6 @@
 """What a model makes of a data set: features, labels and readers of them, each computed once."""
 
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,15 @@ from torch import Tensor, nn
 from lib.augmentations import Recipe
 from lib.data.dataset import Dataset, Split
 from lib.encoders import Model
-from lib.evaluation import Labelled, Probe, Score, accuracy, features, linear_probe
+from lib.evaluation import (
+    Labelled,
+    Probe,
+    Score,
+    accuracy,
+    features,
+    labels_at,
+    linear_probe,
+)
 from lib.methods import METHODS
 
 Reader = Callable[[Tensor, Tensor], Tensor]  # h and z -> logits (N, C)
@@ -30,7 +37,8 @@ class Seen:
         self.method = method
 
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}  # by split
-        self._probes: dict[Score, Probe] = {}
+        self._pools: dict[str, Labelled] = {}  # by kind of features
+        self._probes: dict[tuple[str, Score], tuple[Probe, float]] = {}
 
     @property
     def classes(self) -> int:
@@ -52,10 +60,6 @@ class Seen:
         """train, val or test."""
         return self.dataset.splits[name]
 
-    @cached_property
-    def train_and_val_split(self) -> Split:
-        return self.dataset.pool("train+val")
-
     def pair(self, split: str) -> tuple[Tensor, Tensor]:
         """h and z of a split."""
         if split not in self._pairs:
@@ -65,41 +69,42 @@ class Seen:
 
     def labels(self, split: str) -> Tensor:
         """A split's labels (N,), on the CPU."""
-        labels = self.split(split).labels
-        assert labels is not None  # train, val and test have some
-        return labels
+        return labels_at(self.split(split), torch.device("cpu"))
 
     def labelled(self, kind: str, split: str) -> Labelled:
         """h or z of a split, and its labels."""
         h, z = self.pair(split)
-        labels = self.labels(split).to(h.device)
-
-        if kind == "h":
-            return h, labels
-        return z, labels
+        x = h if kind == "h" else z
+        return x, labels_at(self.split(split), x.device)
 
     def train_and_val(self, kind: str) -> Labelled:
         """What a probe whose choices are made is fitted on."""
-        x_train, y_train = self.labelled(kind, "train")
-        x_val, y_val = self.labelled(kind, "val")
-        return torch.cat([x_train, x_val]), torch.cat([y_train, y_val])
+        if kind not in self._pools:
+            x_train, y_train = self.labelled(kind, "train")
+            x_val, y_val = self.labelled(kind, "val")
+            self._pools[kind] = torch.cat([x_train, x_val]), torch.cat([y_train, y_val])
+        return self._pools[kind]
+
+    def probe(self, kind: str, score: Score = accuracy) -> tuple[Probe, float]:
+        """The linear probe on h or z, and its score on val before it was refitted.
+
+        score: by which its L2 strength is chosen on val.
+        """
+        asked = kind, score
+        if asked not in self._probes:
+            train, val = self.labelled(kind, "train"), self.labelled(kind, "val")
+            self._probes[asked] = linear_probe(train, val, self.classes, score)
+        return self._probes[asked]
 
     def readers(self, score: Score = accuracy) -> dict[tuple[str, str], Reader]:
         """What turns h and z into logits, by kind of features and probe.
 
-        The linear probe on h, and z themselves where they are logits. score: by which the probe's
-        L2 strength is chosen on val.
-        """
-        probe = self._probe(score)
+        The linear probe on h, and z themselves where they are logits.
 
+        score: by which the probe's L2 strength is chosen on val.
+        """
+        probe, _ = self.probe("h", score)
         readers: dict[tuple[str, str], Reader] = {("h", "linear"): lambda h, z: probe.logits(h)}
         if self.is_classifier:
             readers["z", "classifier"] = lambda h, z: z
         return readers
-
-    def _probe(self, score: Score) -> Probe:
-        if score not in self._probes:
-            train = self.labelled("h", "train")
-            val = self.labelled("h", "val")
-            self._probes[score], _ = linear_probe(train, val, self.classes, score)
-        return self._probes[score]

@@ -293,6 +293,8 @@ def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
 
 def _progress(state: object, tensors: dict[str, Tensor]) -> RunProgress:
     fields: dict[str, Any] = validated(SavedProgress, state, "its progress")
+    if not tensors.keys() <= {"total", "z", "labels"}:
+        raise ValueError(f"it has the tensors {', '.join(tensors)} of an epoch")
     progress = RunProgress(**fields | tensors)
     if progress.total.dim():
         raise ValueError("the sum of its losses is no number")

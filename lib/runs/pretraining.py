@@ -74,9 +74,9 @@ def pretrain(
     at = choose_device(device)
     config = replace(config, precision=choose_precision(config.precision, at))
     folder = Path(runs) / identity(config, dataset)
-    code = provenance.code()  # the code that runs, not a later edit
     if (folder / "record.json").is_file():
         return load(folder)
+    code = provenance.code()  # the code that runs, not a later edit
     part = dataset.take(config.images)
     _refuse_unfit(config, part)
 
@@ -92,7 +92,7 @@ def pretrain(
         except Diverged as error:
             if rank() == 0:
                 records.write(folder / "failed.json", _record(session, about, str(error)))
-            raise
+            raise Diverged(f"{folder.name}: {error}") from error
         record = _record(session, about)
         if session.progress.curves:
             size = config.size or part.size[0]
@@ -220,11 +220,11 @@ def _batches_and_step(
 
 def _look(session: Session, part: Dataset, row: dict) -> None:
     """Add to the epoch's row what is looked at every so many epochs."""
-    config = session.config
-    recipe = recipe_for(config, part, "none")
-    if config.knn_every and row["epoch"] % config.knn_every == 0:
-        row["knn"] = knn_on_val(session.model, part, recipe)
-    if config.test_every and row["epoch"] % config.test_every == 0:
+    config, epoch = session.config, row["epoch"]
+    if config.knn_every and epoch % config.knn_every == 0:
+        row["knn"] = knn_on_val(session.model, part, recipe_for(config, part, "none"))
+    if config.test_every and epoch % config.test_every == 0:
+        recipe = recipe_for(config, part, "none")
         row["test_correct"] = classified(session.model, part.test, recipe)
 
 

@@ -48,9 +48,12 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def refuse_uncommitted() -> None:
-    """Raise InputError where the package differs from its commit, which a record names."""
-    if code()["changed"]:
+def refuse_uncommitted(package: dict | None = None) -> None:
+    """Raise InputError where the package differs from its commit, which a record names.
+
+    package: what ``code`` says of it; None: it is asked.
+    """
+    if (package or code())["changed"]:
         raise InputError(
             "lib/ differs from its commit, which a record could not name: commit the change first"
         )

@@ -4,9 +4,7 @@ Every number in the book is read from a record. A finished run leaves ``runs/ID/
 ``publish`` copies it to ``results/ID.json``, which is what the chapters read.
 """
 
-import base64
 import json
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
@@ -17,6 +15,7 @@ from typing_extensions import TypedDict
 
 from lib import ROOT, InputError
 from lib.config import Config
+from lib.evaluation import unpack_bits
 from lib.files import parse_json, validated, write_atomically
 
 SCHEMA = 1
@@ -244,12 +243,3 @@ def correct(record: dict, features: str, probe: str) -> np.ndarray:
     """Which test images a record's probe got right, in the data set's order: (n,) bool."""
     result = record["evaluation"][features][probe]
     return unpack_bits(result["bits"], result["n"])
-
-
-def unpack_bits(bits: str, n: int) -> np.ndarray:
-    """What ``evaluation.pack_bits`` packed: (n,) bool. Raises ValueError for another number."""
-    packed = np.frombuffer(base64.b64decode(bits), dtype=np.uint8)
-    if len(packed) != math.ceil(n / 8):
-        raise ValueError(f"{len(packed)} bytes of bits for {n} images")
-
-    return np.unpackbits(packed, count=n).astype(bool)

@@ -7,17 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib import ROOT, InputError, evaluation, probes, unknown
+from lib import ROOT, InputError, evaluation, probes
 from lib.augmentations import Recipe
 from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.distributed.group import rank
 from lib.encoders import Model
 from lib.hardware import choose_device, lent, memory_kept
-from lib.methods import METHODS
 from lib.runs import checkpoints, provenance, records
 from lib.runs.session import only_writer
-from lib.training import recipe_for
+from lib.training import new_model, recipe_for
 
 RUNS = ROOT / "runs"
 
@@ -70,10 +69,6 @@ class Run:
                 "restore that version, or train anew"
             )
         wanted = tuple(wanted)
-        for name in wanted:
-            if name not in probes.PROBES:
-                raise InputError(unknown("probe", name, probes.PROBES))
-
         if probes.missing(self.record, wanted):
             with only_writer(self.folder, wait):
                 by_now = records.read(self.folder / "record.json")  # with what others found
@@ -134,12 +129,9 @@ def described(folder: Path) -> tuple[dict, Config, Model]:
     """A run's record, configuration and model, without weights yet: it is on the "meta" device."""
     record = records.read(folder / "record.json")
     config = Config(**record["config"])
-    embedding = config.embedding
-    if METHODS[config.method].classifier:
-        embedding = len(record["data"]["classes"])
     try:
         with torch.device("meta"):  # takes no memory until the weights are there
-            return record, config, Model(config.encoder, config.stem, config.head, embedding)
+            return record, config, new_model(config, len(record["data"]["classes"]))
     except (RuntimeError, TypeError, OverflowError) as error:
         raise InputError(
             f"{folder / 'record.json'} holds no model that can be ({error})"

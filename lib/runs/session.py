@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from lib.hardware import memory_format
 from lib.interruptions import Interruptions
 from lib.runs import checkpoints, provenance
 from lib.runs.checkpoints import RunProgress
-from lib.training import build_model, build_optimiser
+from lib.training import build_model, build_optimiser, build_scaler
 
 CHECKPOINT_SECONDS = 60  # a checkpoint after the first step after so long
 ENDED = "failure.json"  # in a run's folder: how the last session that did not finish ended
@@ -98,7 +99,7 @@ def begin(
     """
     model = build_model(config, dataset).to(memory_format=memory_format(device)).to(device)
     optimiser = build_optimiser(config, model)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+    scaler = build_scaler(config, device)
 
     with first():  # who deletes what is damaged
         progress = checkpoints.resume(folder, config, model, optimiser, scaler)
@@ -173,7 +174,7 @@ def inexact(segments: list[dict]) -> str | None:
             "it was resumed outside of deterministic mode (torch.use_deterministic_algorithms), "
             "exact up to rounding"
         )
-    for number, (one, other) in enumerate(zip(segments, segments[1:]), start=1):
+    for number, (one, other) in enumerate(pairwise(segments), start=1):
         for what in ("device", "versions"):
             for key in one[what] | other[what]:
                 mine, theirs = one[what].get(key), other[what].get(key)

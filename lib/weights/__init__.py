@@ -6,6 +6,6 @@ pictures.
 """
 
 from lib.weights.export import export
-from lib.weights.registry import FIELDS, FILE, REGISTRY, Weights, load, named_runs, run
+from lib.weights.registry import FILE, REGISTRY, Weights, load, named_runs, run
 
-__all__ = ["FIELDS", "FILE", "REGISTRY", "Weights", "export", "load", "named_runs", "run"]
+__all__ = ["FILE", "REGISTRY", "Weights", "export", "load", "named_runs", "run"]

@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from lib import InputError, unknown
+from lib import InputError, in_a_line, unknown
 from lib.data.archives import read_npz
 from lib.data.decoding import decoded
 from lib.data.folders import find
@@ -136,7 +136,7 @@ def predict(train: Arrays, arrays: Arrays) -> list[tuple[str, str, float]]:
         shares = classifier.predict_proba(arrays["h"])
     # of scikit-learn; of eigh, for features without measure
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"no probe fits these features: {' '.join(str(error).split())}") from error
+        raise InputError(f"no probe fits these features: {in_a_line(error)}") from error
     likeliest = classifier.classes_[shares.argmax(1)]
     return list(zip(arrays["files"].tolist(), likeliest.tolist(), shares.max(1).tolist()))
 
@@ -173,6 +173,10 @@ class EncoderClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 f"in {len(y)} row(s)"
             )
 
+        if isinstance(self.weights, Weights):
+            self.encoder_ = self.weights
+        elif self.weights is not None:
+            self.encoder_ = load(self.weights)
         # the cross-validation's folds want a random order
         order = np.random.RandomState(0).permutation(len(y))
         h = self._h(X)[order]
@@ -215,8 +219,5 @@ class EncoderClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             return torch.from_numpy(X)
         if X.ndim != 4 or X.shape[3] != 3:
             raise InputError(f"images must be (N, H, W, 3) uint8, got {X.shape}")
-        weights = self.weights
-        if not isinstance(weights, Weights):
-            weights = load(weights)
-        h, _ = weights.features(torch.from_numpy(X).permute(0, 3, 1, 2), self.device)
+        h, _ = self.encoder_.features(torch.from_numpy(X).permute(0, 3, 1, 2), self.device)
         return h

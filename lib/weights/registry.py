@@ -15,7 +15,7 @@ from pydantic import Field
 from safetensors.torch import load as deserialise
 from torch import Tensor, nn, uint8
 
-from lib import ROOT, InputError, evaluation, needed, unknown
+from lib import ROOT, InputError, evaluation, in_a_line, needed, unknown
 from lib.augmentations import Recipe
 from lib.config import Channels, PositiveChannels
 from lib.data.loading import data_root
@@ -73,8 +73,8 @@ class Weights:
     model: Model = field(repr=False)  # in eval mode, on the CPU
     recipe: Recipe  # the view it takes of an image, its normalisation included
     size: int  # side in pixels that images are brought to before
-    record: dict = field(repr=False)  # of the run; empty for another project's checkpoint,
-    about: str  # of which this says what was found in it
+    record: dict = field(repr=False)  # of the run; empty for another project's checkpoint
+    about: str  # what was found in another project's checkpoint
 
     @property
     def encoder(self) -> str:
@@ -266,7 +266,7 @@ def _fill(model: nn.Module, path: Path, content: bytes) -> None:
                 state[name] = value.float()
         model.load_state_dict(state, assign=True)
     except Exception as error:  # of safetensors, or of weights that are another model's
-        why = " ".join(str(error).split())[:120]
+        why = in_a_line(error, 120)
         raise InputError(
             f"{path} is of another architecture than its record says ({why})"
         ) from error
@@ -333,5 +333,5 @@ def _download(entry: Entry, path: Path) -> None:
         web = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)
         pooch.retrieve(entry.url, f"sha256:{entry.sha256}", path.name, path.parent, downloader=web)
     except Exception as error:  # of pooch, requests, or the file system
-        why = " ".join(str(error).split())[:200]
+        why = in_a_line(error, 200)
         raise InputError(f"can't get the weights {entry.name} from {entry.url}: {why}") from error
