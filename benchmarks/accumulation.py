@@ -23,8 +23,10 @@ from lib.presets import preset
 from lib.training import build_optimiser, build_scaler
 
 PEERS = ()
-CHUNKS, SIZE = (1, 2, 4, 8, 16), 32
-BATCH, ENCODER = {"cpu": 256, "cuda": 1024}, {"cpu": "slim", "cuda": "resnet50"}
+CHUNKS = (1, 2, 4, 8, 16)
+SIZE = 32
+BATCH = {"cpu": 256, "cuda": 1024}
+ENCODER = {"cpu": "slim", "cuda": "resnet50"}
 
 
 def case(encoder: str, batch: int, accumulate: int, device: torch.device) -> Case:

@@ -88,7 +88,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, keep the record."""
-    device, dataset = choose_device(), load(args.data)
+    device = choose_device()
+    dataset = load(args.data)
     precision = choose_precision("auto", device)
     configs = {encoder: config_of(encoder, args.data, precision) for encoder in ENCODERS}
     cases = {encoder: step(config, dataset, device) for encoder, config in configs.items()}

@@ -44,7 +44,9 @@ from lib.runs import pretrain
 from lib.training import Step, build_model, build_optimiser, build_scaler, recipe_for
 
 PEERS = ("pytorch-lightning", "pillow")
-IMAGES, BATCH, EPOCHS = {"cpu": 512, "cuda": 8192}, {"cpu": 128, "cuda": 512}, 2
+IMAGES = {"cpu": 512, "cuda": 8192}
+BATCH = {"cpu": 128, "cuda": 512}
+EPOCHS = 2
 CASES = {
     "32x32, SupContrast's recipe": (32, "simclr-cifar10-r18"),
     "96x96, UvA's recipe": (96, "simclr-stl10"),

@@ -26,13 +26,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class InputError(ValueError):
-    """Something given from outside is wrong. The message is one sentence: what, where, and what to
-    do."""
+    """Something given from outside is wrong.
+
+    The message is one sentence: what, where, and what to do.
+    """
 
 
 class Diverged(InputError):
-    """A run came to nothing by its own settings: loss or weights are not finite, or all embeddings
-    are alike."""
+    """A run came to nothing by its own settings.
+
+    Loss or weights are not finite, or all embeddings are alike.
+    """
 
 
 def in_a_line(text: object, most: int | None = None) -> str:
@@ -41,8 +45,10 @@ def in_a_line(text: object, most: int | None = None) -> str:
 
 
 def needed(package: str, extra: str) -> ModuleType:
-    """A package that only some commands need. Raises InputError, naming the extra to install, where
-    it is missing."""
+    """A package that only some commands need.
+
+    Raises InputError, naming the extra to install, where it is missing.
+    """
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -52,11 +58,12 @@ def needed(package: str, extra: str) -> ModuleType:
         ) from error
 
 
-def unknown(what: str, value: object, known: Iterable) -> str:
+def unknown(kind: str, value: object, known: Iterable) -> str:
     """One sentence for an unknown name, with the nearest known ones."""
     names = list(map(str, known))
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = [f"did you mean '{name}'?" for name in near]
     if not near or len(names) <= 5:  # of a few, all are told: the nearest may mean the opposite
-        hint.append(f"known: {', '.join(names[:30])}" + ", ..." * (len(names) > 30))
-    return f"unknown {what} '{value}'; {' '.join(hint)}"
+        more = ", ..." if len(names) > 30 else ""
+        hint.append(f"known: {', '.join(names[:30])}{more}")
+    return f"unknown {kind} '{value}'; {' '.join(hint)}"

@@ -81,22 +81,22 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except InputError as error:
-        return _told(str(error))
+        return _refused(str(error))
     except UsageError as error:
         known = f"{name} " if name in getattr(commands, "commands", ()) else ""
-        return _told(f"{error.format_message()} ({program} {known}--help tells more)")
+        return _refused(f"{error.format_message()} ({program} {known}--help tells more)")
     except KeyboardInterrupt:
-        what = "nothing was written"
+        outlook = "nothing was written"
         if name in GOES_ON:
-            what = "the same command goes on from the last checkpoint or finished chapter"
-        print(f"interrupted; {what}", file=sys.stderr)
+            outlook = "the same command goes on from the last checkpoint or finished chapter"
+        print(f"interrupted; {outlook}", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # or it would be an error at the very end
     return 0
 
 
-def _told(error: str) -> int:
+def _refused(error: str) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
 
@@ -158,19 +158,19 @@ def pretrain(
     named = {"epochs": epochs, "seed": seed, "data": data}
     changes = parse(set) | {field: value for field, value in named.items() if value is not None}
     config = presets.preset(preset, **changes)
-    with distributed.joined(device) as at:
-        with distributed.first():  # who downloads
+    with distributed.joined(device) as chosen:
+        with distributed.rank_0_first():  # who downloads
             dataset = load(config.data, data_root)
         images = len(dataset.take(config.images).pool(config.pool))
         pool = config.pool
         if pool == "unlabeled" and dataset.unlabeled is None:
             pool = "train+val"
         print(f"{config.name} on {images:,} images of {dataset.name} ({pool})", flush=True)
-        run = train(config, dataset, runs or RUNS, at, wait=wait)
-        said = "untrained"
+        run = train(config, dataset, runs or RUNS, chosen, wait=wait)
+        outcome = "untrained"
         if run.curves:
-            said = f"{config.epochs} epochs, loss {run.curves[-1]['loss']:.3f}, {run.cost}"
-        print(f"{run.folder}: {said}")
+            outcome = f"{config.epochs} epochs, loss {run.curves[-1]['loss']:.3f}, {run.cost}"
+        print(f"{run.folder}: {outcome}")
         print(f"next: python -m lib probe {run.folder}")
 
 
@@ -214,23 +214,21 @@ def probe(
 
     load_data = functools.cache(lambda name: data.load(name, data_root))  # once for many runs
     wanted = ("linear", "knn", *with_)
-    for name in wanted:
-        if name not in probes.PROBES:
-            raise InputError(unknown("probe", name, probes.PROBES))
-    with distributed.joined(device) as at:
+    probes.refuse_unknown(wanted)
+    with distributed.joined(device) as chosen:
         for folder in run:
-            found = load(folder)
-            if probes.missing(found.record, wanted):
-                found.evaluate(load_data(found.config.data), at, wanted, wait)
-            for features, name, result in tables.results(found.record):
+            finished = load(folder)
+            if probes.missing(finished.record, wanted):
+                finished.evaluate(load_data(finished.config.data), chosen, wanted, wait)
+            for features, name, result in tables.results(finished.record):
                 n = result["n"]
                 interval = statistics.binomial(result["correct"], n).percent()
-                print(f"{found.folder.name}  {features}  {name:16}  {interval} %  n = {n}")
-            labels = statistics.summarise_labels(tables.label_table([found.record]), [])
+                print(f"{finished.folder.name}  {features}  {name:16}  {interval} %  n = {n}")
+            labels = statistics.summarise_labels(tables.label_table([finished.record]), [])
             for row in labels.itertuples():
                 interval = statistics.Interval(row.mean, row.low, row.high).percent()
                 print(
-                    f"{found.folder.name}  h  {row.probe:8} {row.per_class:4} labels a class  "
+                    f"{finished.folder.name}  h  {row.probe:8} {row.per_class:4} labels a class  "
                     f"{interval} %  over {row.interval}"
                 )
 
@@ -430,12 +428,12 @@ def embed(
     if out.suffix != ".npz":
         raise InputError(f"--out must be FEATURES.npz, got {out}")
     using = load(weights, data_root)
-    found, report = estimator.embed(source, using, device)
-    estimator.write(out, found)
-    print(f"{out}: h {found['h'].shape}, z {found['z'].shape}")
-    for said in (using.about, str(report)):
-        if said:
-            print(said)
+    features, report = estimator.embed(source, using, device)
+    estimator.write(out, features)
+    print(f"{out}: h {features['h'].shape}, z {features['z'].shape}")
+    for line in (using.about, str(report)):
+        if line:
+            print(line)
 
 
 @command("neighbours")

@@ -21,12 +21,12 @@ PRECISIONS = ("auto", *COMPUTED)
 POOLS = ("train", "train+val", "unlabeled")
 
 
-def one_of(what: str, known: Collection[str]) -> AfterValidator:
-    """Of a field: its value must be one of the known names of such a thing."""
+def one_of(kind: str, known: Collection[str]) -> AfterValidator:
+    """Of a field: its value must be one of the known names of that kind."""
 
     def check(name: str) -> str:
         if name not in known:
-            raise ValueError(unknown(what, name, known))
+            raise ValueError(unknown(kind, name, known))
         return name
 
     return AfterValidator(check)
@@ -172,6 +172,6 @@ def difference(a: Config, b: Config) -> dict[str, tuple]:
     return {name: (ours, theirs) for name, (ours, theirs) in pairs.items() if ours != theirs}
 
 
-def fitting_batch(images: int) -> int:
+def fitting_batch(image_count: int) -> int:
     """A batch_size for so few images: the largest power of two that they fill twice, 2 at least."""
-    return 2 ** max(1, (images // 2).bit_length() - 1)
+    return 2 ** max(1, (image_count // 2).bit_length() - 1)

@@ -160,9 +160,9 @@ class Model(nn.Module):
     ):
         super().__init__()
         named = {"encoder": (encoder, ENCODERS), "stem": (stem, STEMS), "head": (head, HEADS)}
-        for what, (value, known) in named.items():
+        for kind, (value, known) in named.items():
             if value not in known:
-                raise InputError(unknown(what, value, known))
+                raise InputError(unknown(kind, value, known))
         if encoder in BASELINES and head != "none":
             raise InputError(
                 f"the encoder '{encoder}' has no trainable features: its head must be 'none'"

@@ -7,17 +7,16 @@ where its method needs them; then val favours weak penalties a little. Test stay
 way. Further probes are in ``lib.probes``.
 """
 
-import base64
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.augmentations import Recipe, apply, draw
+from lib.compute.bits import pack_bits
 from lib.compute.logistic import minimise, principal_axes
 from lib.data.dataset import Dataset, Split
 from lib.distributed.group import Share, barrier
@@ -103,7 +102,8 @@ def logistic_path(
     standardised by their own mean and deviation; the bias is not penalised (scikit-learn's
     LogisticRegression with C = 1 / (l2 N)).
 
-    x: (N, D) float; y: (N,) classes.
+    x: (N, D) float.
+    y: (N,) classes.
     start: where the first begins, else at 0.
 
     Features' principal axes differ in variance by many orders of magnitude, which slows L-BFGS down
@@ -212,7 +212,8 @@ def knn(
     Each neighbour votes for its class with exp(cosine / temperature). train: (M, D); labels: (M,);
     test: (N, D). Returns (N,) classes.
     """
-    train, k = F.normalize(train, dim=1), min(k, len(train))
+    k = min(k, len(train))
+    train = F.normalize(train, dim=1)
     room = train.new_empty(min(len(test), KNN_CHUNK), len(train))  # once: new memory is slow
     predicted = []
     for batch in F.normalize(test, dim=1).split(KNN_CHUNK):
@@ -250,17 +251,3 @@ def result(predicted: Tensor, truth: Tensor) -> dict:
     """What a record says of predictions (N,): how many, how many right, and which ones."""
     correct = (predicted == truth).cpu()
     return {"n": len(correct), "correct": int(correct.sum()), "bits": pack_bits(correct)}
-
-
-def pack_bits(correct) -> str:
-    """Which images were right, (N,) bool, as base64 of packed bits: 1.7 kB for 10,000 images."""
-    return base64.b64encode(np.packbits(np.asarray(correct, dtype=bool)).tobytes()).decode()
-
-
-def unpack_bits(bits: str, n: int) -> np.ndarray:
-    """What ``pack_bits`` packed: (n,) bool. Raises ValueError for another number."""
-    packed = np.frombuffer(base64.b64decode(bits), dtype=np.uint8)
-    if len(packed) != math.ceil(n / 8):
-        raise ValueError(f"{len(packed)} bytes of bits for {n} images")
-
-    return np.unpackbits(packed, count=n).astype(bool)

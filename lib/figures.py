@@ -176,7 +176,8 @@ def loss_curve(
 ) -> Axes:
     """Loss over epochs, one line a run, between chance and floor.
 
-    chance: where all embeddings are alike (collapse). floor: no embedding can be better.
+    chance: where all embeddings are alike (collapse).
+    floor: no embedding can be better.
     """
     for rows in curves:
         epochs = [row["epoch"] for row in rows]
@@ -319,7 +320,8 @@ def accuracy_curves(
     """Accuracy against a number, with its 95 % interval, a line for each value of a column.
 
     summary: columns x, by, method, mean, low, high (fractions).
-    x: the column of the number. by: the column whose values have a line each.
+    x: the column of the number.
+    by: the column whose values have a line each.
     label, scale: of the axis ("log" or "linear").
     """
     styles = cycle(("o-", "s--", "^:", "D-.", "v-"))

@@ -63,10 +63,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def only_writer(path: Path, what: str, wait: bool = True) -> Iterator[None]:
+def only_writer(path: Path, writing: str, wait: bool = True) -> Iterator[None]:
     """Within, no other process holds the lock file at path; the system takes it from one that dies.
 
-    what: is written, for the line on stderr that says that this process waits, or the error.
+    writing: what is written, for the line on stderr that says that this process waits, or the
+        error.
     wait: for another process, instead of an error.
 
     Raises InputError where wait is False and another process holds it, or the file can't be
@@ -75,7 +76,7 @@ def only_writer(path: Path, what: str, wait: bool = True) -> Iterator[None]:
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _acquire(lock, what, wait)
+        _acquire(lock, writing, wait)
     except OSError as error:
         if error.errno not in UNLOCKABLE:
             raise InputError(
@@ -83,7 +84,7 @@ def only_writer(path: Path, what: str, wait: bool = True) -> Iterator[None]:
             ) from error
         warnings.warn(
             f"{path.parent} can't be locked ({error.strerror}): see that no other process writes "
-            f"{what}",
+            f"{writing}",
             stacklevel=3,
         )
     try:
@@ -92,16 +93,16 @@ def only_writer(path: Path, what: str, wait: bool = True) -> Iterator[None]:
         lock.release()
 
 
-def _acquire(lock: BaseFileLock, what: str, wait: bool) -> None:
+def _acquire(lock: BaseFileLock, writing: str, wait: bool) -> None:
     try:
         lock.acquire(blocking=False)
     except Timeout:
         if not wait:
             raise InputError(
-                f"another process is writing {what}; try again when it is done"
+                f"another process is writing {writing}; try again when it is done"
             ) from None
         print(
-            f"another process is writing {what}; waiting until it is done (Ctrl-C leaves)",
+            f"another process is writing {writing}; waiting until it is done (Ctrl-C leaves)",
             file=sys.stderr,
         )
         lock.acquire()

@@ -109,10 +109,12 @@ def sup_con(
 def positives_by_class(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of ``z_i . z_p`` over the positives p of each anchor i, and how many positives it has.
 
-    z: (M, D) float; labels: (M,) integers. Returns (M,) float and (M,) integers, in O(M D) memory,
-    because the sum over positives is a dot product with the class's sum:
-    ``sum_p z_i . z_p = z_i . (S_c - z_i)``. An anchor that is alone in its class has no positive;
-    its mean is 0.
+    z: (M, D) float.
+    labels: (M,) integers.
+
+    Returns (M,) float and (M,) integers, in O(M D) memory, because the sum over positives is a dot
+    product with the class's sum: ``sum_p z_i . z_p = z_i . (S_c - z_i)``. An anchor that is alone
+    in its class has no positive; its mean is 0.
     """
     place = _class_places(labels)
     sums = torch.zeros_like(z).index_add(0, place, z)  # (M, D)  row c: the sum of class c

@@ -154,7 +154,9 @@ class Progress:
     def end_epoch(self, rate: float, views: int, started: float) -> dict:
         """Append the epoch's row and return it; the sums start anew.
 
-        rate: the last learning rate. views: of an image in a step. started: time.monotonic() then.
+        rate: the last learning rate.
+        views: of an image in a step.
+        started: time.monotonic() then.
         """
         loss = self.mean_loss()
         seconds = time.monotonic() - started
@@ -226,9 +228,9 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
     return cosine(epoch + config.first_epoch)
 
 
-def batch_sizes(config: Config, images: int) -> list[int]:
+def batch_sizes(config: Config, image_count: int) -> list[int]:
     """How many images each step of an epoch sees; a last one alone is left out, for BatchNorm."""
-    whole, rest = divmod(images, config.batch_size)
+    whole, rest = divmod(image_count, config.batch_size)
     sizes = [config.batch_size] * whole
     if rest > 1 and not config.drop_last:
         sizes.append(rest)
@@ -268,9 +270,9 @@ def build_model(config: Config, dataset: Dataset) -> Model:
         model = new_model(config, len(dataset.classes))
 
     if isinstance(model.encoder, KMeans):
-        part = dataset.take(config.images)
-        images = part.pool(config.pool).images
-        recipe = recipe_for(config, part, "none")
+        sliced = dataset.take(config.images)
+        images = sliced.pool(config.pool).images
+        recipe = recipe_for(config, sliced, "none")
         batches = (apply(batch, draw(recipe, len(batch), 0, 0)) for batch in images.split(1024))
         model.encoder.fit(batches, len(images), config.seed)
     return model

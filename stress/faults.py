@@ -121,7 +121,8 @@ def kill(
     whole: Undisturbed, folder: Path, number: int, in_write: bool, draw: random.Random
 ) -> dict[str, int]:
     """Counts of one try to kill a run, and to go on with it afterwards."""
-    place, torn = draw.randrange(WRITES), draw.random() < 0.5
+    place = draw.randrange(WRITES)
+    torn = draw.random() < 0.5
     wait = draw.random() * whole.seconds
 
     def work() -> None:
@@ -138,7 +139,7 @@ def kill(
     struck = status == -number
     left = {path.name for path in folder.glob("*/*")}
     half_done = struck and NEWEST in left and "record.json" not in left
-    wrong = whole.differs(folder) + (status not in (0, -number))
+    wrong = int(whole.differs(folder)) + int(status not in (0, -number))
     shutil.rmtree(folder, ignore_errors=True)
     return {
         "tries": 1,
@@ -286,7 +287,7 @@ def limited_files(most: int, whole: Undisturbed, folder: Path) -> dict:
         if status == 0:
             break
         cases += 1
-        wrong += whole.differs(target) + (status != REFUSED)
+        wrong += int(whole.differs(target)) + int(status != REFUSED)
     return {"fault": "full disk", "what": "a limit at each write", "cases": cases, "wrong": wrong}
 
 
@@ -303,8 +304,8 @@ def small_disks(most: int, whole: Undisturbed, folder: Path) -> dict:
             status = ended(forked(partial(whole.again, disk)))
             grow = ["mount", "-o", "remount,size=64m", str(disk)]
             subprocess.run(grow, check=True, capture_output=True)
-            cases += status == REFUSED
-            wrong += whole.differs(disk) + (status not in (0, REFUSED))
+            cases += int(status == REFUSED)
+            wrong += int(whole.differs(disk)) + int(status not in (0, REFUSED))
         finally:
             subprocess.run(["umount", str(disk)], check=True)
     return {"fault": "full disk", "what": "a small tmpfs", "cases": cases, "wrong": wrong}

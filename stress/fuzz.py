@@ -29,7 +29,8 @@ import yaml
 from PIL import Image
 
 from benchmarks.measure import keep
-from lib import ROOT, InputError, evaluation, weights
+from lib import ROOT, InputError, weights
+from lib.compute.bits import pack_bits
 from lib.data import decoding, downloads, load
 from lib.evidence import claims, tables
 from lib.presets import preset
@@ -147,7 +148,7 @@ def whole_record() -> bytes:
     """A published record with the fewest probes, its label sweep and curves cut short."""
     published = [json.loads(path.read_bytes()) for path in records.RESULTS.glob("*.json")]
     record = min(published, key=lambda record: len(str(record)))
-    bits = evaluation.pack_bits([True] * 9 + [False] * 7)
+    bits = pack_bits([True] * 9 + [False] * 7)
     for probes in record["evaluation"].values():
         for result in probes.values():
             result |= {"n": 16, "correct": 9, "bits": bits}
@@ -287,7 +288,7 @@ def rows_of(wanted: int, folder: Path, seed: int) -> list[dict]:
             "fault": "fuzz",
             "what": name,
             "cases": len(answers),
-            "wrong": len(wrong) + (status != 0),
+            "wrong": len(wrong) + int(status != 0),
         }
         rows.append(show(row))
 
@@ -423,8 +424,12 @@ def bent_npz(content: bytes, draw: random.Random) -> bytes:
 def bent_array_header(draw: random.Random) -> bytes:
     """What an .npy file may say of its array."""
     shape = tuple(draw.choice(LENGTHS) for _ in range(draw.randrange(5)))
-    said = {"descr": draw.choice(DTYPES), "fortran_order": draw.random() < 0.5, "shape": shape}
-    header = draw.choice((str(said), "(" * 3000, str(said) * 200, ""))
+    header_values = {
+        "descr": draw.choice(DTYPES),
+        "fortran_order": draw.random() < 0.5,
+        "shape": shape,
+    }
+    header = draw.choice((str(header_values), "(" * 3000, str(header_values) * 200, ""))
     return header.encode()[:60_000]
 
 

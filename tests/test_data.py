@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lib import InputError, data
 from lib.data import downloads
-from lib.data.dataset import Dataset, Split, epoch_order, first, subsets
+from lib.data.dataset import Dataset, Split, epoch_order, first_of_each_class, subsets
 from tests.conftest import arrays
 
 NOWHERE = "http://127.0.0.1:9/none.tar.gz"
@@ -178,7 +178,7 @@ def test_random_subsets_are_balanced_nested_in_nothing_and_always_the_same(toy):
 def test_the_first_of_each_class_are_so_in_the_official_order(toy):
     """Whose classes take turns."""
     pool = toy.pool("train+val")
-    chosen = pool[first(pool, 3)]
+    chosen = pool[first_of_each_class(pool, 3)]
     assert sorted(chosen.places.tolist()) == list(range(12))
 
     given = tensor(arrays()["x_train"])

@@ -11,7 +11,8 @@ from torchvision import transforms
 
 from lib import data, evaluation, probes
 from lib.augmentations import RECIPES
-from lib.data.dataset import Dataset, Split, epoch_order, first, stratified
+from lib.compute.bits import pack_bits
+from lib.data.dataset import Dataset, Split, epoch_order, first_of_each_class, stratified
 from lib.encoders import Model
 from lib.evaluation import cross_validated_probe, linear_probe, logistic_path
 from lib.probes import PROBES, Seen, calibration, changes, corruptions, few_labels, published
@@ -175,7 +176,7 @@ def test_knn_votes_among_train_and_val():
         x, y = seen.train_and_val(kind)
         x_test, truth = seen.labelled(kind, "test")
         right = evaluation.knn(x, y, x_test, 4) == truth
-        assert found[kind]["knn"]["bits"] == evaluation.pack_bits(right)
+        assert found[kind]["knn"]["bits"] == pack_bits(right)
 
 
 def test_a_classifiers_own_accuracy(toy: Dataset):
@@ -441,7 +442,7 @@ def test_the_label_sweep_uses_no_more_labels_than_it_says(monkeypatch: pytest.Mo
         probe = cross_validated_probe(x[places], y[places], 4)
         assert row["correct"] == int((probe.predict(x_test) == truth).sum())
 
-    places = first(seen.dataset.pool("train+val"), 5)
+    places = first_of_each_class(seen.dataset.pool("train+val"), 5)
     batch = published.features_of(x[places])
     best, last, _ = train_probe(PROTOCOLS["uva"], batch, y[places], (x_test, truth), 4)
     assert rows[5]["correct"] == int((best == truth).sum())

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib import InputError, data, evaluation
+from lib import InputError, data
+from lib.compute.bits import pack_bits
 from lib.data.dataset import Dataset
 from lib.data.downloads import DOWNLOADS
 from lib.evidence import tables
@@ -172,7 +173,7 @@ def test_other_fields_may_stand_beside_those_that_are_read(record, tmp_path: Pat
 @pytest.mark.parametrize("n", [1, 8, 1001])
 def test_bits_come_back(n):
     right = np.random.default_rng(n).random(n) < 0.5
-    record = {"evaluation": {"h": {"linear": {"n": n, "bits": evaluation.pack_bits(right)}}}}
+    record = {"evaluation": {"h": {"linear": {"n": n, "bits": pack_bits(right)}}}}
     assert (records.correct(record, "h", "linear") == right).all()
 
 

@@ -218,7 +218,7 @@ def _execute(chapter: Chapter, log: Path) -> str | None:
     chapter.executed.parent.mkdir(parents=True, exist_ok=True)
     minutes = load_profile(chapter.profile, chapter.book.profiles).timeout_minutes
     try:
-        with open(log, "w") as said:
+        with open(log, "w") as printed:
             papermill.execute_notebook(
                 str(chapter.notebook),
                 str(chapter.executed),
@@ -227,8 +227,8 @@ def _execute(chapter: Chapter, log: Path) -> str | None:
                 cwd=str(chapter.book.root),
                 execution_timeout=math.ceil(60 * minutes),
                 start_timeout=120,
-                stdout_file=said,
-                stderr_file=said,
+                stdout_file=printed,
+                stderr_file=printed,
                 shutdown_kernel="immediate",  # all it made is saved by then
                 extra_arguments=["--log-level=50"],  # chapter 13 interrupts its own kernel
             )

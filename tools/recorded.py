@@ -108,9 +108,11 @@ def descent(kept: list[dict]) -> pd.DataFrame:
 def h_minus_z(table: pd.DataFrame) -> pd.DataFrame:
     """What the head costs, before training and after, and the difference of the two."""
     linear = matching(table, {"probe": "linear"})
-    added, rows = [], []
+    added = []
+    rows = []
     for data in DATA:
-        after, before = _gap(slices(linear, data)), _gap(untrained(linear, data))
+        after = _gap(slices(linear, data))
+        before = _gap(untrained(linear, data))
         learned = after.sub(before).dropna()
         added.append(learned)
         rows.append((data, *map(_points, (after, before, learned))))
@@ -170,8 +172,8 @@ def corruption_errors(kept: list[dict]) -> pd.DataFrame:
     AlexNet's).
     """
     rows = []
-    for images, part in matching(corruption_table(kept), EQUAL).groupby("images"):
-        supcon, ce = (_errors(part, method) for method in EPOCHS)
+    for images, group in matching(corruption_table(kept), EQUAL).groupby("images"):
+        supcon, ce = (_errors(group, method) for method in EPOCHS)
         for kind in ("corrupted", "beyond clean"):
             gap = differences(supcon.assign(accuracy=supcon[kind]), ce.assign(accuracy=ce[kind]))
             rows.append(
@@ -201,7 +203,7 @@ def _errors(table: pd.DataFrame, method: str) -> pd.DataFrame:
 def main() -> None:
     kept = records.load_all()
     accuracies = table(kept)
-    parts = {
+    tables = {
         "Baselines": baselines(accuracies),
         "SupCon's way down": descent(kept),
         "h minus z": h_minus_z(accuracies),
@@ -209,8 +211,8 @@ def main() -> None:
         "Changes read from the features, %": changes(accuracies),
         "Errors under corruption, points": corruption_errors(kept),
     }
-    for name, part in parts.items():
-        print(f"{name}\n{part.to_string(index=False, float_format='{:.2f}'.format)}\n")
+    for name, rows in tables.items():
+        print(f"{name}\n{rows.to_string(index=False, float_format='{:.2f}'.format)}\n")
 
 
 if __name__ == "__main__":

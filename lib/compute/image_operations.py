@@ -1,7 +1,7 @@
-"""Changes of images on whole batches, on any device: what ``compute.views_cpu`` computes image by
-image.
+"""Changes of images on whole batches, on any device.
 
-Each agrees with torchvision's float tensor operation on the same parameters.
+``compute.views_cpu`` computes the same image by image. Each agrees with torchvision's float tensor
+operation on the same parameters.
 """
 
 import torch
@@ -18,9 +18,12 @@ LUMA = (0.2989, 0.587, 0.114)  # torchvision's greyscale weights (ITU-R 601)
 def crop_resize_flip(x: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
     """Cut out each image's box, resize it with antialiased bilinear weights, mirror where flip.
 
-    x: (N, 3, H, W) float; boxes: (N, 4) top, left, height, width; flip: (N,) bool. Returns
-    (N, 3, size, size). Rows and columns are resampled by one banded matrix per image each; a flip
-    reverses the column matrix.
+    x: (N, 3, H, W) float.
+    boxes: (N, 4) top, left, height, width, in pixels.
+    flip: (N,) bool.
+
+    Returns (N, 3, size, size). Rows and columns are resampled by one banded matrix per image each;
+    a flip reverses the column matrix.
     """
     n, _, height, width = x.shape
     top, left, h, w = boxes.unbind(1)
@@ -31,16 +34,14 @@ def crop_resize_flip(x: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tenso
 
 
 def _triangle(start: Tensor, length: Tensor, size: int, full: int) -> Tensor:
-    """Weights of every source pixel for each of ``size`` output pixels: (N, size, full), rows
-    summing to 1.
+    """Weights of every source pixel for each of ``size`` output pixels: (N, size, full).
 
-    A triangle as wide as an output pixel, at least one source pixel, cut off at the crop's edge and
-    renormalised.
+    They sum to 1. A triangle as wide as an output pixel, at least one source pixel, cut off at the
+    crop's edge and renormalised.
     """
     start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
-    source = (
-        torch.arange(full, device=start.device).view(1, 1, full) - start
-    )  # counted within the crop
+    # counted within the crop
+    source = torch.arange(full, device=start.device).view(1, 1, full) - start
     target = torch.arange(size, device=start.device).view(1, size, 1)
     scale = length / size
     distance = source - (target + 0.5) * scale + 0.5  # rounded as torchvision rounds
@@ -82,7 +83,11 @@ def blend(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     """``factor x + (1 - factor) base``, clipped to [0, 1].
 
     The base is black for brightness (operation 0), the mean grey for contrast (1), the image's own
-    grey for saturation (2). x: (N, 3, S, S); operation: (N,) integers; factor: (N,).
+    grey for saturation (2).
+
+    x: (N, 3, S, S).
+    operation: (N,) integers.
+    factor: (N,).
     """
     grey = luma(x)
     operation, factor = operation.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
@@ -91,11 +96,16 @@ def blend(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
 
 
 def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn each image's hue by shift (N,), in turns. x: (N, 3, S, S) in [0, 1].
+    """Turn each image's hue by shift (N,), in turns.
+
+    x: (N, 3, S, S) in [0, 1].
 
     In closed form: with v the largest channel, c = v - smallest and hue h in sixths of a turn, the
-    turned channels are ``v - c clamp(min(k, 4 - k), 0, 1)`` with ``k = (h + 6 shift + 5, 3, 1) mod
-    6`` for red, green and blue.
+    turned channels are
+
+        v - c clamp(min(k, 4 - k), 0, 1)
+
+    with k = (h + 6 shift + 5, 3 or 1) mod 6 for red, green and blue.
     """
     r, g, b = x.unbind(1)
     v = x.amax(1)

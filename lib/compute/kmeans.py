@@ -37,15 +37,15 @@ class KMeans(nn.Module):
         self.centroids = _parameter(centroids, DIMENSIONS)
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor], images: int, seed: int) -> None:
+    def fit(self, batches: Iterable[Tensor], image_count: int, seed: int) -> None:
         """Learn the whitening and the centroids: a function of the images and the seed.
 
         batches: (B, 3, S, S) float each, normalised.
-        images: how many there are in all of them.
+        image_count: how many there are in all of them.
         """
         from sklearn.cluster import KMeans as Lloyd  # a second to import
 
-        patches = _normalise_contrast(_random_patches(batches, images, seed))
+        patches = _normalise_contrast(_random_patches(batches, image_count, seed))
         self.mean.copy_(patches.mean(0))
         variance, axes = torch.linalg.eigh(torch.cov(patches.T).double())
         whitening = (axes / (variance + WHITENING).sqrt()) @ axes.T  # ZCA: rotated back
@@ -94,13 +94,14 @@ def _normalise_contrast(patches: Tensor) -> Tensor:
     return centred / (variance + CONTRAST).sqrt()
 
 
-def _random_patches(batches: Iterable[Tensor], images: int, seed: int) -> Tensor:
+def _random_patches(batches: Iterable[Tensor], image_count: int, seed: int) -> Tensor:
     """PATCHES patches (PATCHES, 108) at random places of random images, pixels in unfold's order.
 
-    batches: square images (B, 3, S, S) each. images: how many there are in all of them.
+    batches: square images (B, 3, S, S) each.
+    image_count: how many there are in all of them.
     """
     generator = np.random.Generator(np.random.Philox(key=seed))
-    counts = torch.from_numpy(generator.multinomial(PATCHES, np.full(images, 1 / images)))
+    counts = torch.from_numpy(generator.multinomial(PATCHES, np.full(image_count, 1 / image_count)))
     places = torch.from_numpy(generator.random((PATCHES, 2)))  # in [0, 1): from top and left
 
     patches = []

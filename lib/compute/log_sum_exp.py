@@ -1,12 +1,14 @@
-"""Log-sum-exp over all pairs of rows, tile by tile: the denominator of both losses, exact, in O(M
-D) memory.
+"""Log-sum-exp over all pairs of rows, tile by tile, in O(M D) memory.
 
-The similarities ``z_i . z_j`` are a symmetric matrix, so only the tiles on and above its diagonal
-are computed, and each serves its rows and its columns. The forward pass keeps one sum a row; the
-backward pass computes every tile again and adds ``(g_i p_ij + g_j p_ji) z_j``, where ``p_ij`` is
-the softmax of row i. That is two M x M x D products in all, where the dense form needs three and
-stores M x M numbers several times. Where all tiles together are small they wait for the backward
-pass.
+It is the denominator of both losses, exact. The similarities ``z_i . z_j`` are a symmetric matrix,
+so only the tiles on and above its diagonal are computed, and each serves its rows and its columns.
+The forward pass keeps one sum a row; the backward pass computes every tile again and adds
+
+    (g_i p_ij + g_j p_ji) z_j
+
+where p_ij is the softmax of row i. That is two M x M x D products in all, where the dense form
+needs three and stores M x M numbers several times. Where all tiles together are small they wait for
+the backward pass.
 """
 
 import math
@@ -40,9 +42,12 @@ def log_sum_exp_others(
 ) -> Tensor:
     """``log sum_{j != i} exp(z_i . z_j / t)`` for every row i, or over the j of i's own label only.
 
-    z: (M, D) float32 or float64, normalised or not. labels: (M,) integers, where only j of i's own
-    label count. bound: a known upper bound of ``|z_i . z_j|``, 1 for normalised rows; it spares a
-    look at the data. rows: where several processes have the same z, those that this one sums.
+    z: (M, D) float32 or float64, normalised or not.
+    labels: (M,) integers, where only j of i's own label count.
+    bound: a known upper bound of ``|z_i . z_j|``, 1 for normalised rows; it spares a look at the
+        data.
+    rows: where several processes have the same z, those that this one sums.
+
     Returns (M,); -inf where there is no such j. Differentiable in z, twice too, the second time in
     O(M^2) memory; with rows once, and the gradient is right in these rows and zero in the others.
     Sums are of z's own precision: lift halves before.
@@ -60,9 +65,11 @@ def log_sum_exp_others(
 def negatives_ahead(z: Tensor, labels: Tensor) -> Tensor:
     """How many rows of other labels are as similar to row i as the most similar of its own label.
 
-    z: (M, D) float; labels: (M,) integers. Returns (M,) int64, every other label's row for a row
-    without another of its own. A tie, to 1e-6, counts as ahead: else a collapsed encoder would look
-    perfect.
+    z: (M, D) float.
+    labels: (M,) integers.
+
+    Returns (M,) int64, every other label's row for a row without another of its own. A tie, to
+    1e-6, counts as ahead: else a collapsed encoder would look perfect.
     """
     best = z.new_full((len(z),), -math.inf)
     count = torch.zeros_like(labels, dtype=torch.int64)

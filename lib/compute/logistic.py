@@ -34,9 +34,13 @@ def minimise(
 ) -> tuple[Tensor, Tensor]:
     """Weight (C, D) and bias (C,) at the minimum of ``cross-entropy + sum penalty weight^2 / 2``.
 
-    x: (N, D); y: (N,) classes; weight, bias: where to begin; penalty: (D,). The cross-entropy is
-    the mean in nats. At the minimum: LOOK iterations lowered the objective by TOLERANCE of it (or
-    of 0.1 nats) or less.
+    x: (N, D).
+    y: (N,) classes.
+    weight, bias: where to begin.
+    penalty: (D,).
+
+    The cross-entropy is the mean in nats. At the minimum: LOOK iterations lowered the objective by
+    TOLERANCE of it (or of 0.1 nats) or less.
     """
     weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
     solver = torch.optim.LBFGS(
@@ -61,7 +65,8 @@ def minimise(
 
     now = float(solver.step(objective))  # a step returns what the objective was at its start
     for _ in range(ITERATIONS // LOOK):
-        before, now = now, float(solver.step(objective))
+        before = now
+        now = float(solver.step(objective))
         if before - now <= TOLERANCE * max(before, 0.1):
             break
     return weight.detach(), bias.detach()

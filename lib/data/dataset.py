@@ -185,18 +185,18 @@ def subsets(split: Split, per_class: int, count: int) -> list[Tensor]:
         key = [SPLIT_SEED, per_class]
         generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, number]))
         shuffled = torch.from_numpy(generator.permutation(len(split)))
-        chosen.append(shuffled[_first(split.labels[shuffled], per_class)])
+        chosen.append(shuffled[_first_of_each_class(split.labels[shuffled], per_class)])
     return chosen
 
 
-def first(split: Split, per_class: int) -> Tensor:
+def first_of_each_class(split: Split, per_class: int) -> Tensor:
     """Rows of every class's first per_class images in the official order, as UvA takes them."""
     assert split.labels is not None and split.places is not None
     official = split.places.argsort()
-    return official[_first(split.labels[official], per_class)]
+    return official[_first_of_each_class(split.labels[official], per_class)]
 
 
-def _first(labels: Tensor, per_class: int) -> Tensor:
+def _first_of_each_class(labels: Tensor, per_class: int) -> Tensor:
     """Places of the first per_class of every class, in ascending order."""
     members = [(labels == c).nonzero()[:per_class, 0] for c in labels.unique()]
     fewest = min(map(len, members))

@@ -6,6 +6,16 @@ shares a batch out over time instead of over processes: batches and a step of th
 those of ``lib.training``.
 """
 
-from lib.distributed.group import Share, active, agree, barrier, first, joined, lost, rank, world
+from lib.distributed.group import (
+    Share,
+    active,
+    agree,
+    barrier,
+    joined,
+    lost,
+    rank,
+    rank_0_first,
+    world,
+)
 
-__all__ = ["Share", "active", "agree", "barrier", "first", "joined", "lost", "rank", "world"]
+__all__ = ["Share", "active", "agree", "barrier", "joined", "lost", "rank", "rank_0_first", "world"]

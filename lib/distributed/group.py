@@ -200,7 +200,7 @@ def agree(*values: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def first() -> Iterator[None]:
+def rank_0_first() -> Iterator[None]:
     """Rank 0 is within before the others are: for what one must do and all read."""
     if rank() > 0:
         barrier()

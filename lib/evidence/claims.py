@@ -160,7 +160,8 @@ def decide(claim: Claim, table: pd.DataFrame) -> dict:
     one more run: what the number is held against.
     nearest, show: what the nearest runs are, and what they show; they decide nothing.
     """
-    conditions, minus = _conditions(claim), claim.get("minus")
+    conditions = _conditions(claim)
+    minus = claim.get("minus")
     row = {
         "id": claim["id"],
         "claim": claim["claim"],
@@ -216,7 +217,8 @@ def headline(claims: list[Claim], table: pd.DataFrame) -> str:
 
     Its columns: what is claimed, the verdict, and what the nearest runs show.
     """
-    decided, rows = 0, []
+    decided = 0
+    rows = []
     for claim in claims:
         row = decide(claim, table)
         if not row["verdict"].startswith(UNDECIDED):

@@ -33,10 +33,10 @@ class Comparison(NamedTuple):
 
     def beside(self, other: str) -> str:
         """``13.5 [12.4, 14.6] points above other (n = 3)``."""
-        distance, side = self.interval, "above"
         if self.value < 0:
-            distance, side = Interval(-self.value, -self.high, -self.low), "below"
-        return f"{distance.percent()} points {side} {other} (n = {self.seeds})"
+            distance = Interval(-self.value, -self.high, -self.low)
+            return f"{distance.percent()} points below {other} (n = {self.seeds})"
+        return f"{self.interval.percent()} points above {other} (n = {self.seeds})"
 
 
 def paired(first: pd.DataFrame, second: pd.DataFrame) -> Comparison | None:

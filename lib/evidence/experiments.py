@@ -138,9 +138,9 @@ def published(*names: str, results: Path = records.RESULTS, path: Path = EXPERIM
 
     for experiment in choose(names, path=path):
         wanted = [config.decisive for config in _in_any_precision(experiment.configs)]
-        found = [record for record, mine in zip(kept, decisive) if mine in wanted]
-        if found:
-            return found
+        matching = [record for record, own in zip(kept, decisive) if own in wanted]
+        if matching:
+            return matching
     return []
 
 
@@ -156,7 +156,7 @@ def _in_any_precision(configs: list[Config]) -> Iterator[Config]:
 
 def tasks(experiments: list[Experiment], device: str | None = None) -> list[Task]:
     """Every run once, in order of worth; the same run in two experiments is evaluated for both."""
-    at = choose_device(device)
+    chosen = choose_device(device)
     ranked = []
     for experiment in experiments:
         for config in experiment.configs:
@@ -166,7 +166,7 @@ def tasks(experiments: list[Experiment], device: str | None = None) -> list[Task
 
     by_run: dict[str, Task] = {}
     for _, experiment, config in ranked:
-        config = replace(config, precision=choose_precision(config.precision, at))
+        config = replace(config, precision=choose_precision(config.precision, chosen))
         run = key(config)
         task = by_run.get(run, Task(config))
         by_run[run] = Task(

@@ -228,7 +228,8 @@ class Queue:
 
     def _make(self, planned: Planned, config: Config, dataset: Dataset) -> None:
         """Train a run, or go on with it; evaluate it, keep its encoders, publish it."""
-        entry, name = planned.entry, identity(config, dataset)
+        entry = planned.entry
+        name = identity(config, dataset)
 
         started = time.monotonic()
         print(f"{entry.name}: {planned.arm}: {name}", flush=True)

@@ -105,7 +105,8 @@ def bootstrap(
     second alone and to neither matters, which is multinomial. Always the same draws. It is the
     noise of the test images; of other seeds it knows nothing.
     """
-    paired, n = mcnemar(first, second), len(first)
+    paired = mcnemar(first, second)
+    n = len(first)
     alike = n - paired.only_first - paired.only_second
     shares = np.array([paired.only_first, paired.only_second, alike]) / n
 
@@ -264,8 +265,9 @@ def summarise(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     rows = []
     for (*key, _), group in table.groupby([*by, "protocol"], sort=False, dropna=False):
         mean, low, high = over_runs(group)
-        seeds, n, minutes = len(group), int(group["n"].iloc[0]), group["minutes"].mean()
-        rows.append((*key, mean, low, high, seeds, n, minutes, _noise(group)))
+        n = int(group["n"].iloc[0])
+        minutes = group["minutes"].mean()
+        rows.append((*key, mean, low, high, len(group), n, minutes, _noise(group)))
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -180,9 +180,9 @@ def measures(records: list[dict]) -> pd.DataFrame:
     accuracies = table(records).assign(measure="accuracy")
     few = label_table(records).query("subset != 'all'").assign(measure="few labels")
 
-    parts = [accuracies, few, _calibration_errors(records), *_corruption_errors(records)]
-    whole = pd.concat([part for part in parts if len(part)] or [accuracies], ignore_index=True)
-    return whole.reindex(columns=[*COLUMNS, "measure", "per_class"])
+    tables = [accuracies, few, _calibration_errors(records), *_corruption_errors(records)]
+    filled = [table for table in tables if len(table)] or [accuracies]
+    return pd.concat(filled, ignore_index=True).reindex(columns=[*COLUMNS, "measure", "per_class"])
 
 
 def _calibration_errors(records: list[dict]) -> pd.DataFrame:

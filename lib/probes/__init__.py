@@ -6,7 +6,7 @@ numerics of the linear probe and of nearest neighbours are in ``lib.evaluation``
 module here and its row in PROBES.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from lib.evaluation import log_likelihood
 from lib.probes import basic, calibration, changes, corruptions, few_labels, published
 from lib.probes.seen import Seen
 
-__all__ = ["PROBES", "Probe", "Seen", "ask", "missing"]
+__all__ = ["PROBES", "Probe", "Seen", "ask", "missing", "refuse_unknown"]
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,19 @@ def ask(
     return {"evaluation": evaluation} | tables
 
 
-def missing(record: dict, wanted: Collection[str]) -> list[str]:
+def missing(record: dict, wanted: Iterable[str]) -> list[str]:
     """Those of the wanted probes that a record has no result of.
 
     Raises InputError for an unknown one.
     """
-    for name in wanted:
-        if name not in PROBES:
-            raise InputError(unknown("probe", name, PROBES))
+    wanted = tuple(wanted)
+    refuse_unknown(wanted)
     on_h = record["evaluation"].get("h", {})
     return [name for name in wanted if name not in on_h and PROBES[name].field not in record]
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Raise InputError where one is no probe."""
+    for name in names:
+        if name not in PROBES:
+            raise InputError(unknown("probe", name, PROBES))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lib.data.dataset import Dataset, Split, first, subsets
+from lib.data.dataset import Dataset, Split, first_of_each_class, subsets
 from lib.evaluation import cross_validated_probe
 from lib.probes.published import PROTOCOLS, features_of, train_probe
 from lib.probes.seen import Seen
@@ -49,7 +49,7 @@ def _linear_rows(seen: Seen, pool: Split, per_class: int) -> list[dict]:
 def _uva_rows(seen: Seen, pool: Split, per_class: int) -> list[dict]:
     """UvA's probe on the first images of each class: its best epoch, and its last one."""
     x, y = seen.train_and_val("h")
-    places = first(pool, per_class).to(x.device)
+    places = first_of_each_class(pool, per_class).to(x.device)
     batch = features_of(x[places])
     test = seen.labelled("h", "test")
 

@@ -153,11 +153,11 @@ def rotate(
     scaler: GradScaler,
 ) -> None:
     """Save a run's newest checkpoint; the one that was the newest stays beside it."""
-    coming = folder / f"{NEWEST}.coming"
-    save(coming, config, progress, model, optimiser, scaler)
+    newest = folder / f"{NEWEST}.coming"
+    save(newest, config, progress, model, optimiser, scaler)
     if (folder / NEWEST).is_file():
         os.replace(folder / NEWEST, folder / BEFORE)
-    os.replace(coming, folder / NEWEST)
+    os.replace(newest, folder / NEWEST)
 
 
 def resume(
@@ -181,8 +181,9 @@ def resume(
             damage.append(str(error))
             continue
         for damaged, why in zip(paths, damage):
-            said = f"{why}; going on from the checkpoint before it, {path.name}"
-            warnings.warn(said, stacklevel=3)
+            warnings.warn(
+                f"{why}; going on from the checkpoint before it, {path.name}", stacklevel=3
+            )
             damaged.unlink()  # or it would take the whole one's place
         return progress
     if damage:
@@ -211,8 +212,8 @@ def restore(
             f"{path} does not fit its configuration: {name} is {in_file} there and {here} here"
         )
     if progress.run not in (run, "") or progress.model_only != (scaler is None):
-        what = "the model" if progress.model_only else "all"
-        raise InputError(f"{path} is not what its name says: it holds {what} of {progress.run}")
+        content = "the model" if progress.model_only else "all"
+        raise InputError(f"{path} is not what its name says: it holds {content} of {progress.run}")
 
     try:
         weights = _named(tensors, "model.")
@@ -248,8 +249,9 @@ def read(path: Path) -> tuple[Config, RunProgress, dict[str, Tensor]]:
         header = content[8 : 8 + int.from_bytes(content[:8], "little")]
         metadata = parse_json(header)["__metadata__"]
         if metadata.keys() == {"config", "curves"}:
-            said = f"{path} was written without a checksum, by an earlier version"
-            warnings.warn(said, stacklevel=2)
+            warnings.warn(
+                f"{path} was written without a checksum, by an earlier version", stacklevel=2
+            )
             state = {"curves": parse_json(metadata["curves"]), "model_only": True}
         elif unbroken(content):
             state = parse_json(metadata["progress"])

@@ -17,8 +17,10 @@ from lib.training import build_model
 def packed(record: dict, model: Model, view: dict, half: bool) -> tuple[dict, bytes]:
     """The content of a sealed file, and the record as it stands in there.
 
-    view: how the run sees images (``view_of``). half: matrices and convolutions in float16; vectors
-    (BatchNorm, biases) stay float32: they are few, and a small variance would lose its digits.
+    view: how the run sees images (``view_of``).
+    half: matrices and convolutions in float16; vectors (BatchNorm, biases) stay float32: they are
+        few, and a small variance would lose its digits.
+
     Raises InputError where a weight is too large for float16.
     """
     precision = "float16" if half else "float32"
@@ -45,7 +47,8 @@ def view_of(run: Run, dataset: Dataset) -> dict:
         raise InputError(
             f"{run.record['id']} was trained on another version of {dataset.name}: restore its data"
         )
-    recipe, side = run.recipe(dataset), dataset.size[0]
+    recipe = run.recipe(dataset)
+    side = dataset.size[0]
     size = recipe.size or side
     return {"image": side, "size": size, "mean": list(recipe.mean), "std": list(recipe.std)}
 

@@ -71,31 +71,34 @@ def pretrain(
     if instead and config.epochs:
         return _taken(config, dataset, instead)
 
-    at = choose_device(device)
-    config = replace(config, precision=choose_precision(config.precision, at))
+    chosen = choose_device(device)
+    config = replace(config, precision=choose_precision(config.precision, chosen))
     folder = Path(runs) / identity(config, dataset)
     if (folder / "record.json").is_file():
         return load(folder)
     code = provenance.code()  # the code that runs, not a later edit
-    part = dataset.take(config.images)
-    _refuse_unfit(config, part)
+    sliced = dataset.take(config.images)
+    _refuse_unfit(config, sliced)
 
     with only_writer(folder, wait):
         if (folder / "record.json").is_file():  # by the process that was waited for
             return load(folder)
         if rank() == 0:
             _remove_leftovers(folder)
-        session = begin(config, dataset, folder, at, plan or {})
-        about = _about(session, dataset, part) | {"code": code, "device": provenance.device(at)}
+        session = begin(config, dataset, folder, chosen, plan or {})
+        about = _about(session, dataset, sliced) | {
+            "code": code,
+            "device": provenance.device(chosen),
+        }
         try:
-            _train_and_note_the_end(session, part, at, progress, keep)
+            _train_and_note_the_end(session, sliced, chosen, progress, keep)
         except Diverged as error:
             if rank() == 0:
                 records.write(folder / "failed.json", _record(session, about, str(error)))
             raise Diverged(f"{folder.name}: {error}") from error
         record = _record(session, about)
         if session.progress.curves:
-            size = config.size or part.size[0]
+            size = config.size or sliced.size[0]
             record["cost"] = provenance.cost(config, size, session.model, session.progress.curves)
         if rank() == 0:
             _finish(session, record)
@@ -110,10 +113,10 @@ def _taken(config: Config, dataset: Dataset, runs: Sequence[Run]) -> Run:
 
     nearest = min(runs, key=lambda run: len(unlike(run)))
     if unlike(nearest):
-        field, (there, here) = next(iter(unlike(nearest).items()))
+        field, (theirs, ours) = next(iter(unlike(nearest).items()))
         names = " ".join(run.record["id"] for run in runs)
         raise InputError(
-            f"none of the weights {names} is of this run: {field} is {there} there and {here} "
+            f"none of the weights {names} is of this run: {field} is {theirs} there and {ours} "
             "here; set the parameters to fit, weights=None to train, or make such weights: "
             f"{command(config)}"
         )
@@ -125,12 +128,12 @@ def _taken(config: Config, dataset: Dataset, runs: Sequence[Run]) -> Run:
     return nearest
 
 
-def _refuse_unfit(config: Config, part: Dataset) -> None:
+def _refuse_unfit(config: Config, sliced: Dataset) -> None:
     """Raise InputError where the images can't be trained on so."""
-    pool = part.pool(config.pool)
+    pool = sliced.pool(config.pool)
     if METHODS[config.method].needs_labels and pool.labels is None:
         raise InputError(
-            f"{config.method} needs labels, the pool '{config.pool}' of {part.name} has none"
+            f"{config.method} needs labels, the pool '{config.pool}' of {sliced.name} has none"
         )
     least = config.batch_size if config.drop_last else 2
     if not config.epochs or len(pool) >= least:
@@ -140,8 +143,8 @@ def _refuse_unfit(config: Config, part: Dataset) -> None:
         fitting = f"batch_size={fitting_batch(len(pool))}"
     more = ", or pool=train+val" if config.pool == "unlabeled" else ""
     raise InputError(
-        f"the pool '{config.pool}' of {part.name} has {len(pool)} images, fewer than one batch of "
-        f"{least}; set {fitting} for example{more}"
+        f"the pool '{config.pool}' of {sliced.name} has {len(pool)} images, fewer than one batch "
+        f"of {least}; set {fitting} for example{more}"
     )
 
 
@@ -152,16 +155,16 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _train_and_note_the_end(
-    session: Session, part: Dataset, device: torch.device, show: bool, keep: Sequence[int]
+    session: Session, sliced: Dataset, device: torch.device, show: bool, keep: Sequence[int]
 ) -> None:
     """Train to the last epoch and save; what ends it too early is noted in the run's folder."""
     try:
         with session.interruptions, memory_kept(device):
-            _train(session, part, device, show, keep)
+            _train(session, sliced, device, show, keep)
             session.save()
     except BaseException as error:
         if out_of_memory(error):
-            size = session.config.size or part.size[0]
+            size = session.config.size or sliced.size[0]
             why = which_batch_would_fit(error, session.config, session.model, size)
             session.end(why)
             raise InputError(why) from error
@@ -170,13 +173,13 @@ def _train_and_note_the_end(
 
 
 def _train(
-    session: Session, part: Dataset, device: torch.device, show: bool, keep: Sequence[int]
+    session: Session, sliced: Dataset, device: torch.device, show: bool, keep: Sequence[int]
 ) -> None:
     """Take the steps, one after the other, with a checkpoint and a look at what comes out."""
     config, progress = session.config, session.progress
     if not config.epochs:
         return
-    batches, take_step = _batches_and_step(session, part, device)
+    batches, take_step = _batches_and_step(session, sliced, device)
     with tqdm(
         total=config.epochs * len(batches),
         initial=progress.step,
@@ -191,7 +194,7 @@ def _train(
                 bar.update()
             else:
                 refuse_collapse(config, progress.curves)
-                _look(session, part, row)
+                _look(session, sliced, row)
                 if row["epoch"] in keep and rank() == 0:
                     path = session.folder / f"epoch-{row['epoch']}.safetensors"
                     checkpoints.save(path, config, progress, session.model)
@@ -201,34 +204,34 @@ def _train(
 
 
 def _batches_and_step(
-    session: Session, part: Dataset, device: torch.device
+    session: Session, sliced: Dataset, device: torch.device
 ) -> tuple[Batches, Step]:
     """The plain ones, or those that ranks or chunks share."""
     config, optimiser = session.config, session.optimiser
     assert optimiser is not None  # a configuration that trains has parameters
-    images = part.pool(config.pool).images
-    at = device_of(session.model, images)
-    home, where = home_of(images, at, room_for(images, at))
+    images = sliced.pool(config.pool).images
+    computing = device_of(session.model, images)
+    home, where = home_of(images, computing, room_for(images, computing))
     if active() or home != "device":
         tell(device, where)
     if active() or config.accumulate > 1:
-        shared = SharedBatches(config, part, device, home)
+        shared = SharedBatches(config, sliced, device, home)
         return shared, SharedStep(config, session.model, optimiser, session.scaler)
-    batches = Batches(config, part, device, fits=home == "device")
+    batches = Batches(config, sliced, device, fits=home == "device")
     return batches, Step(config, session.model, optimiser, session.scaler)
 
 
-def _look(session: Session, part: Dataset, row: dict) -> None:
+def _look(session: Session, sliced: Dataset, row: dict) -> None:
     """Add to the epoch's row what is looked at every so many epochs."""
     config, epoch = session.config, row["epoch"]
     if config.knn_every and epoch % config.knn_every == 0:
-        row["knn"] = knn_on_val(session.model, part, recipe_for(config, part, "none"))
+        row["knn"] = knn_on_val(session.model, sliced, recipe_for(config, sliced, "none"))
     if config.test_every and epoch % config.test_every == 0:
-        recipe = recipe_for(config, part, "none")
-        row["test_correct"] = classified(session.model, part.test, recipe)
+        recipe = recipe_for(config, sliced, "none")
+        row["test_correct"] = classified(session.model, sliced.test, recipe)
 
 
-def _about(session: Session, dataset: Dataset, part: Dataset) -> dict:
+def _about(session: Session, dataset: Dataset, sliced: Dataset) -> dict:
     """What a record says of a run that is known before it is trained."""
     config, progress = session.config, session.progress
     about = {
@@ -242,8 +245,8 @@ def _about(session: Session, dataset: Dataset, part: Dataset) -> dict:
             "variant": dataset.variant,
             "fingerprint": dataset.fingerprint,
             "classes": list(dataset.classes),
-            "counts": part.counts,
-            "pool": len(part.pool(config.pool)),
+            "counts": sliced.counts,
+            "pool": len(sliced.pool(config.pool)),
         },
         "numerics": NUMERICS,
         "versions": provenance.versions(),

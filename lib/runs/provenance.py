@@ -78,8 +78,12 @@ def device(device: torch.device) -> dict:
         name = torch.cuda.get_device_name(device)
     else:
         name = hardware.processor("model name") or platform.processor() or platform.machine()
-    threads, system = torch.get_num_threads(), platform.system()
-    return {"type": device.type, "name": name, "threads": threads, "system": system}
+    return {
+        "type": device.type,
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+    }
 
 
 def rate(curves: list[dict]) -> float | None:

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from lib import ROOT, InputError
+from lib.compute.bits import unpack_bits
 from lib.config import Config
-from lib.evaluation import unpack_bits
 from lib.files import parse_json, validated, write_atomically
 
 SCHEMA = 1

@@ -39,12 +39,12 @@ class Run:
     def cost(self) -> str:
         """How fast it went, how near the device's limit, with how much memory, as far as known."""
         cost = self.record.get("cost", {})
-        said = [f"{self.record['views_per_second']:,.0f} views/s"]
+        parts = [f"{self.record['views_per_second']:,.0f} views/s"]
         if cost:
-            said.append(f"{100 * cost['share_of_matrix_rate']:.0f} % of the device's matrix rate")
+            parts.append(f"{100 * cost['share_of_matrix_rate']:.0f} % of the device's matrix rate")
         if cost.get("peak_bytes"):
-            said.append(f"{cost['peak_bytes'] / 1e6:,.0f} MB at most")
-        return ", ".join(said)
+            parts.append(f"{cost['peak_bytes'] / 1e6:,.0f} MB at most")
+        return ", ".join(parts)
 
     def evaluate(
         self,
@@ -78,21 +78,21 @@ class Run:
                     self._ask(dataset.take(self.config.images), device, missing)
         return self.record["evaluation"]
 
-    def _ask(self, part: Dataset, device: str | None, wanted: list[str]) -> None:
+    def _ask(self, sliced: Dataset, device: str | None, wanted: list[str]) -> None:
         """Compute what is missing, and write it into the record."""
-        at = choose_device(device)
-        with memory_kept(at), lent(self.model, at) as model:
-            recipe = recipe_for(self.config, part, "none")
-            found = probes.ask(model, part, recipe, self.config.method, wanted)
+        chosen = choose_device(device)
+        with memory_kept(chosen), lent(self.model, chosen) as model:
+            recipe = recipe_for(self.config, sliced, "none")
+            answers = probes.ask(model, sliced, recipe, self.config.method, wanted)
 
-        evaluation = found.pop("evaluation")
+        evaluation = answers.pop("evaluation")
         for kind, results in evaluation.items():
             self.record["evaluation"].setdefault(kind, {}).update(results)
         looks = [row["test_correct"] for row in self.curves if "test_correct" in row]
         if evaluation and looks:
-            best = {"n": len(part.test), "correct": max(looks)}
+            best = {"n": len(sliced.test), "correct": max(looks)}
             self.record["evaluation"]["z"]["classifier-best"] = best
-        self.record |= found
+        self.record |= answers
         # may be later than training
         self.record["evaluated"] = {"code": provenance.code(), "versions": provenance.versions()}
         if rank() == 0:

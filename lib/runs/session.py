@@ -14,7 +14,7 @@ import torch
 from lib import InputError, files
 from lib.config import Config
 from lib.data.dataset import Dataset
-from lib.distributed.group import about, agree, barrier, first, rank
+from lib.distributed.group import about, agree, barrier, rank, rank_0_first
 from lib.encoders import Model
 from lib.files import parse_json, write_atomically
 from lib.hardware import memory_format
@@ -54,13 +54,13 @@ class Session:
             "steps": [segment["steps"][0], self.progress.step],
             "seconds": time.monotonic() - self.started,
         }
-        coming = replace(self.progress, segments=[*before, segment])
+        updated = replace(self.progress, segments=[*before, segment])
         if rank() == 0:
             checkpoints.rotate(
-                self.folder, self.config, coming, self.model, self.optimiser, self.scaler
+                self.folder, self.config, updated, self.model, self.optimiser, self.scaler
             )
         barrier()
-        self.progress.segments = coming.segments
+        self.progress.segments = updated.segments
         self.saved = time.monotonic()
 
     def after_step(self) -> None:
@@ -101,7 +101,7 @@ def begin(
     optimiser = build_optimiser(config, model)
     scaler = build_scaler(config, device)
 
-    with first():  # who deletes what is damaged
+    with rank_0_first():  # who deletes what is damaged
         progress = checkpoints.resume(folder, config, model, optimiser, scaler)
     if not same_everywhere(-1 if progress is None else progress.step):
         raise InputError(
@@ -175,13 +175,14 @@ def inexact(segments: list[dict]) -> str | None:
             "exact up to rounding"
         )
     for number, (one, other) in enumerate(pairwise(segments), start=1):
-        for what in ("device", "versions"):
-            for key in one[what] | other[what]:
-                mine, theirs = one[what].get(key), other[what].get(key)
-                if mine != theirs:
+        for group in ("device", "versions"):
+            for key in one[group] | other[group]:
+                before = one[group].get(key)
+                after = other[group].get(key)
+                if before != after:
                     return (
                         f"segments {number} and {number + 1} differ in {key} "
-                        f"({mine}, then {theirs}): exact up to rounding"
+                        f"({before}, then {after}): exact up to rounding"
                     )
     return None
 

@@ -76,7 +76,9 @@ def _from_registry(folder: Path) -> str:
 
 def _card(record: dict, entry: Entry) -> Iterator[str]:
     """The lines of a model card, all from the record."""
-    config, data, view = Config(**record["config"]), record["data"], record["input"]
+    config = Config(**record["config"])
+    data = record["data"]
+    view = record["input"]
     variant = f" ({data['variant']})" if data["variant"] else ""
     yield f"# {record['id']}\n"
     yield f"{config.method} on {data['name']}{variant}, {config.epochs} epochs.\n"
