@@ -24,6 +24,7 @@ SIDE_ELSEWHERE = 2048
 MEASURED_SECONDS = 5  # are enough to measure that rate
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # glibc's malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD
 ROOM = 0.5  # of a device's free memory that images may take; training needs the rest
+NO_LIMIT = 2**62  # bytes: room for images that are there already, or where nobody tells
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -250,5 +251,5 @@ def room_for(images: Tensor, device: torch.device) -> int:
     if images.device.type != device.type:
         free = free_memory(device)
     if free is None:
-        return 2**62
+        return NO_LIMIT
     return int(ROOM * free)

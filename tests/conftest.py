@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import Module
 
 from lib import data
 from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.evaluation import device_of
+from lib.methods import METHODS, Loss
 from lib.presets import preset
 from lib.runs import Run, identity, pretrain
 from lib.runs.session import Session, begin
@@ -68,6 +71,18 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 def small(method: str = "simclr", **delta) -> Config:
     """A run of seconds on the toy data set: five steps an epoch."""
     return preset(f"{method}-digits", **SMALL | delta)
+
+
+def by_loss(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A run by a method of our own: its row, and nothing else."""
+    row = replace(METHODS["simclr"], loss=loss)
+    monkeypatch.setitem(METHODS, "ours", row)
+    return replace(small(epochs=30, learning_rate=0.02), method="ours")
+
+
+def hungry(*_: object) -> Tensor:
+    """A loss for which no memory is left."""
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
 
 def trained(config: Config, dataset: Dataset, folder: Path, **options) -> Run:
@@ -128,6 +143,12 @@ def same(one: Run, other: Run) -> bool:
     """Whether two runs have the same weights and the same rows, times and rates apart."""
     equal_rows = without_times(one.curves) == without_times(other.curves)
     return equal_rows and same_weights(one.model, other.model)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Each test draws the same numbers every time, whatever ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 They compute on the CPU. What a CPU forgives, a tensor made without its device or labels left
 behind, fails here as it would on a GPU. Of a GPU's own kernels, precision and speed this knows
-nothing, of its memory only which tensor was the largest.
+nothing, of its memory only which tensor was the largest, of copies to it only which ones wait.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,6 +33,7 @@ class OnGpu(Tensor):
     """A tensor of the pretended GPU. inner: the one on the CPU that has its numbers."""
 
     largest = 0  # bytes of the largest one since the peak was reset
+    waits: list[bool] = []  # of each copy from the CPU, whether the program waits for it
 
     @staticmethod
     def __new__(cls, inner: Tensor):
@@ -132,7 +133,9 @@ def _pinned(x: Tensor) -> Tensor:
         raise RuntimeError("only a tensor on the CPU can be pinned")
     for size, stride in zip(x.shape, x.stride()):
         assert size == 1 or stride, "its copy has the same strides"
-    return x
+    pinned = x.detach()
+    pinned.is_in_pinned_memory = True
+    return pinned
 
 
 def _to(function: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -145,10 +148,13 @@ def _to(function: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if not isinstance(target, str | torch.device):
         return function(x, target, *args, **kwargs)  # to another type
 
-    kwargs.pop("non_blocking", None)
+    non_blocking = kwargs.pop("non_blocking", False)
     kind = torch.device(target).type
     if kind == "meta":
         return function(_fetched(x), target)
+    if kind == "cuda" and not isinstance(x, OnGpu):
+        pinned = getattr(x, "is_in_pinned_memory", False)
+        OnGpu.waits.append(not (pinned and non_blocking))
     x = _put(x) if kind == "cuda" else _fetched(x)
     types = [value for value in args if isinstance(value, torch.dtype)]
     if types or kwargs:
@@ -161,8 +167,8 @@ def _reset_peak(*_: Any) -> None:
 
 
 @contextmanager
-def gpu(memory: int = 2**34) -> Iterator[None]:
-    """Within, "cuda" is the pretended GPU, with so many bytes free."""
+def gpu(memory: int = 2**34, capability: tuple[int, int] = (7, 5)) -> Iterator[None]:
+    """Within, "cuda" is the pretended GPU, with so many bytes free, as old as a T4 or newer."""
     answers = {
         "is_available": True,
         "current_device": 0,
@@ -170,7 +176,7 @@ def gpu(memory: int = 2**34) -> Iterator[None]:
         "mem_get_info": (memory, memory),
         "empty_cache": None,
         "synchronize": None,
-        "get_device_capability": (7, 5),
+        "get_device_capability": capability,
         "get_device_name": "pretended",
         "get_device_properties": SimpleNamespace(total_memory=memory),
     }
@@ -181,6 +187,7 @@ def gpu(memory: int = 2**34) -> Iterator[None]:
     for name, value in answers.items():
         functions[name] = lambda *_, value=value: value
 
+    OnGpu.waits.clear()
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     with ExitStack() as stack:
         for name, function in functions.items():

@@ -162,6 +162,16 @@ def trained(method: str, home: str | None = None) -> dict[str, Tensor]:
     return result(model, progress.curves)
 
 
+def pretrained(home: str, folder: Path) -> dict[str, Tensor]:
+    """A small run that finds so much room for its images that they come to lie there."""
+    images = toy().pool("train").images.nbytes
+    rooms = {"device": images, "ranks": images // world() + 1, "host": images // world() - 1}
+    before, hardware.NO_LIMIT = hardware.NO_LIMIT, rooms[home]
+    run = pretrain(config("supcon"), toy(), folder / home, "cpu", progress=False)
+    hardware.NO_LIMIT = before
+    return result(run.model, run.curves)
+
+
 def homes() -> list[tuple[str, str]]:
     """Where images of 1,000 bytes lie where the last rank has just room enough, then less."""
     images = torch.zeros(1000, dtype=torch.uint8)
@@ -190,6 +200,8 @@ def everything(folder: Path) -> dict:
     made["refusal"] = refusal(EMPTY_RANK)
     for method, home in (("simclr", "device"), ("supcon", "ranks"), ("ce", "host")):
         made[f"{method} {home}"] = trained(method, home)
+    for home in ("device", "ranks", "host"):
+        made[f"pretrained {home}"] = pretrained(home, folder)
 
     run = pretrain(config(), toy(), folder / "runs", "cpu", progress=False)
     made["run"] = result(run.model, run.curves)

@@ -154,7 +154,8 @@ def test_without_numba_views_are_computed_in_batches(tmp_path):
     x, parameters = images(), draw(RECIPES["uva"], 12, 0, 0)
     given, made = tmp_path / "given.pt", tmp_path / "made.pt"
     torch.save((x, parameters), given)
-    subprocess.run([sys.executable, "-c", WITHOUT_NUMBA, given, made], cwd=ROOT, check=True)
+    command = [sys.executable, "-c", WITHOUT_NUMBA, given, made]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     assert torch.equal(torch.load(made), batched(x, parameters))
 
 

@@ -241,15 +241,25 @@ def checkout(small):
     return small
 
 
-def start(checkout, code, *arguments):
-    """A process of its own in the checkout."""
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        cwd=checkout.root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start(checkout):
+    """A function that starts a process of its own in the checkout; none outlives the test."""
+    processes = []
+
+    def begin(code, *arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            cwd=checkout.root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
 
 
 def is_alive(pid):
@@ -265,13 +275,15 @@ def has_written(path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
 @pytest.mark.parametrize("number", STATUS)
-def test_a_kernel_does_not_outlive_its_batch_and_the_next_batch_goes_on(checkout, number, tmp_path):
+def test_a_kernel_does_not_outlive_its_batch_and_the_next_batch_goes_on(
+    checkout, start, number, tmp_path
+):
     kernel_file = tmp_path / "kernel"
     write_profile(checkout, "{timeout_minutes: 5}")
     write_chapter(checkout, "02_fails", [SLEEPS.format(kernel_file)])
     write_contents(checkout, ["01_good", "02_fails"])
 
-    process = start(checkout, COMMAND)
+    process = start(COMMAND)
     wait_for(lambda: has_written(kernel_file))
     kernel = int(kernel_file.read_text())
     assert is_alive(kernel)
@@ -284,13 +296,13 @@ def test_a_kernel_does_not_outlive_its_batch_and_the_next_batch_goes_on(checkout
     assert not executed(checkout, "02_fails.stamp").exists()
 
     write_chapter(checkout, "02_fails", ["print('mended')"])
-    said, _ = start(checkout, CHAPTERS).communicate()
+    said, _ = start(CHAPTERS).communicate(timeout=300)
     assert "01_good: unchanged" in said and "02_fails: done" in said
 
 
-def test_a_second_batch_can_leave_instead_of_waiting(checkout):
+def test_a_second_batch_can_leave_instead_of_waiting(checkout, start):
     with files.only_writer(executed(checkout, ".lock"), "test"):
-        second = start(checkout, COMMAND, "--no-wait")
+        second = start(COMMAND, "--no-wait")
         _, said = second.communicate(timeout=60)
     assert "another process is writing the chapters of profile quick; try again" in said
     assert second.returncode == 2
@@ -324,16 +336,37 @@ def test_chapters_that_the_site_shows_without_outputs_are_named(small, tmp_path,
     assert len(hidden) == 1 and "injected-parameters" in hidden[0]["metadata"]["tags"]
 
 
-def test_a_build_that_fails_leaves_the_old_site(small):
+@pytest.fixture
+def old_site(small):
+    """A page of a site that was built before, beside what a killed build left."""
     write_contents(small, [])  # a book without its first page
     index = small.site() / "index.html"
     index.parent.mkdir(parents=True)
     index.write_text("old")
-    (small.built / "site-1" / "source").mkdir(parents=True)  # of a build that was killed
+    (small.built / "site-1" / "source").mkdir(parents=True)
+    return index
 
+
+def test_a_build_that_fails_leaves_the_old_site(small, old_site):
     with pytest.raises(InputError, match="Jupyter Book found fault"):
         book.build("quick", book=small)
-    assert index.read_text() == "old" and not list(small.built.glob("site-*"))
+    assert old_site.read_text() == "old" and not list(small.built.glob("site-*"))
+
+
+def test_a_build_that_is_interrupted_leaves_the_old_site(small, old_site, monkeypatch):
+    staged = []
+
+    def interrupted(*_, **__):
+        staged.extend(small.built.glob("site-*/source/_toc.yml"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        book.build("quick", book=small)
+    assert len(staged) == 1  # it was in the midst of it
+    assert old_site.read_text() == "old" and not list(small.built.glob("site-*"))
+    with files.only_writer(small.built / ".site.lock", "test", wait=False):
+        pass  # nobody holds it any more
 
 
 # --- the real book
@@ -342,6 +375,7 @@ def test_a_build_that_fails_leaves_the_old_site(small):
 def test_the_quick_book_runs_and_builds():
     """Through papermill, every chapter; strict build: a warning is an error."""
     done = book.run("quick")
+    assert len(done) > 10
     assert [path.stem for path in done] == [path.stem for path in book.chapters()]
     assert book.build("quick").is_file()
     for path in done:
@@ -381,7 +415,7 @@ def test_plain_papermill_takes_parameters(tmp_path):
         "--no-progress-bar",
     ]
     command += ["-p", "profile", "cpu", "-p", "temperature", "1.0"]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600).returncode == 0
 
     # what the cells say; papermill's own notes hold seconds, which may be any number
     said = [cell.get("outputs", []) for cell in json.loads(out.read_text())["cells"]]

@@ -306,6 +306,16 @@ def test_every_claim_has_an_id_of_its_own(stated):
     assert len({claim["id"] for claim in stated}) == len(stated)
 
 
+def test_every_claim_has_a_row_of_the_scoreboard_that_says_what_it_was_held_against(
+    stated, measured
+):
+    for claim in stated:
+        row = claims.decide(claim, measured)
+        assert row["id"] == claim["id"]
+        for column in ("verdict", "protocol", "source"):
+            assert row[column], f"{claim['id']} has no {column}"
+
+
 def test_the_first_page_says_what_the_records_say(stated, measured):
     """README.md's table, which the book's first page shows too."""
     opening, closing = claims.HEADLINE
@@ -355,7 +365,9 @@ def test_the_main_questions_are_shown_at_one_size(stated, measured):
 
 def test_every_experiment_bears_on_claims_that_there_are(stated):
     known = {claim["id"] for claim in stated}
-    for experiment in experiments.read():
+    listed = experiments.read()
+    assert listed
+    for experiment in listed:
         assert experiment.claims, experiment.name
         assert set(experiment.claims) <= known, experiment.name
 
@@ -376,9 +388,10 @@ def test_the_reports_claims_are_all_there(stated):
 
 def test_what_has_no_loader_is_said_to_be_undecidable(stated):
     """Else a claim on ImageNet would read as if somebody had only to press a button."""
-    for claim in stated:
-        if claim["like_for_like"]["data"] == "imagenet":
-            assert "cannot" in claim, claim["id"]
+    without = [claim for claim in stated if claim["like_for_like"]["data"] == "imagenet"]
+    assert without
+    for claim in without:
+        assert "cannot" in claim, claim["id"]
 
 
 GOOD = "id: c, claim: c, source: s, rule: value, number: 1, like_for_like: {epochs: 1}"
@@ -406,7 +419,7 @@ NEAR = f"{GOOD}, short: s"
         (f"- {{{NEAR}, nearest: [{{minus: {{epoch: 1}}}}]}}", "no column 'epoch'"),
         (f"- {{{NEAR}, nearest: [{{epoch: 1, minus: {{epochs: 1}}}}]}}", "no column 'epoch'"),
         (f"- {{{NEAR}, nearest: [{{epochs: 2}}]}}", "nearest must be differences"),
-        (f"- {{{GOOD}, nearest: [{{minus: {{epochs: 1}}}}]}}", "must be told in short"),
+        (f"- {{{GOOD}, nearest: [{{minus: {{epochs: 1}}}}]}}", "nearest needs the field 'short'"),
     ],
 )
 def test_bad_claims_are_named(content, words, tmp_path):

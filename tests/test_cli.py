@@ -4,7 +4,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
@@ -13,6 +12,7 @@ from typer.main import get_command
 from lib import ROOT
 from lib.__main__ import EXAMPLES, app, main
 from lib.runs import records
+from tests.conftest import wait_for
 
 PATH = os.pathsep.join(
     [os.path.dirname(sys.executable), os.environ["PATH"]]
@@ -108,7 +108,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, words, capsys, tmp_path, 
 def test_help_has_examples_that_parse():
     for arguments in (["--help"], ["pretrain", "--help"]):
         command = [sys.executable, "-m", "lib", *arguments]
-        shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
         assert shown.returncode == 0 and "examples:" in shown.stdout, shown.stderr
         assert "python -m lib pretrain simclr-digits" in shown.stdout
     group = get_command(app)
@@ -146,7 +146,7 @@ def test_the_console_script_is_the_same_command(tmp_path):
     (tmp_path / "lib").mkdir()
     program = os.path.join(os.path.dirname(sys.executable), "contrastive")
     listed = subprocess.run(
-        [program, "pretrain", "list"], cwd=tmp_path, capture_output=True, text=True
+        [program, "pretrain", "list"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert listed.returncode == 0 and "supcon-cifar10" in listed.stdout, listed.stderr
 
@@ -312,11 +312,12 @@ def test_an_import_that_is_stopped_leaves_nothing_behind(number, words, tmp_path
         stderr=subprocess.PIPE,
         text=True,
     )
-    until = time.monotonic() + 60
-    while not list(out.parent.glob(".import-*/train")) and time.monotonic() < until:
-        time.sleep(0.01)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    try:
+        wait_for(lambda: list(out.parent.glob(".import-*/train")))
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (
         process.returncode == 128 + number and said.endswith(words) and "Traceback" not in said
     ), said
@@ -332,6 +333,7 @@ def test_what_head_does_not_want_is_no_error():
         cwd=ROOT,
         capture_output=True,
         env={**os.environ, "PATH": PATH},
+        timeout=300,
     )
     assert done.stdout.strip() == "1" and not done.stderr
 

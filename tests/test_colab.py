@@ -40,6 +40,7 @@ class Machine:
             env=self.environment,
             capture_output=True,
             text=True,
+            timeout=900,
         )
 
 

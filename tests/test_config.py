@@ -48,6 +48,7 @@ def test_presets_on_cifar_differ_by_method_as_supcontrasts_scripts():
     assert has(ce, recipe="crop-flip", epochs=500, learning_rate=0.8, head="linear", test_every=1)
     factors = [config.factor for config in (supcon, simclr, ce)]
     assert factors == pytest.approx([1 / 0.7, 5 / 0.7, 1])
+    assert PRESETS["supcon-cifar10-slim"].factor == 1
     report = PRESETS["supcon-cifar10-report"]
     assert difference(report, supcon) == {"epochs": (100, 1000)}
 

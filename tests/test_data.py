@@ -482,6 +482,7 @@ def test_imagenette96_is_made_from_the_official_archive_and_kept(archive):
     assert made.counts == {"train": 20, "val": 10, "test": 20}
 
     files = sorted((root / "imagenette2-320" / "val").rglob("*.JPEG"))
+    assert len(files) == 20
     for place, path in enumerate(files):
         ours = made.test.images[place].permute(1, 2, 0)
         assert np.array_equal(ours, shrunken(Image.open(path)))

@@ -35,17 +35,19 @@ def spawned(count, folder, task, *words):
     """Exit statuses of so many processes, as torchrun would start them, and the stderr of each."""
     port = free_port()
     processes = []
-    for number in range(count):
-        arguments = (number, count, port, task, folder, *map(str, words))
-        process = FORKS.Process(target=ranks.forked, args=arguments)
-        process.start()
-        processes.append(process)
-
     ending = time.monotonic() + 600  # of a busy machine
-    for process in processes:
-        process.join(max(0, ending - time.monotonic()))
-        process.kill()
-        process.join()
+    try:
+        for number in range(count):
+            arguments = (number, count, port, task, folder, *map(str, words))
+            process = FORKS.Process(target=ranks.forked, args=arguments)
+            process.start()
+            processes.append(process)
+        for process in processes:
+            process.join(max(0, ending - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()
+            process.join(60)
     statuses = [process.exitcode for process in processes]
     return statuses, [(folder / f"{number}.err").read_text() for number in range(count)]
 
@@ -58,17 +60,17 @@ def torchrun(*words, machines=0):
         start = ["--nnodes", machines, *meet]
     command = [sys.executable, "-m", "torch.distributed.run", *map(str, [*start, *words])]
     agents = []
-    for _ in range(machines or 1):
-        agent = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        agents.append(agent)
     try:
+        for _ in range(machines or 1):
+            agent = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            agents.append(agent)
         outputs = [agent.communicate(timeout=900) for agent in agents]
     finally:
         for agent in agents:
@@ -158,6 +160,20 @@ def test_images_lie_where_the_rank_with_the_least_room_has_room(group):
         assert "whole on cpu" in sentences[0]
         assert f"shared out over {len(everyones)} ranks" in sentences[1]
         assert "one step ahead" in sentences[3]
+
+
+def test_a_run_finds_by_itself_where_its_images_lie(group, tmp_path):
+    """By the room that there is for them; one rank says so."""
+    everyones, errors = group
+    run = pretrain(config("supcon"), toy(), tmp_path, "cpu", progress=False)
+    wanted = ranks.result(run.model, run.curves)
+    for made in everyones:
+        for home in ("device", "ranks", "host"):
+            assert differ(wanted, made[f"pretrained {home}"]) == []
+
+    told = [f"shared out over {len(everyones)} ranks", "read from the host's memory one step ahead"]
+    for words in told:
+        assert [error.count(words) for error in errors] == [1] + [0] * (len(errors) - 1)
 
 
 def test_a_batch_too_small_for_the_ranks_is_refused(group):

@@ -166,6 +166,28 @@ def test_a_failed_write_leaves_the_old_file(step, tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("step", ["fsync", "open"])
+def test_a_folder_that_cannot_be_flushed_is_no_trouble(
+    step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As on Windows and on some network drives; the file is whole all the same."""
+    path = tmp_path / "file.json"
+    usual = getattr(os, step)
+    refused = []
+
+    def refuse_folders(at: int | Path, *options: int) -> int | None:
+        if os.path.isdir(at):
+            refused.append(at)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return usual(at, *options)
+
+    monkeypatch.setattr(os, step, refuse_folders)
+    files.write_atomically(path, b"new")
+    assert len(refused) == 1
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_file_is_written_into_folders_that_are_made_and_nothing_else_stays(tmp_path: Path):
     path = tmp_path / "a" / "b" / "file.json"
     files.write_atomically(path, b"one")

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from lib import hardware, probes
+from lib import InputError, hardware, probes
+from lib.compute.cost import memory
 from lib.config import Config
 from lib.data.dataset import Dataset
+from lib.encoders import Model
 from lib.hardware import choose_precision
 from lib.probes import corruptions, few_labels, published
 from lib.runs import Run, pretrain
 from lib.training import Batches, Progress, Step, build_model, build_optimiser, recipe_for, train
-from tests.conftest import same_weights, sessions_of, small, stopped
+from tests.conftest import by_loss, hungry, same_weights, sessions_of, small, stopped
 from tests.pretended import OnGpu, gpu
 
 CASES = {
@@ -77,11 +79,39 @@ def test_float32_is_no_tf32(monkeypatch):
         assert not torch.backends.cudnn.allow_tf32
 
 
-def test_automatic_precision_is_that_of_the_gpu_at_hand():
-    """The pretended one is as old as a T4."""
-    with gpu():
-        assert choose_precision("auto", CUDA) == "float16"
+@pytest.mark.parametrize(
+    "capability, precision", [((7, 5), "float16"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")]
+)
+def test_automatic_precision_is_that_of_the_gpu_at_hand(capability, precision):
+    """A T4 (7.5) has no bfloat16, an A100 (8.0) and an H100 (9.0) have."""
+    with gpu(capability=capability):
+        assert choose_precision("auto", CUDA) == precision
         assert choose_precision("float32", CUDA) == "float32"
+        assert choose_precision("auto", torch.device("mps")) == "float32"
+
+
+def test_a_copy_to_the_gpu_is_waited_for_unless_it_is_from_pinned_memory():
+    """By the pretended one's own account."""
+    x = torch.ones(2)
+    with gpu():
+        x.to(CUDA)
+        x.to(CUDA, non_blocking=True)
+        x.pin_memory().to(CUDA)
+        x.pin_memory().to(CUDA, non_blocking=True)
+        hardware.send(x, CUDA)
+    assert OnGpu.waits == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("recipe", ["supcontrast", "uva-supervised"])
+def test_no_batch_waits_for_a_copy_to_the_gpu(recipe, toy):
+    """Neither of its images, which lie in the host's memory, nor of what was drawn for views."""
+    with gpu():
+        batches = Batches(two_epochs(recipe=recipe), toy, CUDA, fits=False)
+        OnGpu.waits.clear()
+        for x, _ in batches.epoch(0):
+            assert x.device.type == "cuda"
+    assert len(OnGpu.waits) > 5 * len(batches)
+    assert not any(OnGpu.waits)
 
 
 def test_a_model_comes_back_when_what_it_was_lent_for_fails():
@@ -125,6 +155,18 @@ def test_a_run_whose_images_do_not_fit_reads_them_from_the_host(toy, tmp_path, c
     on_cpu = trained_on("cpu", config, toy, tmp_path / "cpu")
     for one, other in zip(on_gpu.curves, on_cpu.curves, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("images, batch", [(10**6, 16), (9, 8), (5, 4), (0, 2)])
+def test_a_run_that_finds_no_memory_names_the_batch_that_would_fit(
+    images, batch, toy, tmp_path, monkeypatch
+):
+    """images: how many the GPU has room for."""
+    config = by_loss(hungry, monkeypatch)
+    room = images * 2 * memory(Model(config.encoder), 12)
+    why = f"out of memory on cuda:0 with batches of 32 .*batch_size={batch} would fit"
+    with gpu(memory=room), pytest.raises(InputError, match=why):
+        trained_on("cuda", config, toy, tmp_path)
 
 
 def test_a_run_goes_on_from_its_checkpoint(toy, tmp_path):

@@ -2,6 +2,7 @@ import ctypes
 import math
 import resource
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -37,8 +38,31 @@ def test_automatic_precision_is_what_a_gpu_multiplies_fast():
 def test_automatic_precision_is_what_a_cpu_multiplies_fast():
     assert fast_on_cpu(frozenset({"avx512f", "avx512_bf16"})) == "float32"
     assert fast_on_cpu(frozenset({"avx512f", "amx_bf16"})) == "bfloat16"
-    assert choose_precision("auto", CPU) == fast_on_cpu(hardware.cpu_flags())
     assert choose_precision("auto", torch.device("mps")) == "float32"
+
+
+@pytest.fixture
+def cpu_with(monkeypatch) -> Iterator[Callable[[str], None]]:
+    """A function of flags: Linux says from then on that the processor has these."""
+
+    def pretend(flags: str) -> None:
+        says = f"processor\t: 0\nmodel name\t: pretended\nflags\t\t: {flags}\nbugs\t\t:\n"
+        monkeypatch.setattr(Path, "is_file", lambda path: True)
+        monkeypatch.setattr(Path, "read_text", lambda path: says)
+        hardware.cpu_flags.cache_clear()
+
+    yield pretend
+    monkeypatch.undo()
+    hardware.cpu_flags.cache_clear()
+
+
+def test_automatic_precision_is_that_of_the_cpu_at_hand(cpu_with):
+    cpu_with("fpu avx512f avx512_bf16")
+    assert choose_precision("auto", CPU) == "float32"
+    cpu_with("fpu avx512f amx_bf16 amx_tile")
+    assert hardware.cpu_flags() == {"fpu", "avx512f", "amx_bf16", "amx_tile"}
+    assert choose_precision("auto", CPU) == "bfloat16"
+    assert choose_precision("float32", CPU) == "float32"
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

@@ -12,6 +12,7 @@ from lib import InputError
 from lib.config import Config
 from lib.evidence import plan
 from lib.evidence.plan import Entry, Score
+from lib.methods import METHODS
 from lib.presets import preset
 from lib.runs import records
 from tests.plans import TEXTS, TUNING, written
@@ -233,7 +234,7 @@ def git(folder: Path, *arguments: object, at: int = 0) -> None:
         environment[f"GIT_{who}_DATE"] = f"@{at} +0000"
         environment[f"GIT_{who}_NAME"] = environment[f"GIT_{who}_EMAIL"] = "x"
     command = ["git", "-C", folder, *arguments]
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=60)
 
 
 def with_margin(margin: float) -> dict:
@@ -296,6 +297,7 @@ def test_every_record_of_the_plan_was_planned():
 def test_the_entries_hash_what_stands_in_the_file():
     listed = yaml.safe_load(plan.EXPERIMENTS.read_bytes())
     wanted = [plan.canonical_hash(entry) for entry in listed if entry["scale"] == "plan"]
+    assert wanted
     assert [entry.sha256 for entry in plan.read()] == wanted
 
 
@@ -303,9 +305,27 @@ def test_the_methods_tuning_is_alike_and_decides_nothing():
     """Each arm has as many trials, of a seed that no other run has."""
     listed = plan.read()
     (tuning,) = (entry for entry in listed if entry.trials)
-    counts = {len(trials.grid()) + len(trials.then) for trials in tuning.trials.values()}
-    assert len(counts) == 1
+    known = plan.stages(tuning, lambda config: 0.5)
+    assert known.keys() >= {"grid", "changes", "longer"}
+    for stage, tried in known.items():
+        assert tried.keys() == METHODS.keys()
+        assert len(set(map(len, tried.values()))) == 1, stage
+        assert all(tried.values()), stage
 
+    arms = 0
     for entry in listed:
         for arm in entry.arms.values():
-            assert max(arm.seeds.values(), default=0) <= tuning.seed, entry.name
+            assert max(arm.seeds.values()) <= tuning.seed, entry.name
+            arms += 1
+    assert arms > 10
+
+
+def test_methods_are_compared_at_equal_numbers_of_views_and_seeds():
+    """SupCon sees two views of an image in an epoch, cross-entropy one."""
+    (entry,) = (entry for entry in plan.read() if entry.name == "supcon-against-ce")
+    seeds = {}
+    for name in ("supcon", "ce"):
+        arm = entry.arms[name]
+        seeds[name] = {epochs * arm.config().views: n for epochs, n in arm.seeds.items()}
+    assert seeds["supcon"] == seeds["ce"]
+    assert max(seeds["ce"].values()) == seeds["ce"][120] > 3  # most at the primary length

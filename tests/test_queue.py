@@ -300,16 +300,26 @@ queue.Queue(entries, ledger, "cpu", place / "kept").work(package={"changed": Fal
 """
 
 
-def started(place: Path) -> subprocess.Popen:
-    """Another process that works off the queue."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(place)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+def started(place: Path, output: Path) -> subprocess.Popen:
+    """Another process that works off the queue; what it prints goes to a file."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+    }
+    with open(output, "w") as printed:
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(place)],
+            env=environment,
+            stdout=printed,
+            stderr=subprocess.DEVNULL,
+        )
+
+
+def lines_of_runs(output: Path) -> list[str]:
+    """The lines that begin with the entry's name, as far as they are whole."""
+    lines = output.read_text().splitlines(keepends=True)
+    return [line for line in lines if line.startswith("main") and line.endswith("\n")]
 
 
 @pytest.fixture
@@ -326,20 +336,26 @@ def one_thread():
 def test_two_processes_share_the_queue_and_one_may_die(place, dataset, number):
     arm = {"preset": "simclr-digits", "delta": SMALL, "seeds": {30: 3}}
     watching = queue(place, main_with({"simclr": arm}))
-    first, second = started(place), started(place)
+    outputs = [place / "first.txt", place / "second.txt"]
+    processes = []
     try:
+        for output in outputs:
+            processes.append(started(place, output))
+        first, second = processes
         wait_for(lambda: counts(watching).get("running") == 2)
-        victim = next(line for line in first.stdout if line.startswith("main"))
+        wait_for(lambda: lines_of_runs(outputs[0]))
+        victim = lines_of_runs(outputs[0])[0]
         folder = place / "runs" / victim.split()[-1]
         # it is in the midst of it
         wait_for(lambda: (folder / checkpoints.BEFORE).exists())
         first.send_signal(number)
         first.wait(30)
-        printed, _ = second.communicate(timeout=240)
+        second.wait(240)
     finally:
-        first.kill()
-        second.kill()
+        for process in processes:
+            process.kill()
 
+    printed = outputs[1].read_text()
     watching.ledger.refresh()
     assert counts(watching) == {"runs": 3, "done": 3}
     assert printed.count(" minutes;") == 3  # the survivor made them all

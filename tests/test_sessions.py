@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -19,11 +20,10 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from lib import ROOT, Diverged, InputError, augmentations, data
-from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.evidence import tables
 from lib.interruptions import SIGNALS
-from lib.methods import METHODS, Loss
+from lib.methods import METHODS
 from lib.runs import checkpoints, identity, load, records, session
 from lib.runs.checkpoints import BEFORE, NEWEST
 from lib.runs.session import ENDED, WITHOUT_A_WORD, inexact, only_writer
@@ -31,6 +31,8 @@ from lib.runs.trouble import estimated_batch, out_of_memory, refuse_collapse
 from tests.conftest import (
     arrays,
     begun,
+    by_loss,
+    hungry,
     same,
     sessions_of,
     small,
@@ -356,6 +358,27 @@ def test_a_full_disk_at_any_write_loses_nothing(toy, tmp_path, monkeypatch):
         assert not list(runs.rglob(f"*.{os.getpid()}"))
 
 
+def test_folders_that_cannot_be_flushed_stop_no_run(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 0)
+    fsync = os.fsync
+    refused = []
+
+    def flush(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            refused.append(descriptor)
+            raise OSError(22, "Invalid argument")
+        fsync(descriptor)
+
+    config = small(**FIVE_STEPS)
+    whole = trained(config, toy, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", flush)
+        run = trained(config, toy, tmp_path / "runs")
+    assert len(refused) > 10  # of each checkpoint, of the model and of the record
+    assert same(run, whole)
+    assert same(load(run.folder), whole)
+
+
 def test_of_two_that_wait_one_trains_and_the_other_returns_what_it_made(toy, tmp_path, capfd):
     made = []
     lines = []
@@ -375,6 +398,7 @@ def test_of_two_that_wait_one_trains_and_the_other_returns_what_it_made(toy, tmp
         assert not made
     for thread in threads:
         thread.join(60)
+    assert len(made) == 2
     assert made[0].record == made[1].record
     assert "".join(lines).count("\n") == 2
 
@@ -453,17 +477,6 @@ def pulled(z: Tensor, *_: object) -> Tensor:
     of_views = z.diff(dim=0).square().sum()
     of_images = z.flatten(0, 1).var(0).sum()
     return of_views + 1000 * of_images
-
-
-def hungry(*_: object) -> Tensor:
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-
-
-def by_loss(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """A run by a method of our own: its row, and nothing else."""
-    row = replace(METHODS["simclr"], loss=loss)
-    monkeypatch.setitem(METHODS, "ours", row)
-    return replace(small(epochs=30, learning_rate=0.02), method="ours")
 
 
 def test_collapsed_embeddings_stop_a_run_and_healthy_ones_do_not(toy, tmp_path, monkeypatch):

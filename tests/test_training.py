@@ -18,12 +18,11 @@ from lib import Diverged, InputError, data, encoders, evaluation, hardware, loss
 from lib.augmentations import views
 from lib.compute.cost import flops
 from lib.config import Config
-from lib.data.dataset import Dataset, epoch_order
+from lib.data.dataset import Dataset
 from lib.encoders import Model
 from lib.methods import METHODS
 from lib.presets import PRESETS, preset
 from lib.probes import few_labels
-from lib.probes.published import PROTOCOLS, features_of, train_probe
 from lib.runs import Run, checkpoints, identity, load, records
 from lib.runs.checkpoints import RunProgress
 from lib.runs.session import ENDED, only_writer
@@ -183,14 +182,6 @@ def test_every_preset_builds_and_takes_three_steps(name, tmp_path):
     assert moved > 0.9 * len(before)
 
 
-def test_the_order_is_a_permutation_of_seed_and_epoch():
-    one = epoch_order(50, 1, 2)
-    assert sorted(one.tolist()) == list(range(50))
-    assert torch.equal(one, epoch_order(50, 1, 2))
-    assert not torch.equal(one, epoch_order(50, 1, 3))
-    assert not torch.equal(one, epoch_order(50, 2, 2))
-
-
 def has_learned(run: Run) -> bool:
     first, *_, last = run.curves
     return last["loss"] < first["loss"]
@@ -213,6 +204,7 @@ def test_a_run_learns_and_leaves_a_whole_record(method, toy, tmp_path):
     cost, speed = record["cost"], record["views_per_second"]
     assert cost["flops_per_view"] == flops(run.model, 12)
     assert cost["peak_bytes"] > 1e7
+    assert speed > 0
     share = cost["flops_per_view"] * speed / cost["matrix_flops_per_second"]
     assert cost["share_of_matrix_rate"] == pytest.approx(share)
     left = sorted(path.name for path in run.folder.iterdir())
@@ -641,21 +633,11 @@ def test_evaluation_adds_what_is_missing_and_repeats_nothing(toy, tmp_path, monk
         run.evaluate(toy, "cpu", ("uav",))
 
 
-def test_a_published_probe_that_never_looks_gives_its_last_epoch():
-    """Fewer epochs than from one look at test to the next."""
-    x = embeddings(40, 3)
-    y = torch.arange(40) % 2
-    x[:, 0] += 20.0 * (2 * y - 1)
-    protocol = replace(PROTOCOLS["uva"], epochs=9, learning_rate=0.1)
-    best, last, curve = train_probe(protocol, features_of(x), y, test=(x, y), classes=2)
-    assert curve == []
-    assert torch.equal(best, last)
-    assert torch.equal(last, y)
-
-
 def test_published_runs_keep_their_identity():
     """Every published record's name is still that of its configuration, on the data it names."""
-    for record in records.load_all():
+    published = records.load_all()
+    assert published
+    for record in published:
         config = Config(**record["config"])
         dataset = SimpleNamespace(fingerprint=record["data"]["fingerprint"])
         assert identity(config, dataset) == record["id"]
