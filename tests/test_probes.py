@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import transforms
 
-from lib import data, evaluation, probes
+from lib import InputError, data, evaluation, probes
 from lib.augmentations import RECIPES
 from lib.compute.bits import pack_bits
 from lib.data.dataset import Dataset, Split, epoch_order, first_of_each_class, stratified
@@ -117,6 +117,8 @@ def test_a_record_lacks_the_probes_it_has_no_result_of():
         "corruptions",
     ]
     assert probes.missing({"evaluation": {}}, iter(["linear"])) == ["linear"]
+    with pytest.raises(InputError, match="unknown probe 'lineal'; did you mean 'linear'"):
+        probes.missing(record, ["lineal"])
 
 
 def test_asking_leaves_the_models_batchnorm_alone(toy: Dataset):
