@@ -22,6 +22,8 @@ EXAMPLES = """examples:
   python -m lib publish runs/RUN                             put its record where chapters read it
   python -m lib experiments --budget-minutes 60              what is missing, most valuable first
   python -m lib experiments --only heads-slice --plan        what is there of one of them
+  python -m lib tune tuning                                  what a plan's entry tries, all of it
+  python -m lib replicate report-longer --minutes 30         compute again what a claim rests on
   python -m lib records                                      every published accuracy
   python -m lib headline                                     README.md's table anew
   python -m lib export runs/RUN --out weights/mine           weights and a model card, for others
@@ -32,7 +34,7 @@ EXAMPLES = """examples:
   python -m lib book --profile cpu --only 03                 run chapter 03 on a slice of CIFAR-10
 """
 SCRIPT = "contrastive"
-ENDS_WITH_A_CHECKPOINT = ("pretrain", "probe", "experiments")
+ENDS_WITH_A_CHECKPOINT = ("pretrain", "probe", "experiments", "tune", "replicate")
 GOES_ON = (*ENDS_WITH_A_CHECKPOINT, "book")
 RUNS_ON_RANKS = ("pretrain", "probe")
 UsageError: Any = typer.BadParameter.__bases__[0]  # typer's own, for a wrong command line
@@ -236,14 +238,21 @@ def probe(
 @command("publish")
 def publish(
     run: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or their record.json.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Folders of runs, their record.json, or replications."
+        ),
     ],
 ) -> None:
     """Copy the records of finished, evaluated runs into results/, which the chapters read."""
+    from lib.evidence import replication
     from lib.runs import records
 
-    for folder in run:
-        print(records.publish(folder))
+    for path in run:
+        if path.parent.name == replication.REPLICATIONS.name:
+            print(replication.publish(path))
+        else:
+            print(records.publish(path))
 
 
 @command("experiments")
@@ -308,6 +317,41 @@ def _queue(only: list[str], ledger, device: str | None, budget: float | None, pl
         queue.work(budget)
 
 
+@command("tune")
+def tune(
+    entry: Annotated[str, typer.Argument(help="Of book/experiments.yml, with trials.")],
+    budget_minutes: Annotated[
+        float | None, typer.Option(metavar="M", help="Begin no trial that would not fit.")
+    ] = None,
+    runs: Runs = None,
+    data_root: DataRoot = None,
+    device: Device = None,
+) -> None:
+    """Try the settings that an entry declares, on validation images, and write all of them down.
+
+    Stopped, it goes on.
+    """
+    from lib.evidence import plan
+    from lib.evidence.ledger import Ledger
+    from lib.evidence.queue import Queue
+    from lib.files import write_atomically
+    from lib.runs import RUNS, records
+
+    entries = plan.read()
+    tried = {known.name: known for known in entries if known.trials}
+    if entry not in tried:
+        raise InputError(unknown("entry with trials", entry, tried))
+    ledger = Ledger(data_root, records.RESULTS, runs or RUNS, device, download=True)
+    queue = Queue(entries, ledger, device, only=[entry])
+    queue.work(budget_minutes)
+    for arm, trials in queue.trials(tried[entry]).items():
+        path = ledger.runs / "tuning" / f"{entry}-{arm}.csv"
+        write_atomically(path, trials.to_csv(index=False).encode())
+        chosen = plan.choice(tried[entry], arm, queue.score)
+        print(f"{arm}\n{trials.to_string(index=False, na_rep='?')}")
+        print(f"{path}; chosen: {chosen or 'nothing yet, trials are missing'}")
+
+
 @command("records")
 def records(
     json: Annotated[bool, typer.Option("--json", help="As JSON, one object a line.")] = False,
@@ -323,6 +367,43 @@ def records(
         print(table.drop(columns=tables.NOT_LISTED).to_string(index=False))
     else:
         print("no records yet; see: python -m lib publish --help")
+
+
+@command("replicate")
+def replicate(
+    claim: Annotated[str, typer.Argument(help="Its id in book/claims.yml.")],
+    minutes: Annotated[
+        float, typer.Option(metavar="M", help="Of training; the largest size that fits is run.")
+    ] = 30.0,
+    runs: Runs = None,
+    data_root: DataRoot = None,
+    device: Device = None,
+) -> None:
+    """Compute again what a claim rests on: a new seed, beside what the records let expect.
+
+    Says beforehand which runs, how long, and what would count as agreement.
+    """
+    from lib.data import load
+    from lib.evidence import claims, plan, replication, tables
+    from lib.hardware import choose_device
+    from lib.runs import RUNS
+    from lib.runs.records import load_all
+
+    stated = {entry["id"]: entry for entry in claims.read()}
+    asked = [name for name, entry in stated.items() if "ours" in entry]
+    if claim not in asked:
+        raise InputError(unknown("claim of a size that can be run here", claim, asked))
+    measured = tables.measures(load_all())
+    replication.recorded_sizes(stated[claim], measured)  # before any data is loaded
+    dataset = load(str(stated[claim]["ours"]["like_for_like"]["data"]), data_root)
+    prepared = replication.prepare(
+        stated[claim], measured, plan.read(), dataset, choose_device(device), minutes
+    )
+    print(*prepared.in_words(), sep="\n", flush=True)
+    record = replication.compute(prepared, dataset, runs or RUNS, device)
+    path = replication.write(record, runs or RUNS)
+    print(replication.conclusion(record))
+    print(f"{path}: add it to the evidence with: python -m lib publish {path}")
 
 
 @command("headline")

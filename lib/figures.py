@@ -315,7 +315,13 @@ def difference_dots(axes: Axes, table: pd.DataFrame) -> Axes:
 
 
 def accuracy_curves(
-    axes: Axes, summary: pd.DataFrame, x: str, by: str, label: str, scale: str = "log"
+    axes: Axes,
+    summary: pd.DataFrame,
+    x: str,
+    by: str,
+    label: str,
+    scale: str = "log",
+    bands: bool = False,
 ) -> Axes:
     """Accuracy against a number, with its 95 % interval, a line for each value of a column.
 
@@ -323,17 +329,23 @@ def accuracy_curves(
     x: the column of the number.
     by: the column whose values have a line each.
     label, scale: of the axis ("log" or "linear").
+    bands: draw the intervals as bands instead of bars.
     """
     styles = cycle(("o-", "s--", "^:", "D-.", "v-"))
     for style, (name, rows) in zip(styles, summary.groupby(by, sort=False)):
         rows = rows.sort_values(x)
-        ends = 100 * (rows["mean"] - rows["low"]), 100 * (rows["high"] - rows["mean"])
+        colour = COLOURS[rows["method"].iloc[0]]
+        mean, low, high = (100 * rows[column] for column in ("mean", "low", "high"))
+        if bands:
+            axes.plot(rows[x], mean, style, color=colour, ms=5, label=name)
+            axes.fill_between(rows[x], low, high, color=colour, alpha=0.2, lw=0)
+            continue
         axes.errorbar(
             rows[x],
-            100 * rows["mean"],
-            ends,
+            mean,
+            (mean - low, high - mean),
             fmt=style,
-            color=COLOURS[rows["method"].iloc[0]],
+            color=colour,
             ms=5,
             elinewidth=1,
             capsize=3,

@@ -45,7 +45,6 @@ LONGER = CLAIM | {
     "rule": "sign",
     "number": 4.0,
     "minus": {"epochs": 100},
-    "nearest": [SLICE | {"epochs": 9}, SLICE | {"minus": {"epochs": 1}}],
 }
 
 
@@ -194,40 +193,6 @@ def test_of_runs_that_are_as_close_the_longest_are_shown():
     assert row["ours"].startswith("60.0")
 
 
-@pytest.mark.parametrize(
-    "first, second, words",
-    [
-        ([0.8, 0.81], [0.7, 0.712], "points, n = 2"),
-        ([0.7, 0.712], [0.8, 0.81], "points, n = 2"),
-        ([0.8, 0.7], [0.7, 0.8], "points, n = 2"),
-        ([0.8], [0.7], "10.0 points, one seed, not assessed"),
-    ],
-)
-def test_a_slice_is_named_with_what_it_shows_and_decides_nothing(first, second, words):
-    """Its sign is not told as one for or against the claim, however sure it is."""
-    row = decide(LONGER, table(first, **SLICE), table(second, **SLICE | {"epochs": 1}))
-    assert (row["verdict"], row["ours"]) == ("not run", "-")
-    assert row["show"].endswith(words)
-
-    assert row["nearest"] == (
-        "cifar10, trained on 5,000 images in 96-pixel views, slim, 5 epochs, x probe on x; "
-        "minus epochs 1"
-    )
-
-
-def test_of_the_nearest_runs_those_with_most_seeds_are_shown():
-    """Of equals the first."""
-    seeds = {"few": 2, "many": 3, "as-many": 3}
-    near, rows = [], []
-    for data, count in seeds.items():
-        near.append(SLICE | {"data": data, "minus": {"epochs": 1}})
-        for epochs in (1, 5):
-            accuracies = [0.8, 0.81, 0.82][:count]
-            rows.append(table(accuracies, **SLICE | {"data": data, "epochs": epochs}))
-
-    assert decide(LONGER | {"nearest": near}, *rows)["nearest"].startswith("many,")
-
-
 def test_a_claim_that_no_record_can_decide_says_why():
     assert verdict(CLAIM | {"cannot": "too large"}, table([0.8, 0.81])) == "not run: too large"
 
@@ -323,7 +288,7 @@ def test_the_first_page_says_what_the_records_say(stated, measured):
     wanted = claims.headline(stated, measured)
 
     assert shown == wanted, "run: python -m lib headline"
-    assert shown.startswith(f"Of {len(stated)} published claims and questions the records decide")
+    assert shown.startswith(f"Of {len(stated)} published claims the records decide")
     for claim in stated:
         if "question" in claim:
             assert f"| {claim['question']} |" in shown
@@ -340,27 +305,6 @@ def test_the_headline_is_written_between_its_marks(tmp_path, measured):
     assert (before, after) == ("before\n", "\nafter")
     assert "published claims" in between
     assert "old" not in between
-
-
-def test_what_is_decided_is_counted():
-    asked = CLAIM | {"question": "Is it so?"}
-    rows = pd.concat([table([0.79, 0.80, 0.81]), table([0.7, 0.71], epochs=100)])
-
-    text = claims.headline([asked, CLAIM | {"cannot": "too large"}, LONGER], rows)
-    assert text.startswith("Of 3 published claims and questions the records decide **2** of them")
-    (line,) = (line for line in text.splitlines() if "Is it so?" in line)
-    assert line.startswith("| Is it so? | 80.00 % | reproduced: 80.0 [")
-    assert line.endswith("] %, n = 3 | - |")
-
-
-def test_the_main_questions_are_shown_at_one_size(stated, measured):
-    """On the first page one column is read from top to bottom: no size may stand above another."""
-    found = [claims.nearest(claim, measured).runs for claim in stated if "question" in claim]
-    assert len(found) > 4
-    for runs in found:
-        assert set(runs.data) == {"cifar10"}
-        assert set(runs.trained_on) == {9_000}
-        assert set(runs.epochs) == {20}
 
 
 def test_every_experiment_bears_on_claims_that_there_are(stated):
@@ -395,7 +339,6 @@ def test_what_has_no_loader_is_said_to_be_undecidable(stated):
 
 
 GOOD = "id: c, claim: c, source: s, rule: value, number: 1, like_for_like: {epochs: 1}"
-NEAR = f"{GOOD}, short: s"
 
 
 @pytest.mark.parametrize(
@@ -407,19 +350,13 @@ NEAR = f"{GOOD}, short: s"
         ("- 3", "claim number 1: it must be a mapping"),
         ("- {id: c}", "claim c: the field '.*' is missing"),
         (f"- {{{GOOD}, colour: red}}", "claim c: unknown field 'colour'"),
-        (f"- {{{GOOD}, short: 3}}", "short must be text"),
         (f"- {{{GOOD}, runs: 0}}", "runs must be at least 1"),
         (f"- {{{GOOD}, minus: 3}}", "minus must be a mapping"),
         ("- {" + GOOD.replace("epochs: 1", "dataset: x") + "}", "no column 'dataset'"),
         ("- {" + GOOD.replace("epochs: 1", "epochs: [1]") + "}", "epochs must be one text"),
         ("- {" + GOOD.replace("value", "guess") + "}", "rule must be 'value', 'sign', 'at least'"),
         ("- {" + GOOD.replace("number: 1, ", "") + "}", "the rule 'value' needs a number"),
-        (f"- {{{NEAR}, nearest: [3]}}", "nearest must be"),
-        (f"- {{{NEAR}, nearest: [{{minus: 3}}]}}", "minus must be columns and values"),
-        (f"- {{{NEAR}, nearest: [{{minus: {{epoch: 1}}}}]}}", "no column 'epoch'"),
-        (f"- {{{NEAR}, nearest: [{{epoch: 1, minus: {{epochs: 1}}}}]}}", "no column 'epoch'"),
-        (f"- {{{NEAR}, nearest: [{{epochs: 2}}]}}", "nearest must be differences"),
-        (f"- {{{GOOD}, nearest: [{{minus: {{epochs: 1}}}}]}}", "nearest needs the field 'short'"),
+        (f"- {{{GOOD}, minus: {{}}}}", "minus must have a column that differs"),
     ],
 )
 def test_bad_claims_are_named(content, words, tmp_path):
@@ -431,8 +368,8 @@ def test_bad_claims_are_named(content, words, tmp_path):
 
 def test_a_good_claim_is_read_as_it_is_written(tmp_path):
     path = tmp_path / "claims.yml"
-    path.write_text(f"- {{{NEAR}, nearest: [{{epochs: 2, minus: {{method: any}}}}]}}")
+    path.write_text(f"- {{{GOOD}, minus: {{method: any}}}}")
 
     (claim,) = claims.read(path)
-    assert claim["nearest"] == [{"epochs": 2, "minus": {"method": "any"}}]
+    assert claim["minus"] == {"method": "any"}
     assert isinstance(claim["number"], int)  # its digits are the published ones

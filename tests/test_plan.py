@@ -2,7 +2,9 @@
 
 import copy
 import math
+import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -242,7 +244,10 @@ def with_margin(margin: float) -> dict:
 
 
 FIRST, SECOND = plan.canonical_hash(with_margin(1.0)), plan.canonical_hash(with_margin(2.0))
-VERSIONS = {("lengths", FIRST): 1000, ("lengths", SECOND): 2000}
+VERSIONS = [
+    plan.Version("lengths", FIRST, "1" * 40, 1000, with_margin(1.0)),
+    plan.Version("lengths", SECOND, "2" * 40, 2000, with_margin(2.0)),
+]
 
 
 def test_a_version_is_known_by_its_first_commit(tmp_path):
@@ -251,7 +256,11 @@ def test_a_version_is_known_by_its_first_commit(tmp_path):
         path = written(tmp_path, with_margin(margin))
         git(tmp_path, "add", path.name)
         git(tmp_path, "commit", "-m", "x", at=at)
-    assert plan.history(tmp_path / "experiments.yml") == VERSIONS
+    found = plan.history(tmp_path / "experiments.yml")
+    assert [replace(version, commit="") for version in found] == [
+        replace(version, commit="") for version in VERSIONS
+    ]
+    assert all(re.fullmatch("[0-9a-f]{40}", version.commit) for version in found)
 
     git(tmp_path, "clone", "--depth", "1", f"file://{tmp_path}", tmp_path / "shallow")
     assert plan.history(tmp_path / "shallow" / "experiments.yml") is None
@@ -279,6 +288,27 @@ def test_a_run_must_follow_the_commit_of_its_version(entry, version, started, wo
 
 def test_a_run_outside_of_the_plan_needs_no_commit():
     assert plan.unplanned({"id": "r"}, VERSIONS) is None
+
+
+def version_of(entry: dict) -> plan.Version:
+    return plan.Version(entry["name"], plan.canonical_hash(entry), "1" * 40, 1000, entry)
+
+
+def test_runs_of_an_earlier_version_that_are_planned_no_more_are_left_out(tmp_path):
+    """By arm, epochs and seed: settings that tuning chose later leave nothing out."""
+    now, _ = plan.read(written(tmp_path, LENGTHS, TUNING))
+    (name, arm), *_ = LENGTHS["arms"].items()
+    more = {epochs: count + 2 for epochs, count in arm["seeds"].items()}
+    earlier = LENGTHS | {"arms": LENGTHS["arms"] | {name: arm | {"seeds": more}, "gone": arm}}
+    renamed = with_margin(2.0)
+
+    same = [version_of(LENGTHS), version_of(renamed), version_of(TUNING)]
+    assert plan.left_out(now, same, no_score) == 0
+    expected = 2 * len(more) + sum(arm["seeds"].values())
+    assert plan.left_out(now, [*same, version_of(earlier)], no_score) == expected
+
+    unreadable = version_of(LENGTHS | {"colour": "red"})
+    assert plan.left_out(now, [unreadable], no_score) == 0
 
 
 def test_every_record_of_the_plan_was_planned():

@@ -85,6 +85,44 @@ def test_what_is_missing_is_made_shortest_first_and_names_its_entry(place, capsy
     assert "4 runs are done, 0 left" in printed[-1]
 
 
+def version_of(entry: dict, commit: str) -> plan.Version:
+    return plan.Version(entry["name"], plan.canonical_hash(entry), commit, 0, entry)
+
+
+def test_no_run_is_hidden(place):
+    """Planned, done, failed, left out, and made under an earlier version of the entry."""
+    before = main_with(MAIN["arms"] | {"simclr": MAIN["arms"]["simclr"] | {"seeds": {1: 3, 3: 1}}})
+    versions = [version_of(before, "a" * 40), version_of(MAIN, "b" * 40)]
+    queue(place, before).work(package=COMMITTED)
+    (file,) = (place / "results").glob("*-e3-s0-*.json")
+    record = records.read(file)
+    records.write(file, record | {"evaluation": {}, "failed": "the loss became nan"})
+
+    (row,) = queue(place, MAIN).account(versions).to_dict("records")
+    assert row == {
+        "entry": "main",
+        "planned": 4,
+        "done": 3,
+        "failed": 1,
+        "left out": 1,
+        "changed since": "5 runs, at bbbbbbb",
+    }
+    (row,) = queue(place, before).account(versions).to_dict("records")
+    assert (row["left out"], row["changed since"]) == (0, "-")
+
+
+def test_every_trial_is_shown_with_what_it_tries(place):
+    """Before any run the grid alone is known, without scores."""
+    made = queue(place, TUNING)
+    tables = made.trials(made.entries[0])
+    assert list(tables) == ["simclr", "ce"]
+    simclr = tables["simclr"]
+    assert list(simclr) == ["stage", "batch_size", "learning_rate", "validation, %"]
+    assert len(simclr) == 8
+    assert set(simclr["stage"]) == {"grid"}
+    assert simclr["validation, %"].isna().all()
+
+
 def test_only_the_entries_that_are_asked_for_are_worked_on(place):
     entries = plan.read(written(place, MAIN, MAIN | {"name": "other"}))
     some = Queue(entries, ledger(place), "cpu", place / "kept", only=["other"])

@@ -1,26 +1,31 @@
-"""The claims the book is about, and the rule by which records decide them.
+"""The claims the book is about, and the rules by which records decide them.
 
 A claim is decided only like for like: by records of its own data set, encoder, epochs, features and
-probe. The nearest records are named beside it, with what they show, and decide nothing.
+probe. A claim of the report has a second one beside it, for the size that two CPU cores can run,
+which an entry of the plan decides: its contrast, metric and margin stood there before the runs.
 
 A published number is mostly one run. It is held against the interval in which *one more run* of
 ours would lie (``statistics.one_more``), not against that of our mean over seeds, which shrinks
 with every seed until no single run fits: a run of the very same distribution would be called "not
 reproduced" in 16 % of cases at 3 seeds, in half of them at 10. With the prediction interval it is 5
 %, at any number of seeds. One seed knows no spread, and decides nothing.
+
+At our size the interval of the mean difference over paired seeds is held against the margin: "yes"
+where it lies wholly above the margin, "no" wholly below minus the margin, "no difference" wholly
+within, else "open", and open as long as planned seeds are missing.
 """
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, NotRequired
+from typing import Annotated, Literal, NotRequired
 
 import pandas as pd
 from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from lib import ROOT, InputError
-from lib.evidence.comparisons import Comparison
+from lib.evidence.comparisons import Comparison, over_pairs
 from lib.evidence.statistics import Interval, differences, one_more, over_runs, over_seeds
 from lib.evidence.tables import COLUMNS, matching
 from lib.files import read_yaml, validated, write_atomically
@@ -28,8 +33,13 @@ from lib.files import read_yaml, validated, write_atomically
 CLAIMS = ROOT / "book" / "claims.yml"
 HEADLINE = "<!-- headline -->", "<!-- end of headline -->"  # of the table in README.md
 ONE_SEED = "one seed, not assessed"
-UNDECIDED = ("not run", "differs in", ONE_SEED, "undecided", "no number")  # how verdicts may begin
+NOT_PUBLISHED = "not published"
+# how verdicts may begin
+UNDECIDED = ("not run", "differs in", ONE_SEED, "undecided", "no number", NOT_PUBLISHED)
 MEASURED = (*COLUMNS, "measure", "per_class")  # columns of tables.measures
+# where a question stands: decided at the published size; at ours, for the claim and against it ("no
+# difference" counts as against); open
+PUBLISHED, FOR, AGAINST, OPEN = "●", "◐", "◑", "○"
 # what the runs that a claim "differs in" the rest from must have
 SHARED = ("measure", "per_class", "method", "data", "images", "encoder", "features")
 
@@ -46,17 +56,33 @@ def _are_columns(conditions: dict) -> dict:
 Conditions = Annotated[dict, AfterValidator(_are_columns)]
 
 
-def _are_near(near: dict) -> dict:
-    minus = near.get("minus", {})
-    if not isinstance(minus, dict):
-        raise ValueError(f"minus must be columns and values, got {minus}")
-    _are_columns(minus)
-    _are_columns(_without_minus(near))
-    return near
+def _are_changes(changes: dict) -> dict:
+    minus = changes.get("minus", [])
+    if not isinstance(minus, list) or not all(isinstance(other, dict) for other in minus):
+        raise ValueError(f"minus must be a list of columns and values, got {minus}")
+    for conditions in (_without_minus(changes), *minus):
+        _are_columns(conditions)
+    return changes
 
 
-def _without_minus(near: dict) -> dict:
-    return {column: value for column, value in near.items() if column != "minus"}
+def _without_minus(changes: dict) -> dict:
+    return {column: value for column, value in changes.items() if column != "minus"}
+
+
+@with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class OurSize(TypedDict):
+    """A claim at the size that two CPU cores can run: one group of the plan's runs less another."""
+
+    claim: str
+    entry: str  # of the plan, to which the runs belong
+    like_for_like: Conditions  # columns of the first group
+    # the columns that differ in the second; of several groups the best by its mean is taken
+    minus: Annotated[list[Conditions], Field(min_length=1)]
+    margin: Annotated[float, Field(gt=0)]  # points; a smaller difference counts as none
+    seeds: Annotated[int, Field(ge=2)]  # how many pairs are planned
+    # smaller sizes of the same contrast, for who computes it again: columns of the first group, and
+    # "minus", those of each second one
+    shorter: NotRequired[list[Annotated[dict, AfterValidator(_are_changes)]]]
 
 
 @with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
@@ -72,29 +98,34 @@ class Claim(TypedDict):
     # "value": the number lies where one more run of ours would; "at least": it lies there or below
     # (and the difference, with minus, is sure of its sign); "sign": the difference has the number's
     # sign (plus where there is none); "none": nothing to decide
-    rule: Literal["value", "sign", "at least", "none"]
-    like_for_like: Conditions  # columns that a record must have
+    # a question that nobody has published on has neither this nor the next, but ours
+    rule: NotRequired[Literal["value", "sign", "at least", "none"]]
+    like_for_like: NotRequired[Conditions]  # columns that a record must have
     number: NotRequired[float]  # percent; points with minus
     runs: NotRequired[Annotated[int, Field(ge=1)]]  # how many the number is the mean of, else one
     minus: NotRequired[Conditions]  # the columns that differ in what is subtracted
-    # the columns that differ in runs to name instead, with a minus of their own; differences only,
-    # since levels of another scale mislead; the one with most seeds is shown, of equals the first
-    nearest: NotRequired[list[Annotated[dict, AfterValidator(_are_near)]]]
     cannot: NotRequired[str]  # why no record can decide it
     question: NotRequired[str]  # what the claim answers; such claims are the headline
-    short: NotRequired[str]  # the difference in few words, which a claim with nearest runs has
+    ours: NotRequired[OurSize]  # the same at the size that we can run
 
 
 def _can_be_decided(claim: Claim) -> Claim:
+    if "ours" not in claim:
+        for field in ("rule", "like_for_like"):
+            if field not in claim:
+                raise ValueError(f"the field '{field}' is missing")
+    if ("rule" in claim) != ("like_for_like" in claim):
+        raise ValueError("a published claim needs both rule and like_for_like")
     if claim.get("minus") == {}:
         raise ValueError("minus must have a column that differs")
-    if claim["rule"] in ("value", "at least") and "number" not in claim:
+    if claim.get("rule") in ("value", "at least") and "number" not in claim:
         raise ValueError(f"the rule '{claim['rule']}' needs a number")
-    for near in claim.get("nearest", []):
-        if "minus" not in near and "minus" not in claim:
-            raise ValueError("nearest must be differences, with a minus")
-        if "short" not in claim:
-            raise ValueError("nearest needs the field 'short', the difference in few words")
+    if ("question" in claim) != ("ours" in claim):
+        raise ValueError("a question needs ours, the claim at our size, and no other has it")
+    ours = claim.get("ours", {})
+    for changes in ours.get("shorter", []):
+        if "minus" in changes and len(changes["minus"]) != len(ours["minus"]):
+            raise ValueError("shorter must have as many minus as ours, or none")
     return claim
 
 
@@ -140,12 +171,29 @@ class Measured:
         }
 
 
-class Nearest(NamedTuple):
-    """The difference between runs that a claim names for want of its own kind."""
+@dataclass(frozen=True)
+class Ours:
+    """What the plan's runs say of a claim at our size."""
 
-    difference: Comparison
-    runs: pd.DataFrame  # that it was measured on
-    minus: dict  # what differs in the runs that are subtracted
+    comparison: Comparison | None  # over the pairs that there are; None of none
+    verdict: str  # yes, no, no difference or open
+    seeds: int  # pairs that are planned
+    failed: int  # of the planned runs
+    precisions: tuple[str, ...]  # of the runs; a pair has one
+    pairs: pd.Series  # the differences, as fractions, by seed and precision
+
+    def in_words(self) -> str:
+        """``yes: +1.4 [0.9, 1.9] points, 5 seeds``."""
+        if self.comparison is None:
+            return f"open: 0 of {self.seeds} seeds"
+        words = f"{self.verdict}: {self.comparison.points()}"
+        if self.comparison.seeds < self.seeds:
+            words += f" of {self.seeds}"
+        if self.failed:
+            words += f", {self.failed} failed"
+        if len(self.precisions) > 1:
+            words += f", in {' and '.join(self.precisions)}"
+        return words
 
 
 def decide(claim: Claim, table: pd.DataFrame) -> dict:
@@ -158,9 +206,96 @@ def decide(claim: Claim, table: pd.DataFrame) -> dict:
         of a difference holds both, "one seed, not assessed", "differs in" where runs on the claim's
         own data and encoder differ in other columns, else "not run".
     one more run: what the number is held against.
-    nearest, show: what the nearest runs are, and what they show; they decide nothing.
+    at our size: what the plan's runs say, "-" where the claim has no such size.
+    mark: one of PUBLISHED, FOR, AGAINST and OPEN.
     """
-    conditions = _conditions(claim)
+    row = _published(claim, table) | {"at our size": "-"}
+    verdict = ""
+    if "ours" in claim:
+        ours = at_our_size(claim["ours"], table)
+        row["at our size"] = ours.in_words()
+        verdict = ours.verdict
+    return row | {"mark": mark(row["verdict"], verdict)}
+
+
+def mark(published: str, ours: str = "") -> str:
+    """Where a question stands, by its verdict at the published size and at ours."""
+    if not published.startswith(UNDECIDED):
+        return PUBLISHED
+    marks = {"yes": FOR, "no": AGAINST, "no difference": AGAINST}
+    return marks.get(ours, OPEN)
+
+
+def at_our_size(claim: OurSize, table: pd.DataFrame) -> Ours:
+    """What the runs of a claim's entry of the plan say.
+
+    table: ``tables.measures``.
+    """
+    conditions = {"measure": "accuracy", "entry": claim["entry"]} | claim["like_for_like"]
+    first = matching(table, conditions)
+    of_each = [_pairs(first, matching(table, conditions | minus)) for minus in claim["minus"]]
+    pairs = min(of_each, key=_mean_or_infinity)  # to the best of the second groups
+    comparison = over_pairs(pairs)
+    failed = _failed(claim, table)
+
+    verdict = "open"
+    fewest = min(map(len, of_each))
+    if comparison is not None and fewest + failed >= claim["seeds"]:
+        verdict = against_margin(comparison.interval, claim["margin"] / 100)
+    precisions = tuple(sorted(set(pairs.index.get_level_values("precision"))))
+    return Ours(comparison, verdict, claim["seeds"], failed, precisions, pairs)
+
+
+def sizes(claim: OurSize) -> list[OurSize]:
+    """The claim and its smaller sizes, the largest first."""
+    made = [claim]
+    for changes in reversed(claim.get("shorter", [])):
+        smaller: OurSize = claim.copy()
+        smaller["like_for_like"] = claim["like_for_like"] | _without_minus(changes)
+        others = changes.get("minus", [{}] * len(claim["minus"]))
+        smaller["minus"] = [one | other for one, other in zip(claim["minus"], others, strict=True)]
+        made.append(smaller)
+    return made
+
+
+def against_margin(difference: Interval, margin: float) -> str:
+    """Yes, no, no difference or open: where the interval lies, beside the margin on both sides."""
+    _, low, high = difference
+    if low > margin:
+        return "yes"
+    if high < -margin:
+        return "no"
+    if -margin < low and high < margin:
+        return "no difference"
+    return "open"
+
+
+def _mean_or_infinity(pairs: pd.Series) -> float:
+    return float(pairs.mean()) if len(pairs) else math.inf
+
+
+def _pairs(first: pd.DataFrame, second: pd.DataFrame) -> pd.Series:
+    """Differences of accuracy by seed and precision; of one seed the first pair counts."""
+    keys = ["seed", "precision"]
+    one = first.drop_duplicates(keys).set_index(keys)["accuracy"]
+    other = second.drop_duplicates(keys).set_index(keys)["accuracy"]
+    pairs = one.sub(other).dropna().sort_index()
+    return pairs[~pairs.index.get_level_values("seed").duplicated()]
+
+
+def _failed(claim: OurSize, table: pd.DataFrame) -> int:
+    """Seeds of which a run in either group failed."""
+    of_runs = {"measure": "failed", "entry": claim["entry"]} | claim["like_for_like"]
+    of_runs |= {"features": "any", "probe": "any"}
+    seeds: set[int] = set()
+    for minus in ({}, *claim["minus"]):
+        differing = {key: minus[key] for key in minus if key not in ("features", "probe")}
+        seeds |= set(matching(table, of_runs | differing)["seed"])
+    return len(seeds)
+
+
+def _published(claim: Claim, table: pd.DataFrame) -> dict:
+    """The columns of a scoreboard's row that are about the published size."""
     minus = claim.get("minus")
     row = {
         "id": claim["id"],
@@ -172,15 +307,15 @@ def decide(claim: Claim, table: pd.DataFrame) -> dict:
         "verdict": "not run",
         "minutes": None,
         "pixels": "-",
-        "protocol": _in_words(claim["like_for_like"]) + _minus_in_words(minus),
-        "nearest": "-",
-        "show": "-",
+        "protocol": in_words(claim.get("like_for_like", {})) + _minus_in_words(minus),
         "source": claim["source"],
     }
+    if "like_for_like" not in claim:
+        return row | {"verdict": NOT_PUBLISHED}
     if "cannot" in claim:
-        why = {"verdict": f"not run: {claim['cannot']}"}
-        return row | _nearest_columns(claim, table) | why
+        return row | {"verdict": f"not run: {claim['cannot']}"}
 
+    conditions = _conditions(claim)
     measured = _measured(conditions, minus, table)
     if measured is not None:
         row |= measured.columns
@@ -193,58 +328,38 @@ def decide(claim: Claim, table: pd.DataFrame) -> dict:
         runs, columns = _differing(conditions, table)
         if len(runs):
             return row | _level(runs).columns | {"verdict": f"differs in {', '.join(columns)}"}
-    return row | _nearest_columns(claim, table)
-
-
-def nearest(claim: Claim, table: pd.DataFrame) -> Nearest | None:
-    """The difference between the nearest runs, of most seeds; None where there are none."""
-    best = None
-    for near in claim.get("nearest", []):
-        conditions = _conditions(claim) | _without_minus(near)
-        minus = near["minus"] if "minus" in near else claim["minus"]
-        measured = _measured(conditions, minus, table)
-        if measured is None:
-            continue
-
-        seeds = len(measured.values)
-        if best is None or seeds > best.difference.seeds:
-            best = Nearest(Comparison(*measured.mean, seeds), measured.runs, minus)
-    return best
+    return row
 
 
 def headline(claims: list[Claim], table: pd.DataFrame) -> str:
-    """How many claims are decided, and those with a question as a Markdown table.
-
-    Its columns: what is claimed, the verdict, and what the nearest runs show.
-    """
+    """How many claims are decided, and those with a question as a Markdown table."""
     decided = 0
     rows = []
     for claim in claims:
         row = decide(claim, table)
-        if not row["verdict"].startswith(UNDECIDED):
+        if row["mark"] == PUBLISHED:
             decided += 1
         if "question" in claim:
-            rows.append(f"| {claim['question']} | {' | '.join(_answers(row))} |")
+            cells = row["mark"], claim["question"], row["claimed"], _answer(row), row["at our size"]
+            rows.append(f"| {' | '.join(cells)} |")
 
-    count = f"**{decided or 'none'}** of them"
+    at_ours = sum(row.startswith((f"| {FOR}", f"| {AGAINST}")) for row in rows)
     lines = [
-        f"Of {len(claims)} published claims and questions the records decide {count} so far.",
+        f"Of {len(claims)} published claims the records decide **{decided or 'none'}** at their "
+        f"own size so far; of the {len(rows)} questions **{at_ours or 'none'}** at ours.",
         "",
-        "| question | claimed | verdict, like for like | the nearest runs show |",
-        "|---|---|---|---|",
+        "| | question | claimed | at the published size | at our size |",
+        "|---|---|---|---|---|",
         *rows,
     ]
     return "\n".join(lines)
 
 
-def _answers(row: dict) -> tuple[str, str, str]:
-    """Of a claim's row what is claimed, the verdict, and what the nearest runs show."""
-    outcome, shown = row["verdict"], row["show"]
-    if row["ours"] != "-":
-        outcome += f": {row['ours']}, n = {row['n']}"
-    if shown != "-":
-        shown += f" ({row['nearest']})"
-    return row["claimed"], outcome, shown
+def _answer(row: dict) -> str:
+    """The verdict at the published size, with our value where there is one."""
+    if row["ours"] == "-":
+        return row["verdict"]
+    return f"{row['verdict']}: {row['ours']}, n = {row['n']}"
 
 
 def write_headline(path: Path, table: pd.DataFrame) -> None:
@@ -360,30 +475,6 @@ def _differing(conditions: dict, table: pd.DataFrame) -> tuple[pd.DataFrame, lis
     return closest[closest["protocol"] == longest["protocol"]], list(differing)
 
 
-def _nearest_columns(claim: Claim, table: pd.DataFrame) -> dict:
-    """What the nearest runs are, and what they show.
-
-    Whether that is for the claim or against it is not said: they differ from it in length, size or
-    tuning, and those may decide the sign.
-    """
-    near = nearest(claim, table)
-    if near is None:
-        return {}
-
-    about = (
-        "{data}, trained on {trained_on:,} images in {view_size:g}-pixel views, {encoder}, "
-        "{epochs} epochs, {probe} probe on {features}"
-    ).format(**near.runs.iloc[0])
-
-    seeds = ONE_SEED
-    if len(near.runs) > 1:
-        seeds = f"n = {len(near.runs)}"
-    return {
-        "nearest": about + _minus_in_words(near.minus),
-        "show": f"{near.difference.interval.percent()} points, {seeds}",
-    }
-
-
 def _claimed(claim: Claim) -> str:
     if "number" not in claim:
         number = "no number"
@@ -391,12 +482,12 @@ def _claimed(claim: Claim) -> str:
         number = f"{claim['number']:+.2f} points"
     else:
         number = f"{claim['number']:.2f} %"
-    if claim["rule"] == "at least":
+    if claim.get("rule") == "at least":
         return f"at least {number}"
     return number
 
 
-def _in_words(conditions: dict) -> str:
+def in_words(conditions: dict) -> str:
     """Conditions in words: texts as they are, numbers with the name of their column."""
     words = []
     for column, value in conditions.items():
@@ -411,4 +502,4 @@ def _in_words(conditions: dict) -> str:
 def _minus_in_words(minus: dict | None) -> str:
     if minus is None:
         return ""
-    return f"; minus {_in_words(minus)}"
+    return f"; minus {in_words(minus)}"

@@ -155,7 +155,7 @@ class Ledger:
         """How many images are trained on, as the data or a record of the same pool tell."""
         if dataset is not None:
             return len(dataset.take(config.images).pool(config.pool))
-        for record in reversed(self._everything()):
+        for record in reversed(self.everything()):
             if _same(record, config, "data", "images", "pool"):
                 return record["data"]["pool"]
         return None
@@ -169,14 +169,15 @@ class Ledger:
             return alike, record["finished"]
 
         measured = []
-        for record in self._everything():
+        for record in self.everything():
             if not record["views_per_second"] or not _same(record, config, "precision"):
                 continue
             if record["device"]["type"] == self.device["type"]:
                 measured.append(record)
         return sorted(measured, key=nearness)
 
-    def _everything(self) -> list[dict]:
+    def everything(self) -> list[dict]:
+        """All records."""
         return [record for versions in self.records.values() for record in versions]
 
 

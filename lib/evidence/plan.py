@@ -132,6 +132,22 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Version:
+    """An entry as it once stood in the file."""
+
+    name: str
+    sha256: str
+    commit: str  # in which it stood there first
+    committed: int  # in seconds since 1970
+    written: dict  # as it was written
+
+    @property
+    def note(self) -> dict:
+        """What the record of a run that belongs to it says of the plan."""
+        return {"entry": self.name, "version": self.sha256}
+
+
+@dataclass(frozen=True)
 class Planned:
     """A run of an entry."""
 
@@ -183,17 +199,17 @@ def _planned(content: object) -> Iterator[dict]:
             yield written
 
 
-def history(path: Path = EXPERIMENTS) -> dict[tuple[str, str], int] | None:
-    """When each version of each entry was committed first, by name and SHA-256.
+def history(path: Path = EXPERIMENTS) -> list[Version] | None:
+    """Every version of every entry that was ever committed, the oldest first.
 
-    In seconds since 1970. None where the checkout has no history, or not all of it.
+    None where the checkout has no history, or not all of it.
     """
 
     def git(*arguments: str) -> bytes:
         command = ["git", "-C", str(path.parent), *arguments]
         return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
 
-    versions: dict[tuple[str, str], int] = {}
+    versions: dict[tuple[str, str], Version] = {}
     try:
         if git("rev-parse", "--is-shallow-repository").strip() != b"false":
             return None
@@ -201,14 +217,16 @@ def history(path: Path = EXPERIMENTS) -> dict[tuple[str, str], int] | None:
         for line in commits.splitlines():
             commit, seconds = line.split()
             for written in _planned(parse_yaml(git("show", f"{commit}:./{path.name}"))):
-                version = written["name"], canonical_hash(written)
-                versions.setdefault(version, int(seconds))
+                version = Version(
+                    written["name"], canonical_hash(written), commit, int(seconds), written
+                )
+                versions.setdefault((version.name, version.sha256), version)
     except (OSError, subprocess.SubprocessError):
         return None
-    return versions
+    return list(versions.values())
 
 
-def unplanned(record: dict, versions: dict[tuple[str, str], int]) -> str | None:
+def unplanned(record: dict, versions: list[Version]) -> str | None:
     """Why a record's run was not planned as it says, in a sentence.
 
     versions: ``history``. None where it was, or says nothing of the plan.
@@ -216,17 +234,40 @@ def unplanned(record: dict, versions: dict[tuple[str, str], int]) -> str | None:
     note = record.get("plan")
     if not note:
         return None
-    committed = versions.get((note["entry"], note["version"]))
-    if committed is None:
+    named = [version for version in versions if version.note == note]
+    if not named:
         return (
             f"{record['id']} names a version of the entry {note['entry']} that was never committed"
         )
 
     started = calendar.timegm(time.strptime(record["started"], "%Y-%m-%dT%H:%M:%SZ"))
-    if started >= committed:
+    early = named[0].committed - started
+    if early <= 0:
         return None
-    early = committed - started
     return f"{record['id']} began {early} seconds before its version of the entry was committed"
+
+
+def left_out(entry: Entry, versions: list[Version], score: Score) -> int:
+    """How many runs earlier versions of an entry had that are not in it any more.
+
+    A run is told by its arm, epochs and seed, a trial by all of its settings.
+    """
+    before: set = set()
+    for version in versions:
+        if version.name != entry.name:
+            continue
+        try:
+            earlier = validated(Entry, version.written, "an earlier version")
+        except InputError:  # of a form that is not read any more
+            continue
+        before |= {_told_by(run, earlier) for run in runs(earlier, score)}
+    return len(before - {_told_by(run, entry) for run in runs(entry, score)})
+
+
+def _told_by(run: Planned, entry: Entry) -> tuple:
+    if entry.trials:
+        return run.arm, run.config
+    return run.arm, run.like.epochs, run.like.seed
 
 
 def runs(entry: Entry, score: Score) -> list[Planned]:

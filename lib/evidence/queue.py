@@ -9,18 +9,18 @@ import math
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
 from lib import Diverged, InputError, probes
-from lib.config import COMPUTED, Config
+from lib.config import COMPUTED, FIELDS, Config
 from lib.data.dataset import Dataset
 from lib.evidence import plan
 from lib.evidence.ledger import Ledger
-from lib.evidence.plan import Arm, Entry, Planned
+from lib.evidence.plan import Arm, Entry, Planned, Version
 from lib.hardware import choose_device, choose_precision
 from lib.runs import identity, packing, pretrain, provenance, records
 
@@ -152,6 +152,64 @@ class Queue:
                 minutes = self._minutes(state)
                 row["hours"] += math.nan if minutes is None else minutes / 60
         return pd.DataFrame(rows.values())
+
+    def account(self, versions: list[Version]) -> pd.DataFrame:
+        """A row per entry, so that no run is hidden.
+
+        planned, done, failed: runs.
+        left out: runs that an earlier version of the entry had.
+        changed since: how many runs there are of an earlier version, and the commit from which on
+            the entry stands as it does.
+
+        versions: ``plan.history``.
+        """
+        rows: dict[str, dict] = {}
+        for entry in self.entries:
+            row: dict = {"entry": entry.name, "planned": 0, "done": 0, "failed": 0}
+            row["left out"] = plan.left_out(entry, versions, self.score)
+            row["changed since"] = self._changed_since(entry, versions)
+            rows[entry.name] = row
+
+        for state in self.states(claims=False):
+            counts = rows[state.planned.entry.name]
+            counts["planned"] += 1
+            if state.status in ("done", "failed"):
+                counts[state.status] += 1
+        return pd.DataFrame(rows.values())
+
+    def trials(self, entry: Entry) -> dict[str, pd.DataFrame]:
+        """All trials of an entry so far, a table for each arm, in the order they are tried.
+
+        stage: grid, growth, changes or longer; then every field that differs between trials;
+        "validation, %": the score, NaN where the trial has none yet.
+        """
+        rows: dict[str, list[dict]] = {arm: [] for arm in entry.trials}
+        for stage, tried in plan.stages(entry, self.score).items():
+            for arm, configs in tried.items():
+                for config in configs:
+                    rows[arm].append(asdict(config) | {"stage": stage, "score": self.score(config)})
+
+        made = {}
+        for arm, trials in rows.items():
+            table = pd.DataFrame(trials)
+            differing = []
+            for name in table.columns:
+                if name in FIELDS and table[name].astype(str).nunique() > 1:
+                    differing.append(name)
+            scores = 100 * table["score"].astype(float)
+            made[arm] = table[["stage", *differing]].assign(**{"validation, %": scores})
+        return made
+
+    def _changed_since(self, entry: Entry, versions: list[Version]) -> str:
+        earlier = 0
+        for record in self.ledger.everything():
+            note = record.get("plan")
+            if note and note["entry"] == entry.name and note != entry.note:
+                earlier += 1
+        if not earlier:
+            return "-"
+        commits = [version.commit[:7] for version in versions if version.note == entry.note]
+        return f"{earlier} runs, at {commits[0] if commits else 'no commit'}"
 
     def in_words(self) -> list[str]:
         """The table, what is left, and what is to be entered in the plan, in lines for people."""

@@ -31,6 +31,7 @@ RUN_COLUMNS = [
 ]
 COLUMNS = [
     "id",
+    "entry",
     "protocol",
     "method",
     "data",
@@ -48,7 +49,16 @@ COLUMNS = [
     "views_per_second",
 ]
 # columns that the command line leaves out
-NOT_LISTED = ["correct", "variant", "name", "batch_size", "positives", "precision", "factor"]
+NOT_LISTED = [
+    "correct",
+    "entry",
+    "variant",
+    "name",
+    "batch_size",
+    "positives",
+    "precision",
+    "factor",
+]
 
 
 def results(record: dict) -> Iterator[tuple[str, str, dict]]:
@@ -62,6 +72,7 @@ def table(records: list[dict]) -> pd.DataFrame:
     """One row per measured accuracy: which run, from which features, by which probe, of how many.
 
     The columns are COLUMNS, among them:
+    entry: of the plan, to which the run says that it belongs, else "-".
     protocol: a hash of everything that decides the numbers but the seed; only equal ones may be
         averaged.
     method: what the features owe their quality to: simclr, supcon, ce, or "untrained", "kmeans" and
@@ -134,19 +145,26 @@ def run_columns(record: dict) -> dict:
     elif data["name"] in DOWNLOADS:
         view_size = DOWNLOADS[data["name"]].side
 
-    columns = {key: getattr(config, key) for key in RUN_COLUMNS}
-    return columns | {
-        "factor": round(config.factor, 4),
+    return config_columns(config) | {
         "id": record["id"],
+        "entry": record.get("plan", {}).get("entry", "-"),
         "protocol": protocol(record, config),
-        "method": method(config),
-        "data": data["name"],
         "variant": data["variant"],
         "images": config.images or data["counts"]["train"] + data["counts"]["val"],
         "trained_on": data.get("pool"),
         "view_size": view_size,
         "minutes": record["seconds"] / 60,
         "views_per_second": record["views_per_second"],
+    }
+
+
+def config_columns(config: Config) -> dict:
+    """The columns of the table that a configuration tells."""
+    columns = {key: getattr(config, key) for key in RUN_COLUMNS}
+    return columns | {
+        "factor": round(config.factor, 4),
+        "method": method(config),
+        "data": config.data,
     }
 
 
@@ -173,6 +191,7 @@ def measures(records: list[dict]) -> pd.DataFrame:
     "ece": the expected calibration error.
     "corruption error": one minus the accuracy over all corruptions and severities.
     "lost to corruption": how much that is beyond the error on the same images as they are.
+    "failed": a run that came to nothing; its accuracy is NaN.
 
     The value stands in the column accuracy, as a fraction. The n images of a corruption error are
     the same under every corruption, and correct is so many images' worth of errors.
@@ -181,6 +200,7 @@ def measures(records: list[dict]) -> pd.DataFrame:
     few = label_table(records).query("subset != 'all'").assign(measure="few labels")
 
     tables = [accuracies, few, _calibration_errors(records), *_corruption_errors(records)]
+    tables.append(_failures(records))
     filled = [table for table in tables if len(table)] or [accuracies]
     return pd.concat(filled, ignore_index=True).reindex(columns=[*COLUMNS, "measure", "per_class"])
 
@@ -193,6 +213,15 @@ def _calibration_errors(records: list[dict]) -> pd.DataFrame:
         for bins in record.get("calibration", ()):
             reader = {key: bins[key] for key in ("features", "probe", "n")}
             rows.append(run | reader | {"accuracy": calibration_error(bins), "measure": "ece"})
+    return pd.DataFrame(rows)
+
+
+def _failures(records: list[dict]) -> pd.DataFrame:
+    """The rows of "failed"."""
+    rows = []
+    for record in records:
+        if "failed" in record:
+            rows.append(run_columns(record) | {"accuracy": math.nan, "measure": "failed"})
     return pd.DataFrame(rows)
 
 

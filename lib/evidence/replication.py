@@ -1,0 +1,299 @@
+"""Replication: what a claim at our size rests on, computed again by whoever doubts it.
+
+A new seed of both groups is trained and probed on this machine, at the largest size that fits into
+the minutes given. Its difference is held against the interval in which one more pair of the
+recorded ones would lie (``statistics.one_more``), which is said beforehand.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+import torch
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from lib import InputError, unknown
+from lib.config import Config
+from lib.data.dataset import Dataset
+from lib.evidence import plan
+from lib.evidence.claims import Claim, Ours, OurSize, at_our_size, sizes
+from lib.evidence.comparisons import Comparison
+from lib.evidence.plan import Entry, Planned
+from lib.evidence.statistics import Interval, one_more
+from lib.evidence.tables import config_columns
+from lib.files import parse_json, validated
+from lib.hardware import choose_precision, memory_format
+from lib.runs import RUNS, pretrain, provenance, records
+from lib.training import Batches, Progress, Step, build_model, build_optimiser, build_scaler, train
+
+WARM_UP, TIMED = 3, 8  # steps of a run, whose speed tells how long it takes
+REPLICATIONS = records.RESULTS / "replications"
+
+Outcome = Literal["verified", "not verified", "too small to tell"]
+
+
+@records.whole
+class _Record(TypedDict):
+    schema: Literal[1]
+    replicates: str  # a claim's id
+    size: dict  # its claim at our size, with the columns that were computed
+    recorded: dict  # the comparison of the records
+    expected: Annotated[list[float], Field(min_length=2, max_length=2)]  # as fractions
+    seed: int
+    runs: Annotated[list[str], Field(min_length=1)]
+    difference: float
+    outcome: Outcome
+    code: dict
+    versions: dict
+    finished: str
+
+
+@dataclass(frozen=True)
+class Replication:
+    """What is to be computed again, and what would count as agreement."""
+
+    claim: Claim
+    size: OurSize
+    first: Config
+    seconds: list[Config]  # of the groups that are subtracted; the best counts
+    recorded: Comparison
+    expected: Interval  # where one more pair would lie, as fractions
+    minutes: float  # of training, on this machine
+
+    @property
+    def configs(self) -> list[Config]:
+        """The runs, each once."""
+        return list(dict.fromkeys((self.first, *self.seconds)))
+
+    def in_words(self) -> Iterator[str]:
+        """What is said beforehand, in lines."""
+        yield f"{self.claim['id']}: {self.size['claim']}"
+        runs = [f"{run.name}, {run.epochs} epochs, seed {run.seed}" for run in self.configs]
+        precisions = ", ".join(sorted({run.precision for run in self.configs}))
+        yield f"runs: {'; '.join(runs)} ({precisions})"
+        yield f"training takes {self.minutes:.0f} minutes on this machine; then the probes"
+        yield f"recorded at this size: {self.recorded.points()}"
+        low, high = (100 * end for end in self.expected[1:])
+        yield f"agreement: a difference between {low:+.1f} and {high:+.1f} points"
+
+    def outcome(self, difference: float) -> Outcome:
+        """Of a new pair's difference, as a fraction.
+
+        "too small to tell" where it agrees, and the interval would have agreed with the opposite
+        sign too.
+        """
+        _, low, high = self.expected
+        if not low <= difference <= high:
+            return "not verified"
+        if low > 0 or high < 0:
+            return "verified"
+        return "too small to tell"
+
+
+def prepare(
+    claim: Claim,
+    table: pd.DataFrame,
+    entries: list[Entry],
+    dataset: Dataset,
+    device: torch.device,
+    minutes: float = 30.0,
+) -> Replication:
+    """The largest size of a claim that fits into so many minutes of training on this device.
+
+    table: ``tables.measures``.
+    entries: the plan.
+    dataset: the one that the claim is about.
+
+    Raises InputError where no size has two recorded pairs, or where the smallest such takes longer.
+    """
+    sized = recorded_sizes(claim, table)
+    planned = _planned(claim["ours"], entries)
+    seed = _unused_seed(entries, table)
+    speeds: dict[tuple, float] = {}
+    needed = 0.0
+    for size, recorded in sized:
+        first, *seconds = _configs(size, planned, seed, device)
+        needed = 0.0
+        for config in dict.fromkeys((first, *seconds)):
+            alike = config.name, config.encoder, config.recipe
+            if config.epochs and alike not in speeds:
+                speeds[alike] = epoch_minutes(config, dataset, device)
+            needed += config.epochs * speeds.get(alike, 0.0)
+        if needed <= minutes:
+            assert recorded.comparison is not None  # it has two pairs or more
+            expected = one_more(recorded.pairs)
+            return Replication(claim, size, first, seconds, recorded.comparison, expected, needed)
+
+    raise InputError(
+        f"{claim['id']}: the smallest size takes {needed:.0f} minutes on this machine; set "
+        f"--minutes {math.ceil(needed)}"
+    )
+
+
+def recorded_sizes(claim: Claim, table: pd.DataFrame) -> list[tuple[OurSize, Ours]]:
+    """The sizes of a claim that two recorded pairs of runs say something of, the largest first.
+
+    Raises InputError where there are none.
+    """
+    if "ours" not in claim:
+        raise InputError(f"{claim['id']} has no size that can be run here; see book/claims.yml")
+    sized = []
+    for size in sizes(claim["ours"]):
+        recorded = at_our_size(size, table)
+        if len(recorded.pairs) >= 2:
+            sized.append((size, recorded))
+    if not sized:
+        raise InputError(
+            f"{claim['id']}: no size has two recorded pairs of runs yet, so nothing says what "
+            "would agree; see: python -m lib experiments --scale plan --plan"
+        )
+    return sized
+
+
+def compute(
+    replication: Replication,
+    dataset: Dataset,
+    runs: Path = RUNS,
+    device: str | None = None,
+    progress: bool = True,
+) -> dict:
+    """Train and probe the new pair; the record of what came out."""
+    conditions = replication.size["like_for_like"]
+    probe = str(conditions["probe"])
+    ids = []
+
+    def accuracy(config: Config, features: str) -> float:
+        run = pretrain(config, dataset, runs, device, progress=progress)
+        result = run.evaluate(dataset, device, [probe])[features][probe]
+        ids.append(run.record["id"])
+        return result["correct"] / result["n"]
+
+    first = accuracy(replication.first, str(conditions["features"]))
+    others = []
+    for config, minus in zip(replication.seconds, replication.size["minus"], strict=True):
+        others.append(accuracy(config, str(minus.get("features", conditions["features"]))))
+    difference = first - max(others)
+
+    low, high = replication.expected[1:]
+    return {
+        "schema": records.SCHEMA,
+        "replicates": replication.claim["id"],
+        "size": dict(replication.size),
+        "recorded": replication.recorded._asdict(),
+        "expected": [low, high],
+        "seed": replication.first.seed,
+        "runs": list(dict.fromkeys(ids)),
+        "difference": difference,
+        "outcome": replication.outcome(difference),
+        "code": provenance.code(),
+        "versions": provenance.versions(),
+        "finished": provenance.now(),
+    }
+
+
+def conclusion(record: dict) -> str:
+    """``verified: +1.2 points with seed 10, recorded +1.4 [0.3, 2.5], 3 seeds``."""
+    recorded = Comparison(**record["recorded"])
+    return (
+        f"{record['outcome']}: {100 * record['difference']:+.1f} points with seed "
+        f"{record['seed']}, recorded {recorded.points()}"
+    )
+
+
+def write(record: dict, runs: Path) -> Path:
+    """Keep a replication beside the runs it made, and return its path."""
+    name = f"{record['replicates']}-s{record['seed']}-{record['runs'][0].rpartition('-')[2]}.json"
+    path = Path(runs) / "replications" / name
+    records.write(path, record)
+    return path
+
+
+def publish(path: Path, results: Path = REPLICATIONS) -> Path:
+    """Copy a replication to those that the book shows, and return its path there."""
+    target = Path(results) / path.name
+    records.write(target, read(path))
+    return target
+
+
+def read(path: Path) -> dict:
+    """Read a replication.
+
+    Raises InputError, naming the file, where it is not JSON or not a whole one.
+    """
+    try:
+        record: Any = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"can't read the replication {path}: {error}") from error
+    validated(_Record, record, f"{path} is not a whole replication")
+    return record
+
+
+def load_all(results: Path = REPLICATIONS) -> list[dict]:
+    """Every replication in a folder, ordered by file name."""
+    return [read(path) for path in sorted(Path(results).glob("*.json"))]
+
+
+def epoch_minutes(config: Config, dataset: Dataset, device: torch.device) -> float:
+    """How long an epoch takes here, by the first steps of it."""
+    part = dataset.take(config.images)
+    batches = Batches(config, part, device)
+    model = build_model(config, part).to(memory_format=memory_format(device)).to(device)
+    optimiser = build_optimiser(config, model)
+    assert optimiser is not None  # a configuration that trains has parameters
+    take_step = Step(config, model, optimiser, build_scaler(config, device))
+    training = train(config, batches, take_step, Progress())
+
+    for _ in islice(training, WARM_UP):
+        pass
+    started = time.monotonic()
+    steps = sum(1 for _ in islice(training, TIMED))
+    return (time.monotonic() - started) / steps * len(batches) / 60
+
+
+def _planned(size: OurSize, entries: list[Entry]) -> list[Planned]:
+    """The runs of the claim's entry whose settings are known."""
+    named = {entry.name: entry for entry in entries}
+    if size["entry"] not in named:
+        raise InputError(unknown("entry of the plan", size["entry"], named))
+    runs = plan.runs(named[size["entry"]], score=lambda config: None)
+    return [run for run in runs if run.config is not None]
+
+
+def _unused_seed(entries: list[Entry], table: pd.DataFrame) -> int:
+    """One beyond all of the plan and of the records: a seed that nothing was chosen by."""
+    seeds = [int(seed) for seed in table["seed"].unique()]
+    for entry in entries:
+        seeds.append(entry.seed)
+        for arm in entry.arms.values():
+            seeds += [count - 1 for count in arm.seeds.values()]
+    return max(seeds) + 1
+
+
+def _configs(
+    size: OurSize, planned: list[Planned], seed: int, device: torch.device
+) -> list[Config]:
+    """A run of each group, of a new seed: the first, and those that are subtracted."""
+    configs = []
+    for minus in ({}, *size["minus"]):
+        wanted = size["like_for_like"] | minus
+        alike = [run.config for run in planned if run.config and _has(run.config, wanted)]
+        if not alike:
+            raise InputError(f"the entry {size['entry']} of the plan has no run with {wanted}")
+        precision = choose_precision(alike[0].precision, device)
+        configs.append(replace(alike[0], seed=seed, precision=precision))
+    return configs
+
+
+def _has(config: Config, wanted: dict) -> bool:
+    """Whether a configuration has the wanted columns, as far as it tells them."""
+    columns = config_columns(config)
+    return all(
+        value == "any" or column not in columns or columns[column] == value
+        for column, value in wanted.items()
+    )

@@ -1,0 +1,165 @@
+"""Replication: a claim computed again on toy data, and what is said before and after."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from lib import InputError
+from lib.data import Dataset, load
+from lib.evidence import plan, replication, tables
+from lib.evidence.ledger import Ledger
+from lib.evidence.plan import Entry
+from lib.evidence.queue import Queue
+from lib.runs import records
+from tests.plans import COMMITTED, TEXTS, with_toy_data, written
+
+CPU = torch.device("cpu")
+SMALL = {"data": "toy", "batch_size": 32, "images": None, "knn_every": 0}
+ENTRY = TEXTS | {
+    "name": "lengths",
+    "scale": "plan",
+    "wanted": ["linear"],
+    "arms": {
+        "simclr": {"preset": "simclr-digits", "delta": SMALL, "seeds": {1: 2, 2: 3, 6: 1}},
+        "untrained": {"preset": "simclr-digits", "delta": SMALL, "seeds": {0: 3}},
+    },
+}
+OURS = {
+    "claim": "six epochs are better than none",
+    "entry": "lengths",
+    "like_for_like": {
+        "method": "simclr",
+        "data": "toy",
+        "epochs": 6,
+        "features": "h",
+        "probe": "linear",
+    },
+    "minus": [{"method": "untrained", "epochs": 0}, {"epochs": 1}],
+    "margin": 1.0,
+    "seeds": 3,
+    "shorter": [{"epochs": 1, "minus": [{}, {"epochs": 0, "method": "untrained"}]}, {"epochs": 2}],
+}
+CLAIM = {
+    "id": "longer",
+    "claim": "c",
+    "source": "s",
+    "rule": "sign",
+    "like_for_like": {"epochs": 500},
+    "question": "Is it so?",
+    "ours": OURS,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Where the plan's runs are: three of two epochs, two of one, and one of six."""
+    place = with_toy_data(tmp_path_factory.mktemp("plan"))
+    ledger = Ledger(place / "data", place / "results", place / "runs", "cpu")
+    Queue(plan.read(written(place, ENTRY)), ledger, "cpu", place / "kept").work(package=COMMITTED)
+    return place
+
+
+@pytest.fixture
+def entries(place) -> list[Entry]:
+    return plan.read(place / "experiments.yml")
+
+
+@pytest.fixture
+def toy(place) -> Dataset:
+    return load("toy", place / "data")
+
+
+@pytest.fixture
+def table(place) -> pd.DataFrame:
+    return tables.measures(records.load_all(place / "results"))
+
+
+def prepared(table, entries, toy, minutes=30.0, **changes) -> replication.Replication:
+    claim = CLAIM | {"ours": OURS | changes}
+    return replication.prepare(claim, table, entries, toy, CPU, minutes)
+
+
+def test_the_largest_size_with_two_recorded_pairs_is_taken_with_a_new_seed(table, entries, toy):
+    """Six epochs have one pair."""
+    found = prepared(table, entries, toy)
+    assert [config.epochs for config in (found.first, *found.seconds)] == [2, 0, 1]
+    assert {config.seed for config in found.configs} == {3}
+    assert found.recorded.seeds == 2
+    assert math.isfinite(found.minutes) and found.minutes > 0
+
+
+def test_where_little_time_is_given_a_smaller_size_is_taken(table, entries, toy):
+    """By the speed that is measured: half of what the larger size needs."""
+    two_epochs = prepared(table, entries, toy).minutes
+    found = prepared(table, entries, toy, minutes=two_epochs * 0.6)
+    assert found.first.epochs == 1
+    assert found.minutes < two_epochs
+    with pytest.raises(InputError, match=r"longer: the smallest size takes .*; set --minutes 1$"):
+        prepared(table, entries, toy, minutes=1e-9)
+
+
+def test_what_would_agree_is_said_before_and_the_outcome_after(table, entries, toy, tmp_path):
+    found = prepared(table, entries, toy)
+    said = "\n".join(found.in_words())
+    assert "runs: simclr-digits, 2 epochs, seed 3; simclr-digits, 0 epochs, seed 3" in said
+    low, high = (100 * end for end in found.expected[1:])
+    assert f"agreement: a difference between {low:+.1f} and {high:+.1f} points" in said
+
+    record = replication.compute(found, toy, tmp_path, "cpu", progress=False)
+    made = [records.read(tmp_path / run / "record.json") for run in record["runs"]]
+    accuracies = {}
+    for run in made:
+        result = run["evaluation"]["h"]["linear"]
+        accuracies[run["config"]["epochs"]] = result["correct"] / result["n"]
+    best = max(accuracies[0], accuracies[1])
+    assert record["difference"] == pytest.approx(accuracies[2] - best)
+    assert record["outcome"] == found.outcome(record["difference"])
+
+    path = replication.write(record, tmp_path)
+    assert replication.conclusion(record).startswith(f"{record['outcome']}: ")
+    kept = replication.publish(path, tmp_path / "results")
+    assert replication.load_all(tmp_path / "results") == [record]
+    kept.write_text(kept.read_text().replace('"outcome"', '"outcom"'))
+    with pytest.raises(InputError, match="is not a whole replication: the field 'outcome'"):
+        replication.load_all(tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    "low, high, difference, outcome",
+    [
+        (0.01, 0.03, 0.02, "verified"),
+        (0.01, 0.03, 0.04, "not verified"),
+        (0.01, 0.03, 0.0, "not verified"),
+        (-0.03, -0.01, -0.02, "verified"),
+        (-0.01, 0.03, 0.02, "too small to tell"),
+        (-0.01, 0.03, 0.04, "not verified"),
+        (math.nan, math.nan, 0.04, "not verified"),
+    ],
+)
+def test_the_outcome(table, entries, toy, low, high, difference, outcome):
+    found = prepared(table, entries, toy)
+    asked = replace(found, expected=found.expected._replace(low=low, high=high))
+    assert asked.outcome(difference) == outcome
+
+
+def test_changed_records_are_not_verified(table, entries, toy, tmp_path):
+    """Each of the larger group made better by half of all the images."""
+    changed = table.copy()
+    changed.loc[changed.epochs == 2, "accuracy"] += 0.5
+    found = prepared(changed, entries, toy)
+    record = replication.compute(found, toy, tmp_path, "cpu", progress=False)
+    assert record["outcome"] == "not verified"
+
+
+def test_what_can_not_be_replicated_says_why(table, entries, toy):
+    with pytest.raises(InputError, match="longer: no size has two recorded pairs of runs yet"):
+        prepared(table.iloc[:0], entries, toy)
+    with pytest.raises(InputError, match="unknown entry of the plan 'length'"):
+        prepared(table.assign(entry="length"), entries, toy, entry="length")
+    without = {key: CLAIM[key] for key in CLAIM if key != "ours"}
+    with pytest.raises(InputError, match="longer has no size that can be run here"):
+        replication.prepare(without, table, entries, toy, CPU)
