@@ -33,9 +33,10 @@ Labelled = tuple[Tensor, Tensor]  # features (N, D) and their classes (N,)
 
 
 @torch.no_grad()
-def features(model: Model, images: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+def features(model: nn.Module, images: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """h (N, width) and z (N, D), float32, of images (N, 3, H, W) uint8, on the model's device.
 
+    model: gives h and z, as ``encoders.Model``.
     recipe: the view that evaluation sees, usually ``RECIPES["none"]`` with the run's size and
         normalisation.
 
@@ -235,7 +236,7 @@ def knn_on_val(model: Model, dataset: Dataset, recipe: Recipe) -> float:
     return float((predicted == labels_at(dataset.val, val.device)).float().mean())
 
 
-def classified(model: Model, split: Split, recipe: Recipe) -> int:
+def classified(model: nn.Module, split: Split, recipe: Recipe) -> int:
     """How many images of a split a classifier, whose z are logits, gets right."""
     _, logits = features(model, split.images, recipe)
     return int((logits.argmax(1) == labels_at(split, logits.device)).sum())

@@ -15,7 +15,16 @@ from lib.compute.bits import pack_bits
 from lib.data.dataset import Dataset, Split, epoch_order, first_of_each_class, stratified
 from lib.encoders import Model
 from lib.evaluation import cross_validated_probe, linear_probe, logistic_path
-from lib.probes import PROBES, Seen, calibration, changes, corruptions, few_labels, published
+from lib.probes import (
+    PROBES,
+    Seen,
+    calibration,
+    changes,
+    corruptions,
+    few_labels,
+    fine_tuning,
+    published,
+)
 from lib.probes.changes import CHANGES
 from lib.probes.corruptions import CORRUPTIONS, corrupt
 from lib.probes.published import PROTOCOLS, train_probe
@@ -68,7 +77,9 @@ def everything(request: pytest.FixtureRequest) -> tuple[str, Dataset, dict]:
     """A method, a data set, and what all probes find by one call."""
     method = request.param
     dataset = unreadable(80)
-    found = probes.ask(a_model(method), dataset, AS_IT_IS, method, reversed(PROBES))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fine_tuning, "STEPS", 8)
+        found = probes.ask(a_model(method), dataset, AS_IT_IS, method, reversed(PROBES))
     return method, dataset, found
 
 
@@ -96,7 +107,8 @@ def test_every_probe_is_asked_by_one_call_and_fills_the_fields_it_says(everythin
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_a_probe_asked_alone_finds_the_same_and_nothing_else(everything, name):
+def test_a_probe_asked_alone_finds_the_same_and_nothing_else(everything, name, monkeypatch):
+    monkeypatch.setattr(fine_tuning, "STEPS", 8)
     method, dataset, found = everything
     alone = probes.ask(a_model(method), dataset, AS_IT_IS, method, [name])
     field = PROBES[name].field

@@ -198,9 +198,10 @@ def measures(records: list[dict]) -> pd.DataFrame:
     """
     accuracies = table(records).assign(measure="accuracy")
     few = label_table(records).query("subset != 'all'").assign(measure="few labels")
+    tuned = _fine_tuning(records)
 
     tables = [accuracies, few, _calibration_errors(records), *_corruption_errors(records)]
-    tables.append(_failures(records))
+    tables += [tuned, _failures(records)]
     filled = [table for table in tables if len(table)] or [accuracies]
     return pd.concat(filled, ignore_index=True).reindex(columns=[*COLUMNS, "measure", "per_class"])
 
@@ -213,6 +214,16 @@ def _calibration_errors(records: list[dict]) -> pd.DataFrame:
         for bins in record.get("calibration", ()):
             reader = {key: bins[key] for key in ("features", "probe", "n")}
             rows.append(run | reader | {"accuracy": calibration_error(bins), "measure": "ece"})
+    return pd.DataFrame(rows)
+
+
+def _fine_tuning(records: list[dict]) -> pd.DataFrame:
+    """Rows of "few labels": encoders trained further with them, and networks from scratch."""
+    rows = []
+    for record in records:
+        run = run_columns(record)
+        for row in record.get("fine_tuning", ()):
+            rows.append(run | row | _share(row) | {"measure": "few labels"})
     return pd.DataFrame(rows)
 
 

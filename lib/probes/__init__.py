@@ -11,12 +11,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from lib import InputError, unknown
 from lib.augmentations import Recipe
 from lib.data.dataset import Dataset
 from lib.encoders import Model
 from lib.evaluation import log_likelihood
-from lib.probes import basic, calibration, changes, corruptions, few_labels, published
+from lib.probes import (
+    basic,
+    calibration,
+    changes,
+    corruptions,
+    few_labels,
+    fine_tuning,
+    published,
+)
 from lib.probes.seen import Seen
 
 __all__ = ["PROBES", "Probe", "Seen", "ask", "missing", "refuse_unknown"]
@@ -42,6 +52,7 @@ PROBES = {
         partial(calibration.ask, score=log_likelihood), "calibration_by_log_loss"
     ),
     "corruptions": Probe(corruptions.ask, "corruptions"),
+    "fine-tuning": Probe(fine_tuning.ask, "fine_tuning"),
     "validation": Probe(basic.ask_validation, "validation"),
 }
 
@@ -52,6 +63,8 @@ def ask(
     recipe: Recipe,
     method: str = "simclr",
     wanted: Iterable[str] = ("linear", "knn"),
+    fresh: Callable[[], nn.Module] | None = None,
+    seed: int = 0,
 ) -> dict:
     """Ask a model: ``{"evaluation": {"h": {"linear": ..., "knn": ...}, "z": ...}, FIELD: rows}``.
 
@@ -59,6 +72,8 @@ def ask(
     method: by which the model was trained; of a classifier z are logits, and "z" holds their own
         predictions as "classifier".
     wanted: which of PROBES.
+    fresh: makes the encoder as it was before training, for a probe that trains it from scratch.
+    seed: the run's, for a probe that trains further.
 
     Each result in "evaluation": n test images, how many were correct, which ones (packed bits), and
     for a linear probe the L2 strength and the accuracy on val it was chosen by. A published probe
@@ -66,7 +81,7 @@ def ask(
     "NAME-last". Fields of tables are there where their probe is wanted.
     """
     chosen = frozenset(wanted)
-    seen = Seen(model, dataset, recipe, method)
+    seen = Seen(model, dataset, recipe, method, fresh, seed)
     evaluation: dict[str, dict] = {}
     tables: dict[str, list[dict]] = {}
 

@@ -25,16 +25,28 @@ Reader = Callable[[Tensor, Tensor], Tensor]  # h and z -> logits (N, C)
 class Seen:
     """A model and the data it is asked about. Features are float32, on the model's device."""
 
-    def __init__(self, model: Model, dataset: Dataset, recipe: Recipe, method: str = "simclr"):
+    def __init__(
+        self,
+        model: Model,
+        dataset: Dataset,
+        recipe: Recipe,
+        method: str = "simclr",
+        fresh: Callable[[], nn.Module] | None = None,
+        seed: int = 0,
+    ):
         """model: it is in eval mode from now on.
 
         recipe: the view that evaluation sees.
         method: by which the model was trained.
+        fresh: makes its encoder as it was before training, by the global random state.
+        seed: the run's, for a probe that trains further.
         """
         self.model = model.eval()
         self.dataset = dataset
         self.recipe = recipe
         self.method = method
+        self.fresh = fresh
+        self.seed = seed
 
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}  # by split
         self._pools: dict[str, Labelled] = {}  # by kind of features

@@ -130,6 +130,7 @@ class _Record(TypedDict):
     segments: NotRequired[list[dict]]
     evaluation: dict[str, dict[str, Annotated[_Result, AfterValidator(_possible)]]]
     label_sweep: NotRequired[list[Annotated[_FewLabels, AfterValidator(_possible)]]]
+    fine_tuning: NotRequired[list[Annotated[_FewLabels, AfterValidator(_possible)]]]
     calibration: NotRequired[list[_Calibration]]
     calibration_by_log_loss: NotRequired[list[_Calibration]]
     corruptions: NotRequired[list[_Corruption]]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib import ROOT, InputError, evaluation, probes
 from lib.augmentations import Recipe
@@ -83,7 +83,15 @@ class Run:
         chosen = choose_device(device)
         with memory_kept(chosen), lent(self.model, chosen) as model:
             recipe = recipe_for(self.config, sliced, "none")
-            answers = probes.ask(model, sliced, recipe, self.config.method, wanted)
+            answers = probes.ask(
+                model,
+                sliced,
+                recipe,
+                self.config.method,
+                wanted,
+                self.fresh,
+                self.config.seed,
+            )
 
         evaluation = answers.pop("evaluation")
         for kind, results in evaluation.items():
@@ -97,6 +105,10 @@ class Run:
         self.record["evaluated"] = {"code": provenance.code(), "versions": provenance.versions()}
         if rank() == 0:
             records.write(self.folder / "record.json", self.record)
+
+    def fresh(self) -> nn.Module:
+        """The encoder as it was before training, initialised by the global random state."""
+        return new_model(self.config, len(self.record["data"]["classes"])).encoder
 
     def recipe(self, dataset: Dataset) -> Recipe:
         """The view that evaluation sees; dataset: the one the run was trained on."""

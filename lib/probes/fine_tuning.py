@@ -1,0 +1,142 @@
+"""The encoder trained further with few labels, beside the same network from scratch.
+
+The head is thrown away and a linear classifier stands on h (SimCLR, arXiv 2002.05709, section 4.1
+and appendix B.5, fine-tunes with more of its head kept). Both are trained by the loop of
+``lib.training`` with cross-entropy, the same steps, augmentation and rates. Where the curve of one
+crosses that of the other, labels are worth as much as pretraining.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from lib.config import Config
+from lib.data.dataset import Dataset, Split, subsets
+from lib.evaluation import classified
+from lib.hardware import memory_format
+from lib.probes.seen import Seen
+from lib.training import Batches, Progress, Step, build_optimiser, build_scaler, train
+
+PER_CLASS = (10, 25, 50, 100, 500)  # labels of each class
+SUBSETS = 5  # random ones of each size, the same for every run
+RATES = (0.01, 0.03, 0.1, 0.3)  # of SGD; the best on val, by the first subset of a size
+STEPS = 500  # at least, for every size
+BATCH = 64  # images, where there are so many
+
+Build = Callable[[], nn.Module]  # an encoder to start from
+
+
+class Classifier(nn.Module):
+    """A linear layer on an encoder's h; z are its logits."""
+
+    def __init__(self, encoder: nn.Module, width: int, classes: int):
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (N, 3, S, S). Returns h (N, width) and logits (N, classes)."""
+        h = self.encoder(x)
+        return h, self.head(h)
+
+
+def ask(seen: Seen) -> list[dict]:
+    """PER_CLASS labels of every class, as many sizes as the training images allow, and all of them.
+
+    Returns one row for each start ("fine-tuned", and "from scratch" where seen knows how its
+    encoder began), size and subset: features, probe, per_class, labels, subset, n, correct,
+    learning_rate. Test images are looked at once, after the last step; of val the labels choose the
+    rate, for both starts alike.
+    """
+    starts: dict[str, Build] = {"fine-tuned": lambda: copy.deepcopy(seen.model.encoder)}
+    learns = any(weight.requires_grad for weight in seen.model.encoder.parameters())
+    if learns and seen.fresh is not None:
+        starts["from scratch"] = seen.fresh
+
+    rows = []
+    for per_class, named in label_sets(seen.dataset.train).items():
+        for start, build in starts.items():
+            rate = best_rate(seen, build, next(iter(named.values())))
+            for subset, places in named.items():
+                model = tuned(seen, build, places, rate)
+                correct = classified(model, seen.dataset.test, seen.recipe)
+                rows.append(
+                    {
+                        "features": "h",
+                        "probe": start,
+                        "per_class": per_class,
+                        "labels": len(places),
+                        "subset": subset,
+                        "n": len(seen.dataset.test),
+                        "correct": correct,
+                        "learning_rate": rate,
+                    }
+                )
+    return rows
+
+
+def label_sets(pool: Split) -> dict[int, dict[str, Tensor]]:
+    """By labels a class the subsets by name, rows of the pool each; the last is all of it."""
+    assert pool.labels is not None  # train has them
+    fewest = int(pool.labels.bincount().min())
+    sets = {}
+    for per_class in PER_CLASS:
+        if per_class < fewest:
+            drawn = subsets(pool, per_class, SUBSETS)
+            sets[per_class] = {f"random {i}": places for i, places in enumerate(drawn)}
+    sets[fewest] = {"all": torch.arange(len(pool))}
+    return sets
+
+
+def best_rate(seen: Seen, build: Build, places: Tensor) -> float:
+    """The rate of RATES that does best on val; of equals the lowest."""
+    scores = []
+    for rate in RATES:
+        model = tuned(seen, build, places, rate)
+        scores.append(classified(model, seen.dataset.val, seen.recipe))
+    return RATES[scores.index(max(scores))]
+
+
+def tuned(seen: Seen, build: Build, places: Tensor, rate: float) -> Classifier:
+    """A classifier trained from a start on some rows of train; on the model's device."""
+    h, _ = seen.pair("val")
+    dataset = replace(seen.dataset, train=seen.dataset.train[places])
+    config = config_for(seen, dataset, rate)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        model = Classifier(build(), h.shape[1], seen.classes)
+
+    model = model.to(memory_format=memory_format(h.device)).to(h.device)
+    optimiser = build_optimiser(config, model)
+    assert optimiser is not None  # the linear layer has parameters
+    take_step = Step(config, model, optimiser, build_scaler(config, h.device))
+    for _ in train(config, Batches(config, dataset, h.device), take_step, Progress()):
+        pass
+    return model.eval()
+
+
+def config_for(seen: Seen, dataset: Dataset, rate: float) -> Config:
+    """How the labelled images of dataset.train are trained on. The encoder is another matter."""
+    batch_size = min(BATCH, len(dataset.train))
+    steps = max(1, len(dataset.train) // batch_size)  # of an epoch
+    return Config(
+        name="fine-tuning",
+        method="ce",
+        data=dataset.name,
+        recipe="crop-flip",
+        epochs=math.ceil(STEPS / steps),
+        batch_size=batch_size,
+        learning_rate=rate,
+        weight_decay=5e-4,
+        pool="train",
+        size=seen.recipe.size,
+        mean=seen.recipe.mean,
+        std=seen.recipe.std,
+        head="linear",
+        drop_last=True,
+        seed=seen.seed,
+    )
