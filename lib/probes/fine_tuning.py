@@ -21,7 +21,7 @@ from lib.hardware import memory_format
 from lib.probes.seen import Seen
 from lib.training import Batches, Progress, Step, build_optimiser, build_scaler, train
 
-PER_CLASS = (10, 25, 50, 100, 500)  # labels of each class
+PER_CLASS = (10, 20, 50, 100, 400)  # labels of each class; few_labels has these sizes too
 SUBSETS = 5  # random ones of each size, the same for every run
 RATES = (0.01, 0.03, 0.1, 0.3)  # of SGD; the best on val, by the first subset of a size
 STEPS = 500  # at least, for every size
