@@ -106,6 +106,7 @@ def test_what_would_agree_is_said_before_and_the_outcome_after(table, entries, t
     found = prepared(table, entries, toy)
     said = "\n".join(found.in_words())
     assert "runs: simclr-digits, 2 epochs, seed 3; simclr-digits, 0 epochs, seed 3" in said
+    assert "computed again: simclr, toy, epochs 2, h, linear; minus untrained, epochs 0 or" in said
     low, high = (100 * end for end in found.expected[1:])
     assert f"agreement: a difference between {low:+.1f} and {high:+.1f} points" in said
 

@@ -22,7 +22,7 @@ from lib import InputError, unknown
 from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.evidence import plan
-from lib.evidence.claims import Claim, Ours, OurSize, at_our_size, sizes
+from lib.evidence.claims import Claim, Ours, OurSize, at_our_size, in_words, sizes
 from lib.evidence.comparisons import Comparison
 from lib.evidence.plan import Entry, Planned
 from lib.evidence.statistics import Interval, one_more
@@ -73,7 +73,9 @@ class Replication:
 
     def in_words(self) -> Iterator[str]:
         """What is said beforehand, in lines."""
+        others = " or ".join(in_words(minus) for minus in self.size["minus"])
         yield f"{self.claim['id']}: {self.size['claim']}"
+        yield f"computed again: {in_words(self.size['like_for_like'])}; minus {others}"
         runs = [f"{run.name}, {run.epochs} epochs, seed {run.seed}" for run in self.configs]
         precisions = ", ".join(sorted({run.precision for run in self.configs}))
         yield f"runs: {'; '.join(runs)} ({precisions})"
