@@ -13,7 +13,7 @@ from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.encoders import Model
 from lib.hardware import choose_precision
-from lib.probes import corruptions, few_labels, published
+from lib.probes import corruptions, few_labels, fine_tuning, published
 from lib.runs import Run, pretrain
 from lib.training import Batches, Progress, Step, build_model, build_optimiser, recipe_for, train
 from tests.conftest import by_loss, hungry, same_weights, sessions_of, small, stopped
@@ -220,6 +220,8 @@ def test_every_probe_finds_what_it_finds_on_the_cpu(toy, tmp_path, method, wante
     monkeypatch.setattr(few_labels, "SUBSETS", 1)
     monkeypatch.setattr(few_labels, "PER_CLASS", (10,))
     monkeypatch.setattr(corruptions, "SEVERITIES", (3,))
+    for constant, value in {"STEPS": 2, "SUBSETS": 1, "PER_CLASS": (10,), "RATES": (0.1,)}.items():
+        monkeypatch.setattr(fine_tuning, constant, value)
     for name, protocol in published.PROTOCOLS.items():
         shorter = replace(protocol, epochs=10)
         monkeypatch.setitem(published.PROTOCOLS, name, shorter)

@@ -12,7 +12,7 @@ from lib.compute.bits import pack_bits
 from lib.data.dataset import Dataset
 from lib.data.downloads import DOWNLOADS
 from lib.evidence import tables
-from lib.probes import PROBES
+from lib.probes import PROBES, fine_tuning
 from lib.runs import Run, records
 from tests.conftest import arrays, small, trained
 
@@ -29,7 +29,9 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict:
     dataset = data.build("toy", **arrays(n=80))
     pixels = small(epochs=0, encoder="pixels", head="none")
     run = trained(pixels, dataset, tmp_path_factory.mktemp("runs"))
-    run.evaluate(dataset, "cpu", PROBES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fine_tuning, "STEPS", 8)
+        run.evaluate(dataset, "cpu", PROBES)
     return records.read(run.folder / "record.json")
 
 
