@@ -23,7 +23,7 @@ EXAMPLES = """examples:
   python -m lib experiments --budget-minutes 60              what is missing, most valuable first
   python -m lib experiments --only heads-slice --plan        what is there of one of them
   python -m lib tune tuning                                  what a plan's entry tries, all of it
-  python -m lib replicate report-longer --minutes 30         compute again what a claim rests on
+  python -m lib replicate report-head --minutes 30           compute again what a claim rests on
   python -m lib records                                      every published accuracy
   python -m lib headline                                     README.md's table anew
   python -m lib export runs/RUN --out weights/mine           weights and a model card, for others
@@ -249,7 +249,7 @@ def publish(
     from lib.runs import records
 
     for path in run:
-        if path.parent.name == replication.REPLICATIONS.name:
+        if replication.is_one(path):
             print(replication.publish(path))
         else:
             print(records.publish(path))

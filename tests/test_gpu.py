@@ -220,7 +220,8 @@ def test_every_probe_finds_what_it_finds_on_the_cpu(toy, tmp_path, method, wante
     monkeypatch.setattr(few_labels, "SUBSETS", 1)
     monkeypatch.setattr(few_labels, "PER_CLASS", (10,))
     monkeypatch.setattr(corruptions, "SEVERITIES", (3,))
-    for constant, value in {"STEPS": 2, "SUBSETS": 1, "PER_CLASS": (10,), "RATES": (0.1,)}.items():
+    little = {"STEPS": 2, "EPOCHS": 1, "SUBSETS": 1, "PER_CLASS": (10,), "RATES": (0.1,)}
+    for constant, value in little.items():
         monkeypatch.setattr(fine_tuning, constant, value)
     for name, protocol in published.PROTOCOLS.items():
         shorter = replace(protocol, epochs=10)

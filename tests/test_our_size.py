@@ -154,11 +154,12 @@ def test_the_headline_has_a_row_for_each_question_with_both_sizes():
 
 
 def test_the_sizes_of_a_claim_are_its_own_and_smaller_ones():
-    shorter = [{"epochs": 10, "minus": [{"epochs": 20}]}, {"epochs": 30}]
+    shorter = [{"epochs": 10, "minus": [{"epochs": 20}], "seeds": 2}, {"epochs": 30}]
     own, *smaller = claims.sizes(OURS | {"shorter": shorter})
     assert own["like_for_like"] == OURS["like_for_like"]
     assert [size["like_for_like"]["epochs"] for size in smaller] == [30, 10]
     assert [size["minus"][0]["epochs"] for size in smaller] == [120, 20]
+    assert [size["seeds"] for size in (own, *smaller)] == [3, 3, 2]
     assert all(size["minus"][0]["method"] == "ce" for size in smaller)
     assert OURS["minus"][0]["epochs"] == 120
 
@@ -173,6 +174,7 @@ def test_the_sizes_of_a_claim_are_its_own_and_smaller_ones():
         ({"shorter": [{"epoch": 1}]}, "no column 'epoch'"),
         ({"shorter": [{"minus": {"epochs": 1}}]}, "minus must be a list"),
         ({"shorter": [{"minus": [{}, {}]}]}, "as many minus as ours"),
+        ({"shorter": [{"seeds": "3"}]}, "seeds must be a whole number"),
         ({"colour": "red"}, "unknown field 'ours.colour'"),
     ],
 )
@@ -211,9 +213,7 @@ def test_the_plan_has_the_margins_the_seeds_and_the_runs():
         entry = entries[claim["entry"]]
         assert claim["margin"] == entry.margin, claim
         for size in claims.sizes(claim):
-            counts = planned_seeds(entry, size)
-            assert min(counts) >= 3, size
-        assert min(planned_seeds(entry, claim)) == claim["seeds"]
+            assert min(planned_seeds(entry, size)) == size["seeds"], size
 
 
 def planned_seeds(entry: plan.Entry, size: dict) -> list[int]:

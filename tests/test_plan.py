@@ -307,6 +307,12 @@ def test_runs_of_an_earlier_version_that_are_planned_no_more_are_left_out(tmp_pa
     expected = 2 * len(more) + sum(arm["seeds"].values())
     assert plan.left_out(now, [*same, version_of(earlier)], no_score) == expected
 
+    trials = TUNING["trials"]["simclr"] | {"learning_rate": [0.05, 0.1, 0.2, 0.4, 0.8]}
+    wider = TUNING | {"trials": TUNING["trials"] | {"simclr": trials}}
+    _, tuning = plan.read(written(tmp_path, LENGTHS, TUNING))
+    assert plan.left_out(tuning, [version_of(wider), version_of(TUNING)], no_score) == 2
+    assert plan.left_out(tuning, [version_of(wider)], INSIDE) == 2  # no trial stands for the others
+
     unreadable = version_of(LENGTHS | {"colour": "red"})
     assert plan.left_out(now, [unreadable], no_score) == 0
 

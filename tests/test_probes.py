@@ -79,6 +79,7 @@ def everything(request: pytest.FixtureRequest) -> tuple[str, Dataset, dict]:
     dataset = unreadable(80)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fine_tuning, "STEPS", 8)
+        patch.setattr(fine_tuning, "EPOCHS", 1)
         found = probes.ask(a_model(method), dataset, AS_IT_IS, method, reversed(PROBES))
     return method, dataset, found
 
@@ -109,6 +110,7 @@ def test_every_probe_is_asked_by_one_call_and_fills_the_fields_it_says(everythin
 @pytest.mark.parametrize("name", PROBES)
 def test_a_probe_asked_alone_finds_the_same_and_nothing_else(everything, name, monkeypatch):
     monkeypatch.setattr(fine_tuning, "STEPS", 8)
+    monkeypatch.setattr(fine_tuning, "EPOCHS", 1)
     method, dataset, found = everything
     alone = probes.ask(a_model(method), dataset, AS_IT_IS, method, [name])
     field = PROBES[name].field

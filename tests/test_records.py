@@ -31,6 +31,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict:
     run = trained(pixels, dataset, tmp_path_factory.mktemp("runs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fine_tuning, "STEPS", 8)
+        patch.setattr(fine_tuning, "EPOCHS", 1)
         run.evaluate(dataset, "cpu", PROBES)
     return records.read(run.folder / "record.json")
 

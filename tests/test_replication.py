@@ -7,13 +7,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from lib import InputError
+from lib.__main__ import main
 from lib.data import Dataset, load
-from lib.evidence import plan, replication, tables
+from lib.evidence import claims, plan, replication, tables
 from lib.evidence.ledger import Ledger
 from lib.evidence.plan import Entry
 from lib.evidence.queue import Queue
+from lib.presets import preset
 from lib.runs import records
 from tests.plans import COMMITTED, TEXTS, with_toy_data, written
 
@@ -127,6 +130,38 @@ def test_what_would_agree_is_said_before_and_the_outcome_after(table, entries, t
     kept.write_text(kept.read_text().replace('"outcome"', '"outcom"'))
     with pytest.raises(InputError, match="is not a whole replication: the field 'outcome'"):
         replication.load_all(tmp_path / "results")
+
+
+def test_from_the_command_line_to_the_evidence(place, tmp_path, monkeypatch, capsys):
+    """In a folder of runs of that very name: a run is no replication for that."""
+    (place / "claims.yml").write_text(yaml.dump([CLAIM]))
+    monkeypatch.setattr(claims.read, "__defaults__", (place / "claims.yml",))
+    monkeypatch.setattr(plan.read, "__defaults__", (place / "experiments.yml",))
+    for function in (records.load_all, records.publish):
+        monkeypatch.setattr(function, "__defaults__", (place / "results",))
+    monkeypatch.setattr(replication.publish, "__defaults__", (tmp_path / "published",))
+
+    runs = tmp_path / "replications"
+    where = ["--runs", str(runs), "--data-root", str(place / "data"), "--device", "cpu"]
+    assert main(["replicate", "longer", "--minutes", "30", *where]) == 0
+    *said, conclusion, left = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("agreement: ") for line in said)
+    assert conclusion.startswith(("verified: ", "not verified: ", "too small to tell: "))
+    path = Path(left.partition(": ")[0])
+    assert left.endswith(f"python -m lib publish {path}")
+
+    assert main(["publish", str(path)]) == 0
+    (record,) = replication.load_all(tmp_path / "published")
+    assert main(["publish", str(runs / record["runs"][0])]) == 0
+    published = {kept["id"] for kept in records.load_all(place / "results")}
+    assert record["runs"][0] in published
+
+
+@pytest.mark.parametrize("epochs, batch_size", [(1, 128), (2, 32)])
+def test_an_epoch_is_timed_however_short_the_run(toy, epochs, batch_size):
+    config = preset("simclr-digits", **SMALL | {"epochs": epochs, "batch_size": batch_size})
+    minutes = replication.epoch_minutes(config, toy, CPU)
+    assert 0 < minutes < 1
 
 
 @pytest.mark.parametrize(

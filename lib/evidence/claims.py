@@ -60,13 +60,16 @@ def _are_changes(changes: dict) -> dict:
     minus = changes.get("minus", [])
     if not isinstance(minus, list) or not all(isinstance(other, dict) for other in minus):
         raise ValueError(f"minus must be a list of columns and values, got {minus}")
-    for conditions in (_without_minus(changes), *minus):
+    for conditions in (_of_the_first(changes), *minus):
         _are_columns(conditions)
+    if not isinstance(changes.get("seeds", 1), int):
+        raise ValueError(f"seeds must be a whole number, got {changes['seeds']}")
     return changes
 
 
-def _without_minus(changes: dict) -> dict:
-    return {column: value for column, value in changes.items() if column != "minus"}
+def _of_the_first(changes: dict) -> dict:
+    """The columns of the first group."""
+    return {column: value for column, value in changes.items() if column not in ("minus", "seeds")}
 
 
 @with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
@@ -80,8 +83,8 @@ class OurSize(TypedDict):
     minus: Annotated[list[Conditions], Field(min_length=1)]
     margin: Annotated[float, Field(gt=0)]  # points; a smaller difference counts as none
     seeds: Annotated[int, Field(ge=2)]  # how many pairs are planned
-    # smaller sizes of the same contrast, for who computes it again: columns of the first group, and
-    # "minus", those of each second one
+    # smaller sizes of the same contrast, for who computes it again: columns of the first group,
+    # "minus", those of each second one, and "seeds", where they are other ones
     shorter: NotRequired[list[Annotated[dict, AfterValidator(_are_changes)]]]
 
 
@@ -183,7 +186,7 @@ class Ours:
     pairs: pd.Series  # the differences, as fractions, by seed and precision
 
     def in_words(self) -> str:
-        """``yes: +1.4 [0.9, 1.9] points, 5 seeds``."""
+        """``yes: +1.4 [0.9, 1.9], 5 seeds``, in points."""
         if self.comparison is None:
             return f"open: 0 of {self.seeds} seeds"
         words = f"{self.verdict}: {self.comparison.points()}"
@@ -251,7 +254,8 @@ def sizes(claim: OurSize) -> list[OurSize]:
     made = [claim]
     for changes in reversed(claim.get("shorter", [])):
         smaller: OurSize = claim.copy()
-        smaller["like_for_like"] = claim["like_for_like"] | _without_minus(changes)
+        smaller["like_for_like"] = claim["like_for_like"] | _of_the_first(changes)
+        smaller["seeds"] = changes.get("seeds", claim["seeds"])
         others = changes.get("minus", [{}] * len(claim["minus"]))
         smaller["minus"] = [one | other for one, other in zip(claim["minus"], others, strict=True)]
         made.append(smaller)

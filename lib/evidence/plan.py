@@ -248,26 +248,27 @@ def unplanned(record: dict, versions: list[Version]) -> str | None:
 
 
 def left_out(entry: Entry, versions: list[Version], score: Score) -> int:
-    """How many runs earlier versions of an entry had that are not in it any more.
-
-    A run is told by its arm, epochs and seed, a trial by all of its settings.
-    """
-    before: set = set()
+    """How many runs earlier versions of an entry had that are not in it any more."""
+    before: set[tuple] = set()
     for version in versions:
         if version.name != entry.name:
             continue
         try:
-            earlier = validated(Entry, version.written, "an earlier version")
+            before |= _distinct(validated(Entry, version.written, "an earlier version"), score)
         except InputError:  # of a form that is not read any more
             continue
-        before |= {_told_by(run, earlier) for run in runs(earlier, score)}
-    return len(before - {_told_by(run, entry) for run in runs(entry, score)})
+    return len(before - _distinct(entry, score))
 
 
-def _told_by(run: Planned, entry: Entry) -> tuple:
-    if entry.trials:
-        return run.arm, run.config
-    return run.arm, run.like.epochs, run.like.seed
+def _distinct(entry: Entry, score: Score) -> set[tuple]:
+    """An entry's runs by arm, epochs and seed; its trials, as far as known, by their settings."""
+    distinct: set[tuple] = set()
+    for run in runs(entry, score):
+        if not entry.trials:
+            distinct.add((run.arm, run.like.epochs, run.like.seed))
+        elif run.config is not None:
+            distinct.add((run.arm, run.config))
+    return distinct
 
 
 def runs(entry: Entry, score: Score) -> list[Planned]:

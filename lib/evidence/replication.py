@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -117,16 +116,18 @@ def prepare(
     sized = recorded_sizes(claim, table)
     planned = _planned(claim["ours"], entries)
     seed = _unused_seed(entries, table)
-    speeds: dict[tuple, float] = {}
+    speeds: dict[Config, float] = {}
     needed = 0.0
     for size, recorded in sized:
         first, *seconds = _configs(size, planned, seed, device)
         needed = 0.0
         for config in dict.fromkeys((first, *seconds)):
-            alike = config.name, config.encoder, config.recipe
-            if config.epochs and alike not in speeds:
-                speeds[alike] = epoch_minutes(config, dataset, device)
-            needed += config.epochs * speeds.get(alike, 0.0)
+            if not config.epochs:
+                continue
+            an_epoch = replace(config, epochs=1)  # the same for every length
+            if an_epoch not in speeds:
+                speeds[an_epoch] = epoch_minutes(config, dataset, device)
+            needed += config.epochs * speeds[an_epoch]
         if needed <= minutes:
             assert recorded.comparison is not None  # it has two pairs or more
             expected = one_more(recorded.pairs)
@@ -211,9 +212,14 @@ def conclusion(record: dict) -> str:
 def write(record: dict, runs: Path) -> Path:
     """Keep a replication beside the runs it made, and return its path."""
     name = f"{record['replicates']}-s{record['seed']}-{record['runs'][0].rpartition('-')[2]}.json"
-    path = Path(runs) / "replications" / name
+    path = Path(runs) / REPLICATIONS.name / name
     records.write(path, record)
     return path
+
+
+def is_one(path: Path) -> bool:
+    """Whether a path is that of a replication, as ``write`` leaves them, and not of a run."""
+    return path.is_file() and path.parent.name == REPLICATIONS.name
 
 
 def publish(path: Path, results: Path = REPLICATIONS) -> Path:
@@ -242,20 +248,26 @@ def load_all(results: Path = REPLICATIONS) -> list[dict]:
 
 
 def epoch_minutes(config: Config, dataset: Dataset, device: torch.device) -> float:
-    """How long an epoch takes here, by the first steps of it."""
-    part = dataset.take(config.images)
-    batches = Batches(config, part, device)
-    model = build_model(config, part).to(memory_format=memory_format(device)).to(device)
+    """How long an epoch takes here, by the first steps of a run."""
+    config = replace(config, epochs=WARM_UP + TIMED)  # so that there are as many steps
+    sliced = dataset.take(config.images)
+    batches = Batches(config, sliced, device)
+    model = build_model(config, sliced).to(memory_format=memory_format(device)).to(device)
     optimiser = build_optimiser(config, model)
     assert optimiser is not None  # a configuration that trains has parameters
     take_step = Step(config, model, optimiser, build_scaler(config, device))
-    training = train(config, batches, take_step, Progress())
+    progress = Progress()
+    training = train(config, batches, take_step, progress)
 
-    for _ in islice(training, WARM_UP):
-        pass
+    def take(steps: int) -> None:
+        while progress.step < steps:
+            next(training)
+        float(progress.total)  # waits for the device
+
+    take(WARM_UP)
     started = time.monotonic()
-    steps = sum(1 for _ in islice(training, TIMED))
-    return (time.monotonic() - started) / steps * len(batches) / 60
+    take(WARM_UP + TIMED)
+    return (time.monotonic() - started) / TIMED * len(batches) / 60
 
 
 def _planned(size: OurSize, entries: list[Entry]) -> list[Planned]:

@@ -198,10 +198,9 @@ def measures(records: list[dict]) -> pd.DataFrame:
     """
     accuracies = table(records).assign(measure="accuracy")
     few = label_table(records).query("subset != 'all'").assign(measure="few labels")
-    tuned = _fine_tuning(records)
 
     tables = [accuracies, few, _calibration_errors(records), *_corruption_errors(records)]
-    tables += [tuned, _failures(records)]
+    tables += [_fine_tuning(records), _failures(records)]
     filled = [table for table in tables if len(table)] or [accuracies]
     return pd.concat(filled, ignore_index=True).reindex(columns=[*COLUMNS, "measure", "per_class"])
 

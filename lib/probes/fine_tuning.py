@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lib.config import Config
 from lib.data.dataset import Dataset, Split, subsets
@@ -24,7 +25,7 @@ from lib.training import Batches, Progress, Step, build_optimiser, build_scaler,
 PER_CLASS = (10, 20, 50, 100, 400)  # labels of each class; few_labels has these sizes too
 SUBSETS = 5  # random ones of each size, the same for every run
 RATES = (0.01, 0.03, 0.1, 0.3)  # of SGD; the best on val, by the first subset of a size
-STEPS = 500  # at least, for every size
+STEPS, EPOCHS = 500, 20  # both at least, for every size
 BATCH = 64  # images, where there are so many
 
 Build = Callable[[], nn.Module]  # an encoder to start from
@@ -45,50 +46,52 @@ class Classifier(nn.Module):
 
 
 def ask(seen: Seen) -> list[dict]:
-    """PER_CLASS labels of every class, as many sizes as the training images allow, and all of them.
+    """PER_CLASS labels of every class, as many sizes as the training images allow.
 
-    Returns one row for each start ("fine-tuned", and "from scratch" where seen knows how its
-    encoder began), size and subset: features, probe, per_class, labels, subset, n, correct,
-    learning_rate. Test images are looked at once, after the last step; of val the labels choose the
-    rate, for both starts alike.
+    All labels are a run of their own, with cross-entropy. Test images are looked at once, after the
+    last step; the labels of val choose the rate, for both starts alike. Among ranks each trains
+    everything. Returns one row for each size, subset and start ("fine-tuned", and "from scratch"
+    where seen knows how its encoder began): features, probe, per_class, labels, subset, n, correct,
+    learning_rate.
     """
     starts: dict[str, Build] = {"fine-tuned": lambda: copy.deepcopy(seen.model.encoder)}
     learns = any(weight.requires_grad for weight in seen.model.encoder.parameters())
     if learns and seen.fresh is not None:
         starts["from scratch"] = seen.fresh
 
+    sets = label_sets(seen.dataset.train)
+    fits = len(starts) * sum(len(RATES) + len(drawn) for drawn in sets.values())
     rows = []
-    for per_class, named in label_sets(seen.dataset.train).items():
-        for start, build in starts.items():
-            rate = best_rate(seen, build, next(iter(named.values())))
-            for subset, places in named.items():
-                model = tuned(seen, build, places, rate)
-                correct = classified(model, seen.dataset.test, seen.recipe)
-                rows.append(
-                    {
+    with tqdm(total=fits, desc="fine-tuning", unit="fit", delay=2, leave=False) as bar:
+        for per_class, drawn in sets.items():
+            for start, build in starts.items():
+                rate = best_rate(seen, build, drawn[0])
+                bar.update(len(RATES))
+                for number, places in enumerate(drawn):
+                    model = tuned(seen, build, places, rate)
+                    row = {
                         "features": "h",
                         "probe": start,
                         "per_class": per_class,
                         "labels": len(places),
-                        "subset": subset,
+                        "subset": f"random {number}",
                         "n": len(seen.dataset.test),
-                        "correct": correct,
+                        "correct": classified(model, seen.dataset.test, seen.recipe),
                         "learning_rate": rate,
                     }
-                )
+                    rows.append(row)
+                    bar.update()
     return rows
 
 
-def label_sets(pool: Split) -> dict[int, dict[str, Tensor]]:
-    """By labels a class the subsets by name, rows of the pool each; the last is all of it."""
+def label_sets(pool: Split) -> dict[int, list[Tensor]]:
+    """Random subsets, rows of the pool each, by labels a class."""
     assert pool.labels is not None  # train has them
     fewest = int(pool.labels.bincount().min())
     sets = {}
     for per_class in PER_CLASS:
         if per_class < fewest:
-            drawn = subsets(pool, per_class, SUBSETS)
-            sets[per_class] = {f"random {i}": places for i, places in enumerate(drawn)}
-    sets[fewest] = {"all": torch.arange(len(pool))}
+            sets[per_class] = subsets(pool, per_class, SUBSETS)
     return sets
 
 
@@ -128,7 +131,7 @@ def config_for(seen: Seen, dataset: Dataset, rate: float) -> Config:
         method="ce",
         data=dataset.name,
         recipe="crop-flip",
-        epochs=math.ceil(STEPS / steps),
+        epochs=max(EPOCHS, math.ceil(STEPS / steps)),
         batch_size=batch_size,
         learning_rate=rate,
         weight_decay=5e-4,
