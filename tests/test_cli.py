@@ -83,7 +83,7 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
         (["publish", "README.md"], "README.md is not JSON"),
         (["replicate", "report-head2"], "did you mean 'report-head'?"),
         (["replicate", "simclr-cifar10"], "unknown claim of a size that can be run here"),
-        (["tune", "tunning"], "unknown entry with trials 'tunning'; did you mean 'tuning'?"),
+        (["tune", "tunings"], "unknown entry with trials 'tunings'; did you mean 'tuning'?"),
         (["book", "--profile", "fast"], "unknown profile 'fast'"),
         (["book", "--only", "99"], "unknown chapter '99'"),
         (
