@@ -36,7 +36,8 @@ def test_automatic_precision_is_what_a_gpu_multiplies_fast():
 
 
 def test_automatic_precision_is_what_a_cpu_multiplies_fast():
-    assert fast_on_cpu(frozenset({"avx512f", "avx512_bf16"})) == "float32"
+    assert fast_on_cpu(frozenset({"avx512f", "avx512_vnni"})) == "float32"
+    assert fast_on_cpu(frozenset({"avx512f", "avx512_bf16"})) == "bfloat16"
     assert fast_on_cpu(frozenset({"avx512f", "amx_bf16"})) == "bfloat16"
     assert choose_precision("auto", torch.device("mps")) == "float32"
 
@@ -57,7 +58,7 @@ def cpu_with(monkeypatch) -> Iterator[Callable[[str], None]]:
 
 
 def test_automatic_precision_is_that_of_the_cpu_at_hand(cpu_with):
-    cpu_with("fpu avx512f avx512_bf16")
+    cpu_with("fpu avx512f avx512_vnni")
     assert choose_precision("auto", CPU) == "float32"
     cpu_with("fpu avx512f amx_bf16 amx_tile")
     assert hardware.cpu_flags() == {"fpu", "avx512f", "amx_bf16", "amx_tile"}

@@ -105,6 +105,25 @@ def test_pairs_share_seed_and_precision():
     assert ours(twice, others).comparison.seeds == 3
 
 
+def test_what_is_not_trained_pairs_with_any_precision():
+    """Its features are measured in float32 on every machine."""
+    first = rows([0.73, 0.731, 0.732]).assign(precision="bfloat16")
+    second = rows([0.70, 0.70, 0.70], "ce", epochs=120)
+    assert ours(first, second).comparison is None
+    untrained = rows([0.40, 0.40, 0.40], "ce", epochs=0)
+    claim = OURS | {"minus": [OURS["minus"][0] | {"epochs": 0}]}
+    assert ours(first, untrained, claim=claim).in_words().endswith("3 seeds")
+
+
+def test_a_claim_about_precision_pairs_over_it():
+    first = rows([0.73, 0.731, 0.732])
+    second = first.assign(precision="bfloat16", accuracy=[0.70, 0.701, 0.702])
+    claim = OURS | {"minus": [{"precision": "bfloat16"}]}
+    claim["like_for_like"] = OURS["like_for_like"] | {"precision": "float32"}
+    found = ours(first, second, claim=claim)
+    assert (found.verdict, found.comparison.seeds) == ("yes", 3)
+
+
 def test_of_several_groups_the_best_is_subtracted_and_all_must_be_there():
     first = rows([0.73, 0.731, 0.732])
     worse, better = rows([0.60] * 3, "ce"), rows([0.70] * 3, "kmeans")
@@ -187,10 +206,17 @@ def test_bad_sizes_are_named(tmp_path, change, words):
 
 def test_a_question_has_both_sizes(tmp_path):
     path = tmp_path / "claims.yml"
-    for change in ({"question": "q"}, {"ours": OURS}):
-        path.write_text(yaml.dump([PUBLISHED | change]))
-        with pytest.raises(InputError, match="claim c: .*a question needs ours"):
-            claims.read(path)
+    path.write_text(yaml.dump([PUBLISHED | {"question": "q"}]))
+    with pytest.raises(InputError, match="claim c: .*a question needs ours"):
+        claims.read(path)
+
+
+def test_a_claim_at_our_size_without_a_question_is_not_on_the_first_page(tmp_path):
+    own = {"id": "own", "claim": "c", "source": "this book's question", "ours": OURS}
+    first, second = rows([0.72, 0.73, 0.74]), rows([0.70, 0.70, 0.70], "ce", epochs=120)
+    page = claims.headline([own, PUBLISHED], pd.concat([first, second]))
+    assert "Of 1 published claims" in page
+    assert "of the 0 questions" in page
 
 
 def test_a_failed_run_is_a_row_of_the_measures():
@@ -208,7 +234,7 @@ def test_the_plan_has_the_margins_the_seeds_and_the_runs():
     """A claim and its entry say the same, at every size; and runs of each group are planned."""
     entries = {entry.name: entry for entry in plan.read()}
     asked = [claim["ours"] for claim in claims.read() if "ours" in claim]
-    assert len(asked) == 5
+    assert len(asked) == 6
     for claim in asked:
         entry = entries[claim["entry"]]
         assert claim["margin"] == entry.margin, claim

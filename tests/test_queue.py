@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from lib import ROOT, InputError, weights
-from lib.config import PRECISIONS, Config
+from lib.config import Config
 from lib.data import Dataset, load
 from lib.evidence import plan, tables
 from lib.evidence.ledger import Ledger
 from lib.evidence.queue import Queue
+from lib.hardware import choose_precision
 from lib.presets import preset
 from lib.runs import NUMERICS, checkpoints, identity, packing, records
 from lib.runs import load as load_run
@@ -267,13 +268,30 @@ def test_the_first_run_of_a_seed_fixes_its_precision(place, dataset):
         delta = SMALL | {"precision": "auto"}
         arms[method] = {"preset": f"{method}-digits", "delta": delta, "seeds": {1: 2}}
     made = queue(place, main_with(arms))
-    assert {state.config.precision for state in made.states()} == {"float32"}
+    suits = choose_precision("auto", torch.device("cpu"))
+    assert {state.config.precision for state in made.states()} == {suits}
 
-    begun = preset("supcon-digits", **SMALL, epochs=1, seed=1, precision=PRECISIONS[2])
+    begun = preset("supcon-digits", **SMALL, epochs=1, seed=1, precision="float16")
     (place / "runs" / identity(begun, dataset)).mkdir(parents=True)  # on another machine
     for state in made.states():
-        wanted = {0: "float32", 1: "bfloat16"}[state.config.seed]
+        wanted = {0: suits, 1: "float16"}[state.config.seed]
         assert state.config.precision == wanted
+
+
+def test_what_is_not_trained_has_float32_and_fixes_no_precision(place, dataset):
+    delta = SMALL | {"precision": "auto"}
+    arms = {"simclr": {"preset": "simclr-digits", "delta": delta, "seeds": {0: 1, 1: 1}}}
+    made = queue(place, main_with(arms))
+    untrained, trained = (state.config for state in made.states())
+    suits = choose_precision("auto", torch.device("cpu"))
+    assert (untrained.precision, trained.precision) == ("float32", suits)
+
+    (place / "runs" / identity(untrained, dataset)).mkdir(parents=True)
+    assert [state.config.precision for state in made.states()] == ["float32", suits]
+
+    begun = replace(trained, precision="float16")
+    (place / "runs" / identity(begun, dataset)).mkdir(parents=True)
+    assert [state.config.precision for state in made.states()] == ["float32", "float16"]
 
 
 def test_a_run_that_diverges_has_failed_for_good_and_takes_no_others_work(place, capsys):

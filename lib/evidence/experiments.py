@@ -20,10 +20,10 @@ from lib import ROOT, InputError, unknown
 from lib.config import PRECISIONS, Config, one_of
 from lib.evidence.ledger import Ledger, key
 from lib.files import checked, read_yaml, validated
-from lib.hardware import choose_device, choose_precision
+from lib.hardware import choose_device
 from lib.presets import preset
 from lib.probes import PROBES
-from lib.runs import pretrain, provenance, records
+from lib.runs import computed_on, pretrain, provenance, records
 
 EXPERIMENTS = ROOT / "book" / "experiments.yml"
 SCALES = ("slice", "full")
@@ -166,7 +166,7 @@ def tasks(experiments: list[Experiment], device: str | None = None) -> list[Task
 
     by_run: dict[str, Task] = {}
     for _, experiment, config in ranked:
-        config = replace(config, precision=choose_precision(config.precision, chosen))
+        config = computed_on(config, chosen)
         run = key(config)
         task = by_run.get(run, Task(config))
         by_run[run] = Task(

@@ -21,8 +21,8 @@ from lib.data.dataset import Dataset
 from lib.evidence import plan
 from lib.evidence.ledger import Ledger
 from lib.evidence.plan import Arm, Entry, Planned, Version
-from lib.hardware import choose_device, choose_precision
-from lib.runs import identity, packing, pretrain, provenance, records
+from lib.hardware import choose_device
+from lib.runs import computed_on, identity, packing, pretrain, provenance, records
 
 CLAIM_SECONDS = 1  # to wait for a lock: whoever only looks whether it is held lets it go at once
 POLL_SECONDS = 30  # between looks at runs that other processes are at
@@ -86,7 +86,6 @@ class Queue:
 
         claims: look whether other processes are at them.
         """
-        suits = choose_precision("auto", self.device)
         for entry in self.entries:
             runs = plan.runs(entry, self.score)
             precisions = self._begun_precisions(runs)
@@ -96,9 +95,9 @@ class Queue:
                     continue
 
                 config = planned.config
-                if config.precision == "auto":
-                    precision = precisions.get(config.seed, suits)
-                    config = replace(config, precision=precision)
+                if config.precision == "auto" and config.epochs and config.seed in precisions:
+                    config = replace(config, precision=precisions[config.seed])
+                config = computed_on(config, self.device)
                 status = self._status(planned, config)
                 if status == "missing" and claims and self._is_claimed(config):
                     status = "running"
@@ -323,11 +322,13 @@ class Queue:
         return f"{done} runs are done, {left} left, {hours:.1f} hours for one process"
 
     def _begun_precisions(self, runs: list[Planned]) -> dict[int, str]:
-        """By seed, where the precision is left open, that of the seed's first run begun."""
+        """By seed, where the precision is left open, that of its first training begun."""
         begun: dict[int, str] = {}
         for planned in runs:
             config = planned.config
-            if config is None or config.precision != "auto" or config.seed in begun:
+            if config is None or config.precision != "auto" or not config.epochs:
+                continue
+            if config.seed in begun:
                 continue
             for precision in COMPUTED:
                 if self._is_begun(replace(config, precision=precision)):
@@ -353,8 +354,7 @@ class Queue:
 
     def _minutes(self, state: State) -> float | None:
         config = state.config or state.planned.like
-        precision = choose_precision(config.precision, self.device)
-        return self.ledger.minutes(replace(config, precision=precision))
+        return self.ledger.minutes(computed_on(config, self.device))
 
     def _identity(self, config: Config) -> str | None:
         """None where the data set is not there."""

@@ -27,8 +27,8 @@ from lib.evidence.plan import Entry, Planned
 from lib.evidence.statistics import Interval, one_more
 from lib.evidence.tables import config_columns
 from lib.files import parse_json, validated
-from lib.hardware import choose_precision, memory_format
-from lib.runs import RUNS, pretrain, provenance, records
+from lib.hardware import memory_format
+from lib.runs import RUNS, computed_on, pretrain, provenance, records
 from lib.training import Batches, Progress, Step, build_model, build_optimiser, build_scaler, train
 
 WARM_UP, TIMED = 3, 8  # steps of a run, whose speed tells how long it takes
@@ -299,8 +299,7 @@ def _configs(
         alike = [run.config for run in planned if run.config and _has(run.config, wanted)]
         if not alike:
             raise InputError(f"the entry {size['entry']} of the plan has no run with {wanted}")
-        precision = choose_precision(alike[0].precision, device)
-        configs.append(replace(alike[0], seed=seed, precision=precision))
+        configs.append(computed_on(replace(alike[0], seed=seed), device))
     return configs
 
 

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
+
+import torch
 
 from lib.augmentations import RECIPES
 from lib.config import Config
 from lib.data.dataset import Dataset
+from lib.hardware import choose_precision
 
 NUMERICS = 1  # raise when a change makes earlier runs incomparable: it enters every run's identity
 
@@ -20,6 +23,16 @@ def identity(config: Config, dataset: Dataset) -> str:
     text = json.dumps([config.decisive, dataset.fingerprint, NUMERICS, *unlike], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     return f"{config.name}-e{config.epochs}-s{config.seed}-{digest}"
+
+
+def computed_on(config: Config, device: torch.device) -> Config:
+    """The configuration with the precision in which that device trains it.
+
+    Where nothing is trained "auto" is float32 on every device, as features are measured in it.
+    """
+    if config.precision == "auto" and not config.epochs:
+        return replace(config, precision="float32")
+    return replace(config, precision=choose_precision(config.precision, device))
 
 
 # What the recipes' names stood for when the first records were made

@@ -18,11 +18,11 @@ from lib.distributed.batches import SharedBatches, home_of
 from lib.distributed.group import active, lost, rank, tell
 from lib.distributed.step import SharedStep
 from lib.evaluation import classified, device_of, knn_on_val
-from lib.hardware import choose_device, choose_precision, memory_kept, room_for
+from lib.hardware import choose_device, memory_kept, room_for
 from lib.methods import METHODS
 from lib.presets import command, delta
 from lib.runs import checkpoints, provenance, records
-from lib.runs.identities import NUMERICS, identity, recipe_content
+from lib.runs.identities import NUMERICS, computed_on, identity, recipe_content
 from lib.runs.run import RUNS, Run, load
 from lib.runs.session import ENDED, Session, begin, inexact, only_writer
 from lib.runs.trouble import out_of_memory, refuse_collapse, which_batch_would_fit
@@ -72,7 +72,7 @@ def pretrain(
         return _taken(config, dataset, instead)
 
     chosen = choose_device(device)
-    config = replace(config, precision=choose_precision(config.precision, chosen))
+    config = computed_on(config, chosen)
     folder = Path(runs) / identity(config, dataset)
     if (folder / "record.json").is_file():
         return load(folder)
