@@ -169,9 +169,12 @@ def pretrain(
             pool = "train+val"
         print(f"{config.name} on {images:,} images of {dataset.name} ({pool})", flush=True)
         run = train(config, dataset, runs or RUNS, chosen, wait=wait)
-        outcome = "untrained"
         if run.curves:
             outcome = f"{config.epochs} epochs, loss {run.curves[-1]['loss']:.3f}, {run.cost}"
+        else:
+            from lib.evidence import answers
+
+            outcome = answers.what(run.record)
         print(f"{run.folder}: {outcome}")
         print(f"next: python -m lib probe {run.folder}")
 
@@ -211,7 +214,7 @@ def probe(
     With 95 % intervals.
     """
     from lib import data, distributed, probes
-    from lib.evidence import statistics, tables
+    from lib.evidence import answers
     from lib.runs import load
 
     load_data = functools.cache(lambda name: data.load(name, data_root))  # once for many runs
@@ -222,17 +225,7 @@ def probe(
             finished = load(folder)
             if probes.missing(finished.record, wanted):
                 finished.evaluate(load_data(finished.config.data), chosen, wanted, wait)
-            for features, name, result in tables.results(finished.record):
-                n = result["n"]
-                interval = statistics.binomial(result["correct"], n).percent()
-                print(f"{finished.folder.name}  {features}  {name:16}  {interval} %  n = {n}")
-            labels = statistics.summarise_labels(tables.label_table([finished.record]), [])
-            for row in labels.itertuples():
-                interval = statistics.Interval(row.mean, row.low, row.high).percent()
-                print(
-                    f"{finished.folder.name}  h  {row.probe:8} {row.per_class:4} labels a class  "
-                    f"{interval} %  over {row.interval}"
-                )
+            print("\n".join(answers.in_lines(finished.record)), flush=True)
 
 
 @command("publish")

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from lib import ROOT
+from lib.__main__ import main
 from lib.evidence import claims, plan, tables
 from lib.evidence.ledger import Ledger
 from lib.evidence.queue import Queue
+from lib.probes import few_labels, fine_tuning
 from lib.runs import records
 from tests.plans import COMMITTED
 
@@ -50,3 +52,35 @@ def test_two_entries_make_runs_a_verdict_and_a_row(place):
     assert row["at our size"] == ours.in_words()
     (account,) = queue.account([]).to_dict("records")
     assert (account["planned"], account["done"]) == (6, 6)
+
+
+def test_the_baselines_of_ones_own_pictures(toy_root, tmp_path, monkeypatch, capsys):
+    """The page's commands, on small data and shorter: each makes a run, and probe names them."""
+    page = (ROOT / "book" / "rerun.md").read_text()
+    section = page.partition("## What must it beat?")[2]
+    commands = re.findall(r"^python -m lib ([^#\n]+)", section.partition("\n## ")[0], re.MULTILINE)
+    assert len(commands) == 8
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(few_labels, "PER_CLASS", (10,))
+    monkeypatch.setattr(fine_tuning, "PER_CLASS", (10,))
+    monkeypatch.setattr(fine_tuning, "STEPS", 4)
+    monkeypatch.setattr(fine_tuning, "EPOCHS", 1)
+    for command in commands[:6]:
+        shorter = re.sub(r"--epochs [1-9]\d+", "--epochs 1", command)
+        words = shorter.replace("kmeans400", "kmeans100").replace("mine", "toy").split()
+        where = ["--runs", "runs", "--data-root", str(toy_root), "--set", "batch_size=32"]
+        assert main([*words, *where]) == 0
+    made = sorted(map(str, Path("runs").iterdir()))
+    assert len(made) == 6
+
+    capsys.readouterr()
+    yours = next(run for run in made if "simclr" in run and "-e1-" in run)
+    for command in commands[6:]:
+        words = command.replace("runs/RUN", yours).replace("runs/*", " ".join(made)).split()
+        assert main([*words, "--data-root", str(toy_root)]) == 0
+    said = capsys.readouterr().out
+    for what in ("pixels on toy", "kmeans on toy", "untrained on toy", "ce, 1 epochs, on toy"):
+        assert f": {what}" in said
+    for probe in ("linear", "fine-tuned", "from scratch"):
+        assert re.search(rf"h  {probe} +10 labels a class", said), probe

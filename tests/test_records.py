@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from lib import InputError, data
 from lib.compute.bits import pack_bits
 from lib.data.dataset import Dataset
 from lib.data.downloads import DOWNLOADS
-from lib.evidence import tables
+from lib.evidence import answers, tables
 from lib.probes import PROBES, fine_tuning
 from lib.runs import Run, records
 from tests.conftest import arrays, small, trained
@@ -40,6 +41,25 @@ def test_what_every_probe_finds_makes_a_whole_record(record):
     on_h = record["evaluation"]["h"]
     for name, probe in PROBES.items():
         assert name in on_h or record[probe.field]
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_every_probe_has_its_lines(record, name):
+    """What was computed for hours must not end in a file alone."""
+    fields = {probe.field for probe in PROBES.values()} - {None}
+    alone = {key: value for key, value in record.items() if key not in fields} | {"evaluation": {}}
+    field = PROBES[name].field
+    if field is None:
+        alone["evaluation"] = {"h": {name: record["evaluation"]["h"][name]}}
+    else:
+        alone[field] = record[field]
+    first, *others = answers.in_lines(alone)
+    name, _, what = first.partition(": ")
+    assert name == record["id"]
+    assert what == "pixels on toy (recipe=supcontrast, batch_size=32, encoder=pixels, head=none)"
+    assert others
+    for line in others:
+        assert re.match(r"  [hz]  [a-z-]+ +.*\d\.\d", line), line
 
 
 def test_publish_wants_an_evaluated_run_and_copies_it_whole(run: Run, toy: Dataset, tmp_path: Path):

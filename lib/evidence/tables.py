@@ -122,6 +122,16 @@ def label_table(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*COLUMNS, "per_class", "labels", "subset"])
 
 
+def fine_tuning_table(records: list[dict]) -> pd.DataFrame:
+    """One row per encoder trained further with few labels, or from scratch: as ``label_table``."""
+    rows = []
+    for record in records:
+        run = run_columns(record)
+        for row in record.get("fine_tuning", ()):
+            rows.append(run | row | _share(row))
+    return pd.DataFrame(rows, columns=[*COLUMNS, "per_class", "labels", "subset"])
+
+
 def corruption_table(records: list[dict]) -> pd.DataFrame:
     """One row per corruption ("none": no change) and severity: the runs' columns and these two."""
     rows = []
@@ -200,7 +210,8 @@ def measures(records: list[dict]) -> pd.DataFrame:
     few = label_table(records).query("subset != 'all'").assign(measure="few labels")
 
     tables = [accuracies, few, _calibration_errors(records), *_corruption_errors(records)]
-    tables += [_fine_tuning(records), _failures(records)]
+    tuned = fine_tuning_table(records).assign(measure="few labels")
+    tables += [tuned, _failures(records)]
     filled = [table for table in tables if len(table)] or [accuracies]
     return pd.concat(filled, ignore_index=True).reindex(columns=[*COLUMNS, "measure", "per_class"])
 
@@ -213,16 +224,6 @@ def _calibration_errors(records: list[dict]) -> pd.DataFrame:
         for bins in record.get("calibration", ()):
             reader = {key: bins[key] for key in ("features", "probe", "n")}
             rows.append(run | reader | {"accuracy": calibration_error(bins), "measure": "ece"})
-    return pd.DataFrame(rows)
-
-
-def _fine_tuning(records: list[dict]) -> pd.DataFrame:
-    """Rows of "few labels": encoders trained further with them, and networks from scratch."""
-    rows = []
-    for record in records:
-        run = run_columns(record)
-        for row in record.get("fine_tuning", ()):
-            rows.append(run | row | _share(row) | {"measure": "few labels"})
     return pd.DataFrame(rows)
 
 
