@@ -105,6 +105,14 @@ def test_where_little_time_is_given_a_smaller_size_is_taken(table, entries, toy)
         prepared(table, entries, toy, minutes=1e-9)
 
 
+def test_a_size_that_tells_the_sign_goes_before_a_larger_one_that_does_not(table, entries, toy):
+    accuracies = {(0, 0): 0.1, (0, 1): 0.1, (1, 0): 0.9, (1, 1): 0.91, (2, 0): 0.2, (2, 1): 0.95}
+    runs = zip(table["epochs"], table["seed"])
+    changed = table.assign(accuracy=[accuracies.get(run, 0.1) for run in runs])
+    found = prepared(changed, entries, toy)
+    assert (found.first.epochs, found.tells_the_sign) == (1, True)
+
+
 def test_what_would_agree_is_said_before_and_the_outcome_after(table, entries, toy, tmp_path):
     found = prepared(table, entries, toy)
     said = "\n".join(found.in_words())

@@ -1,7 +1,8 @@
 """Replication: what a claim at our size rests on, computed again by whoever doubts it.
 
 A new seed of both groups is trained and probed on this machine, at the largest size that fits into
-the minutes given. Its difference is held against the interval in which one more pair of the
+the minutes given and at which the records tell the sign of one more pair. Its difference is held
+against the interval in which one more pair of the
 recorded ones would lie (``statistics.one_more``), which is said beforehand.
 """
 
@@ -86,15 +87,20 @@ class Replication:
     def outcome(self, difference: float) -> Outcome:
         """Of a new pair's difference, as a fraction.
 
-        "too small to tell" where it agrees, and the interval would have agreed with the opposite
-        sign too.
+        "too small to tell" where it agrees, and the opposite sign would have agreed too.
         """
         _, low, high = self.expected
         if not low <= difference <= high:
             return "not verified"
-        if low > 0 or high < 0:
+        if self.tells_the_sign:
             return "verified"
         return "too small to tell"
+
+    @property
+    def tells_the_sign(self) -> bool:
+        """Whether one more pair is expected on one side of zero."""
+        _, low, high = self.expected
+        return low > 0 or high < 0
 
 
 def prepare(
@@ -107,6 +113,8 @@ def prepare(
 ) -> Replication:
     """The largest size of a claim that fits into so many minutes of training on this device.
 
+    Of those that fit one whose records tell the sign goes before larger ones that don't.
+
     table: ``tables.measures``.
     entries: the plan.
     dataset: the one that the claim is about.
@@ -117,7 +125,7 @@ def prepare(
     planned = _planned(claim["ours"], entries)
     seed = _unused_seed(entries, table)
     speeds: dict[Config, float] = {}
-    needed = 0.0
+    possible = []
     for size, recorded in sized:
         first, *seconds = _configs(size, planned, seed, device)
         needed = 0.0
@@ -128,15 +136,21 @@ def prepare(
             if an_epoch not in speeds:
                 speeds[an_epoch] = epoch_minutes(config, dataset, device)
             needed += config.epochs * speeds[an_epoch]
-        if needed <= minutes:
-            assert recorded.comparison is not None  # it has two pairs or more
-            expected = one_more(recorded.pairs)
-            return Replication(claim, size, first, seconds, recorded.comparison, expected, needed)
+        assert recorded.comparison is not None  # it has two pairs or more
+        expected = one_more(recorded.pairs)
+        possible.append(
+            Replication(claim, size, first, seconds, recorded.comparison, expected, needed)
+        )
 
-    raise InputError(
-        f"{claim['id']}: the smallest size takes {needed:.0f} minutes on this machine; set "
-        f"--minutes {math.ceil(needed)}"
-    )
+    fitting = [one for one in possible if one.minutes <= minutes]
+    telling = [one for one in fitting if one.tells_the_sign]
+    if not fitting:
+        least = min(one.minutes for one in possible)
+        raise InputError(
+            f"{claim['id']}: the smallest size takes {least:.0f} minutes on this machine; set "
+            f"--minutes {math.ceil(least)}"
+        )
+    return (telling or fitting)[0]
 
 
 def recorded_sizes(claim: Claim, table: pd.DataFrame) -> list[tuple[OurSize, Ours]]:
