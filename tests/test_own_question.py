@@ -56,9 +56,9 @@ def test_two_entries_make_runs_a_verdict_and_a_row(place):
 
 def test_the_baselines_of_ones_own_pictures(toy_root, tmp_path, monkeypatch, capsys):
     """The page's commands, on small data and shorter: each makes a run, and probe names them."""
-    page = (ROOT / "book" / "rerun.md").read_text()
-    section = page.partition("## What must it beat?")[2]
-    commands = re.findall(r"^python -m lib ([^#\n]+)", section.partition("\n## ")[0], re.MULTILINE)
+    page = (ROOT / "book" / "rerun.md").read_text().replace("\\\n", "")
+    section = page.partition("## What must it beat?")[2].partition("\n## ")[0]
+    commands = re.findall(r"^python -m lib ([^#\n]+)", section, re.MULTILINE)
     assert len(commands) == 8
 
     monkeypatch.chdir(tmp_path)

@@ -295,14 +295,17 @@ def version_of(entry: dict) -> plan.Version:
 
 
 def test_runs_of_an_earlier_version_that_are_planned_no_more_are_left_out(tmp_path):
-    """By arm, epochs and seed: settings that tuning chose later leave nothing out."""
+    """Another name of the arm, another precision, and what tuning chose leave nothing out."""
     now, _ = plan.read(written(tmp_path, LENGTHS, TUNING))
     (name, arm), *_ = LENGTHS["arms"].items()
     more = {epochs: count + 2 for epochs, count in arm["seeds"].items()}
-    earlier = LENGTHS | {"arms": LENGTHS["arms"] | {name: arm | {"seeds": more}, "gone": arm}}
-    renamed = with_margin(2.0)
+    gone = arm | {"delta": arm.get("delta", {}) | {"learning_rate": 0.123}}
+    earlier = LENGTHS | {"arms": LENGTHS["arms"] | {name: arm | {"seeds": more}, "gone": gone}}
+    in_half = arm | {"delta": arm.get("delta", {}) | {"precision": "bfloat16"}}
+    renamed = LENGTHS | {"arms": LENGTHS["arms"] | {"other": in_half}}
 
-    same = [version_of(LENGTHS), version_of(renamed), version_of(TUNING)]
+    same = [version_of(LENGTHS), version_of(with_margin(2.0)), version_of(renamed)]
+    same.append(version_of(TUNING))
     assert plan.left_out(now, same, no_score) == 0
     expected = 2 * len(more) + sum(arm["seeds"].values())
     assert plan.left_out(now, [*same, version_of(earlier)], no_score) == expected

@@ -249,7 +249,7 @@ def unplanned(record: dict, versions: list[Version]) -> str | None:
 
 def left_out(entry: Entry, versions: list[Version], score: Score) -> int:
     """How many runs earlier versions of an entry had that are not in it any more."""
-    before: set[tuple] = set()
+    before: set[Config] = set()
     for version in versions:
         if version.name != entry.name:
             continue
@@ -260,14 +260,21 @@ def left_out(entry: Entry, versions: list[Version], score: Score) -> int:
     return len(before - _distinct(entry, score))
 
 
-def _distinct(entry: Entry, score: Score) -> set[tuple]:
-    """An entry's runs by arm, epochs and seed; its trials, as far as known, by their settings."""
-    distinct: set[tuple] = set()
+def _distinct(entry: Entry, score: Score) -> set[Config]:
+    """An entry's runs by their settings, but for precision and what tuning chose for an arm.
+
+    Its trials as far as they are known.
+    """
+    distinct: set[Config] = set()
     for run in runs(entry, score):
-        if not entry.trials:
-            distinct.add((run.arm, run.like.epochs, run.like.seed))
-        elif run.config is not None:
-            distinct.add((run.arm, run.config))
+        if entry.trials:
+            if run.config is not None:
+                distinct.add(run.config)
+            continue
+        arm = entry.arms[run.arm]
+        untuned = preset(arm.preset, **arm.delta)
+        like = run.like
+        distinct.add(replace(untuned, epochs=like.epochs, seed=like.seed, precision="auto"))
     return distinct
 
 
