@@ -133,6 +133,10 @@ def test_what_would_agree_is_said_before_and_the_outcome_after(table, entries, t
 
     path = replication.write(record, tmp_path)
     assert replication.conclusion(record).startswith(f"{record['outcome']}: ")
+    said = replication.in_a_line(record)
+    assert said.startswith(
+        "longer (simclr, toy, epochs 2, h, linear; minus untrained, epochs 0 or "
+    )
     kept = replication.publish(path, tmp_path / "results")
     assert replication.load_all(tmp_path / "results") == [record]
     kept.write_text(kept.read_text().replace('"outcome"', '"outcom"'))

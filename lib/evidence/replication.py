@@ -223,6 +223,14 @@ def conclusion(record: dict) -> str:
     )
 
 
+def in_a_line(record: dict) -> str:
+    """The claim, the size that was computed again, and what came out."""
+    size = record["size"]
+    others = " or ".join(map(in_words, size["minus"]))
+    computed = f"{in_words(size['like_for_like'])}; minus {others}"
+    return f"{record['replicates']} ({computed}): {conclusion(record)}"
+
+
 def write(record: dict, runs: Path) -> Path:
     """Keep a replication beside the runs it made, and return its path."""
     name = f"{record['replicates']}-s{record['seed']}-{record['runs'][0].rpartition('-')[2]}.json"
