@@ -272,9 +272,8 @@ def _distinct(entry: Entry, score: Score) -> set[Config]:
                 distinct.add(run.config)
             continue
         arm = entry.arms[run.arm]
-        untuned = preset(arm.preset, **arm.delta)
-        like = run.like
-        distinct.add(replace(untuned, epochs=like.epochs, seed=like.seed, precision="auto"))
+        own = {"epochs": run.like.epochs, "seed": run.like.seed, "precision": "auto"}
+        distinct.add(preset(arm.preset, **arm.delta | own))
     return distinct
 
 
