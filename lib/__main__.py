@@ -147,6 +147,7 @@ def pretrain(
     """
     from lib import distributed, presets
     from lib.data import load
+    from lib.data.oddities import oddities
     from lib.runs import RUNS
     from lib.runs import pretrain as train
 
@@ -168,6 +169,8 @@ def pretrain(
         if pool == "unlabeled" and dataset.unlabeled is None:
             pool = "train+val"
         print(f"{config.name} on {images:,} images of {dataset.name} ({pool})", flush=True)
+        for line in oddities(dataset.take(config.images)):
+            print(f"note: {line}", flush=True)
         run = train(config, dataset, runs or RUNS, chosen, wait=wait)
         if run.curves:
             outcome = f"{config.epochs} epochs, loss {run.curves[-1]['loss']:.3f}, {run.cost}"

@@ -52,9 +52,19 @@ class Recipe:
     greyscale: float = 0.0  # probability
     blur_kernel: int = 9  # pixels, odd
     blur_sigma: tuple[float, float] | None = None  # pixels; None: no blur
-    size: int | None = None  # side of a view in pixels; None: the image's own height
+    size: int | None = None  # side of a view in pixels; None: that of the image, which is square
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # per channel, of pixels in [0, 1]
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def side(self, images: Tensor) -> int:
+        """The side in pixels of a view of these images (..., H, W).
+
+        Raises InputError where it is left to images that are not square.
+        """
+        height, width = images.shape[-2:]
+        if self.size is None and height != width:
+            raise InputError(f"images of {height} x {width} pixels need a recipe with a size")
+        return self.size or height
 
 
 RECIPES = {
@@ -209,7 +219,7 @@ def apply(images: Tensor, parameters: Parameters, out: Tensor | None = None) -> 
     if len(images) != len(parameters):
         raise InputError(f"{len(images)} images but parameters for {len(parameters)}")
     height, width = images.shape[-2:]
-    size = parameters.recipe.size or height
+    size = parameters.recipe.side(images)
     if parameters.recipe.blur_sigma:
         check_blur(parameters.recipe.blur_kernel, size, size)
     if out is None:
@@ -241,7 +251,7 @@ def views(
 
     first: the place of the first image in the step's batch, where these are a part of it.
     """
-    size = recipe.size or images.shape[2]
+    size = recipe.side(images)
     made = torch.empty(count, len(images), 3, size, size, device=images.device)
     for view, out in enumerate(made):
         drawn = draw(recipe, first + len(images), seed, step, view)

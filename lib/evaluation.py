@@ -44,7 +44,7 @@ def features(model: nn.Module, images: Tensor, recipe: Recipe) -> tuple[Tensor, 
     """
     barrier()  # patient: what ranks do between two calls takes them unequally long
     device = device_of(model, images)
-    size = recipe.size or images.shape[2]
+    size = recipe.side(images)
     share = Share(len(images))
     parts_of_h, parts_of_z = [], []
 

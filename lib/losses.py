@@ -48,7 +48,7 @@ def nt_xent(
     Returns a scalar in nats (times the factor). Fully collapsed embeddings give exactly
     ``chance(2 N)``, without a factor.
     Raises InputError for another shape, a number that is not finite, or a temperature that is not
-    positive.
+    a positive number: no gradient flows to it.
     """
     _check(z, temperature=temperature, base_temperature=base_temperature)
     if len(z) != 2:
@@ -219,7 +219,8 @@ def scale(temperature: float, base_temperature: float | None) -> float:
 
 
 def _labels_of(z: Tensor, labels: Tensor) -> Tensor:
-    """The labels of the embeddings z.flatten(0, 1), view by view: (M,)."""
+    """The labels of the embeddings z.flatten(0, 1), view by view: (M,). Arrays serve as tensors."""
+    labels = torch.as_tensor(labels)
     if labels.shape != z.shape[1:2] or labels.is_floating_point():
         raise InputError(
             f"there must be one integer label for each of the {z.shape[1]} images, got "

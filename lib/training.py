@@ -287,12 +287,13 @@ def new_model(config: Config, classes: int) -> Model:
 def recipe_for(config: Config, dataset: Dataset, name: str | None = None) -> Recipe:
     """The run's recipe, or the one of that name, with its size and normalisation.
 
-    dataset: the slice that is trained on; its moments are the normalisation that is left open.
+    dataset: the slice that is trained on, of square images; its side and moments are the size and
+        the normalisation that are left open.
     """
     mean, std = dataset.moments
     return replace(
         RECIPES[name or config.recipe],
-        size=config.size,
+        size=config.size or dataset.size[0],
         mean=config.mean or mean,
         std=config.std or std,
     )

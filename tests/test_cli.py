@@ -351,3 +351,16 @@ def test_a_run_that_is_not_there_says_what_is(tmp_path, capsys):
         ("exported", "a run is wanted"),
     ):
         assert main(["probe", str(tmp_path / folder)]) == 2 and words in capsys.readouterr().err
+
+
+def test_what_may_surprise_in_a_data_set_is_said_before_it_is_trained_on(tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3)).astype(np.uint8)
+    noise[..., 2] = 7
+    labels = np.arange(60) % 3
+    test = labels[:30] % 2
+    np.savez(tmp_path / "odd.npz", x_train=noise, y_train=labels, x_test=noise[:30], y_test=test)
+    words = ["pretrain", "simclr-digits", "--data", "odd", "--epochs", "0"]
+    assert main([*words, "--data-root", str(tmp_path), "--runs", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert "note: odd: blue does not vary from pixel to pixel" in said
+    assert "note: odd: test has no image of 2\n" in said

@@ -25,8 +25,17 @@ from PIL import Image
 from torch import Tensor
 
 from lib import InputError, data
+from lib.augmentations import RECIPES, views
 from lib.data import downloads
-from lib.data.dataset import Dataset, Split, epoch_order, first_of_each_class, subsets
+from lib.data.dataset import (
+    Dataset,
+    Split,
+    epoch_order,
+    first_of_each_class,
+    stratified,
+    subsets,
+)
+from lib.data.oddities import oddities
 from tests.conftest import arrays
 
 NOWHERE = "http://127.0.0.1:9/none.tar.gz"
@@ -129,6 +138,90 @@ def test_a_slice_is_stratified_nested_in_train_and_keeps_test_whole(toy):
         toy.take(201)
     with pytest.raises(InputError, match="needs 8 images or more, 7 were asked for"):
         toy.take(7)
+
+
+def of_classes(*counts: int) -> Tensor:
+    """Labels of so many images of each class, in an order drawn at random."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return torch.from_numpy(np.random.default_rng(0).permutation(labels))
+
+
+def lowest_ranks(labels: Tensor, n: int) -> list[int]:
+    """The n places with the lowest ranks within their classes, of one shuffle."""
+    shuffled = np.random.RandomState(0).permutation(len(labels))
+    ranks = {}
+    for c in labels.unique():
+        members = [place for place in shuffled if labels[place] == c]
+        for number, place in enumerate(members):
+            ranks[place] = (number + 0.5) / len(members)
+    return sorted(sorted(range(len(labels)), key=lambda place: ranks[place])[:n])
+
+
+@pytest.mark.parametrize("counts", [(200,) * 10, (187, 125, 110, 171), (40, 6, 6)])
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.37])
+def test_where_every_class_has_an_image_the_draw_is_what_it_always_was(counts, share):
+    """The published splits rest on it."""
+    labels = of_classes(*counts)
+    n = round(share * len(labels))
+    wanted = lowest_ranks(labels, n)
+    assert len(labels[wanted].unique()) == len(counts)
+    assert stratified(labels, n).tolist() == wanted
+
+
+def test_a_class_that_would_have_none_is_given_one_and_no_other_image_moves():
+    labels = of_classes(300, 3, 2, 0, 1)
+    drawn = stratified(labels, 30)
+    assert labels[drawn].bincount().tolist() == [30, 1, 1, 0, 1]
+    assert set(lowest_ranks(labels, 30)) < set(drawn.tolist())
+
+
+def test_no_class_is_left_out_of_a_split_or_a_slice():
+    labels = of_classes(300, 3, 3).numpy()
+    x = np.zeros((306, 8, 8, 3), np.uint8)
+    rare = data.build("rare", x, labels, x, labels)
+    assert rare.val.labels.bincount().tolist() == [31, 1, 1]
+    assert rare.take(30).train.labels.bincount().tolist() == [27, 1, 1]
+    assert rare.take(30).val.labels.bincount().tolist() == [3, 1, 1]
+    assert oddities(rare.take(30))[1:] == []
+
+
+def test_the_digits_are_split_and_scaled_as_they_always_were():
+    """And so their runs keep their names."""
+    digits = data.load("digits")
+    assert digits.fingerprint[:16] == "854de9cfe3acbd33"
+    assert digits.moments == ((0.3058,) * 3, (0.324,) * 3)
+    digest = hashlib.sha256()
+    for split in (digits.train, digits.val, digits.take(1000).train, digits.take(1000).val):
+        digest.update(split.places.numpy().tobytes())
+    assert digest.hexdigest()[:16] == "b80aa216e38ee7a7"
+
+
+def of_channels(*scales: float) -> Dataset:
+    """Noise in three channels, as wide as told."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3))
+    x = (128 + (noise - 128) * np.array(scales)).astype(np.uint8)
+    y = np.arange(40) % 2
+    return data.build("channels", x, y, x[:4], y[:4])
+
+
+def test_a_channel_that_does_not_vary_is_scaled_as_the_others():
+    """Views turn hues into it: at its own scale they would be thousands."""
+    green = of_channels(0, 1, 0)
+    (_, (red, own, blue)) = green.moments
+    assert red == blue == own == pytest.approx(0.289, abs=0.005)
+    mean, std = green.moments
+    recipe = replace(RECIPES["supcontrast"], mean=mean, std=std)
+    assert views(green.train.images, recipe, 0, 0).abs().max() < 4
+    assert oddities(green) == [
+        "channels: red and blue do not vary from pixel to pixel, and are scaled as the channel "
+        "that varies most"
+    ]
+
+
+def test_channels_that_vary_little_keep_their_scale_and_flat_ones_have_1():
+    assert of_channels(0.1, 1, 0.05).moments[1] == pytest.approx((0.029, 0.29, 0.0145), rel=0.1)
+    assert of_channels(0, 0, 0).moments[1] == (1.0, 1.0, 1.0)
+    assert oddities(of_channels(0.1, 1, 0.05)) == []
 
 
 def test_the_fingerprint_tells_every_change(toy):

@@ -1,9 +1,12 @@
 """Pictures of one's own: what is found, how it is decoded, and the data set it becomes."""
 
 import io
+import os
+import shutil
 import struct
 import sys
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +235,89 @@ def test_links_are_followed_and_their_loops_are_not(folder, tmp_path):
     (folder / "red" / "itself").symlink_to(folder / "red", target_is_directory=True)
     assert labelled(folder) == 20
     assert labelled(tmp_path / "linked") == 20
+
+
+def test_two_folders_that_link_to_each_other_are_read_once(folder):
+    """Real folders go first: each class keeps its own images."""
+    (folder / "blue" / "other").symlink_to(folder / "red", target_is_directory=True)
+    (folder / "red" / "other").symlink_to(folder / "blue", target_is_directory=True)
+    (folder / "red" / "nowhere.png").symlink_to(folder / "gone.png")
+    listing = folders.find(folder)
+    counts = Counter((item.split, item.label) for item in listing.items)
+    assert counts == {("train", 0): 8, ("train", 1): 12, ("unlabeled", -1): 3}
+    again, broken = listing.notes
+    assert again == (
+        "left out, as links that lead to folders that are read already: blue/other and 1 more"
+    )
+    assert broken == "left out, as links that lead nowhere: red/nowhere.png"
+
+
+def test_one_folder_under_two_links_is_read_once(folder, tmp_path):
+    """The links lie beside each other, and one leads into what the other leads to."""
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "a").symlink_to(folder / "red", target_is_directory=True)
+    (linked / "b").symlink_to(folder, target_is_directory=True)
+    assert labelled(linked) == 12 + 8 + 3
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder, tmp_path, monkeypatch):
+    """As on a network drive that stumbles; who runs this may be allowed everything."""
+    scandir = os.scandir
+
+    def stumbles(path):
+        if Path(path).name == "red":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", stumbles)
+    refused(r"can't read .*red \(Permission denied\)", folder, tmp_path / "mine.npz")
+
+
+def test_a_class_without_images_is_named(folder):
+    (folder / "green").mkdir()
+    assert folders.find(folder).notes == ["left out, as folders without images: green"]
+
+
+@pytest.mark.parametrize("train, test", [("train", "test"), ("Training", "Testing"), ("a", "val")])
+def test_splits_without_classes_are_no_classes(folder, tmp_path, train, test):
+    (folder / "blue").rename(folder / train)
+    (folder / "red").rename(folder / test)
+    if train == "a":  # one of two is a class like any other, which is said
+        _, report = pictures.make(folder, 16, tmp_path / "mine.npz")
+        assert "val is taken for a class, since it holds images and no classes" in report.notes
+    else:
+        words = f"{min(train, test)} and {max(train, test)} are names of splits, and hold images"
+        refused(words, folder, tmp_path / "mine.npz")
+
+
+@pytest.mark.parametrize("train, test", [("Training", "Testing"), ("train", "valid")])
+def test_splits_by_their_other_names_are_taken_and_named(folder, tmp_path, train, test):
+    for split in (train, test):
+        shutil.copytree(folder / "red", folder / split / "red")
+        shutil.copytree(folder / "blue", folder / split / "blue")
+    shutil.rmtree(folder / "red")
+    shutil.rmtree(folder / "blue")
+    counts, report = pictures.make(folder, 16, tmp_path / "mine.npz")
+    assert counts == {"train": 20, "test": 20, "unlabeled": 3}
+    assert f"{test}/ is taken for test" in report.notes
+    assert ("Training/ is taken for train" in report.notes) == (train == "Training")
+
+
+def test_rare_classes_have_an_image_of_test_each(tmp_path):
+    """Ten classes of three: a fifth of all would be six, of the first six classes."""
+    for label in range(10):
+        (tmp_path / "rare" / f"c{label}").mkdir(parents=True)
+        for i in range(3):
+            photo((20 * label, 0, 80 * i)).save(tmp_path / "rare" / f"c{label}" / f"{i}.png")
+    _, report = pictures.make(tmp_path / "rare", 16, tmp_path / "rare.npz")
+    assert report.notes[0].count("(2 + 1)") == 10
+    assert report.notes[1] == "there is no test: 20 % of every class are held out as one"
+
+    (tmp_path / "rare" / "c4" / "0.png").unlink()
+    _, report = pictures.make(tmp_path / "rare", 16, tmp_path / "rarer.npz")
+    assert "c4 (2 + 0)" in report.notes[0]
+    assert report.notes[1].endswith("but of those that have two images or fewer none")
 
 
 @pytest.fixture

@@ -240,6 +240,28 @@ def test_in_is_never_more_than_out_and_equal_with_one_positive():
     assert inside.item() == approx(losses.nt_xent(z, 0.2))
 
 
+def test_a_temperature_that_is_a_tensor_is_refused():
+    """Its gradient would be lost on the way, in part."""
+    z = torch.randn(2, 8, 16)
+    t = torch.tensor(0.5, requires_grad=True)
+    for loss in (
+        lambda: losses.nt_xent(z, t),
+        lambda: losses.sup_con(z, torch.arange(8) % 3, t),
+        lambda: losses.sup_con(z, torch.arange(8) % 3, t, positives="in"),
+        lambda: log_sum_exp_others(z[0], t.detach()),
+    ):
+        with pytest.raises(InputError, match=r"temperature must be a number, as float\(temp"):
+            loss()
+
+
+def test_labels_may_be_an_array():
+    z, labels = torch.randn(2, 8, 16), np.arange(8) % 3
+    assert losses.sup_con(z, labels, 0.1) == losses.sup_con(z, torch.from_numpy(labels), 0.1)
+    assert losses.sup_con(z, labels.tolist(), 0.1) == losses.sup_con(
+        z, torch.from_numpy(labels), 0.1
+    )
+
+
 def test_base_temperature_is_supcontrasts_factor():
     z, labels = embeddings(2, 5, 4), torch.arange(5) % 2
     scaled = losses.nt_xent(z, 0.5, base_temperature=0.07)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from lib import Diverged, InputError, data, encoders, evaluation, hardware, losses
-from lib.augmentations import views
+from lib.augmentations import RECIPES, apply, draw, views
 from lib.compute.cost import flops
 from lib.config import Config
+from lib.data import pictures
 from lib.data.dataset import Dataset
 from lib.encoders import Model
 from lib.methods import METHODS
@@ -426,6 +428,41 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
         trained(config, toy, tmp_path)
     assert "became nan in epoch 1" in records.read(folder / "failed.json")["failed"]
     assert "Diverged: the loss became nan" in (folder / ENDED).read_text()
+
+
+def wide(height: int = 32, width: int = 48) -> Dataset:
+    """Noise in images that are wider than high."""
+    x = np.random.default_rng(0).integers(0, 256, (40, height, width, 3)).astype(np.uint8)
+    return data.build("wide", x, np.arange(40) % 2, x[:8], np.arange(8) % 2)
+
+
+def test_images_that_are_not_square_are_refused_with_what_makes_them_so(tmp_path):
+    """Evaluation would see them squashed, and embed cut."""
+    words = r"wide has images of 32 x 48 pixels.* import NAME.npz --size 32 --out SQUARE.npz"
+    with pytest.raises(InputError, match=words):
+        trained(small(data="wide"), wide(), tmp_path / "runs")
+
+    whole = wide().pool("train+val")
+    x, y = whole.images.permute(0, 2, 3, 1).numpy(), whole.labels.numpy()
+    np.savez(tmp_path / "wide.npz", x_train=x, y_train=y, x_test=x[:8], y_test=y[:8])
+    pictures.make(tmp_path / "wide.npz", 32, tmp_path / "square.npz")
+    square = data.load("square", tmp_path)
+    assert torch.equal(square.test.images, whole.images[:8, :, :, 8:40])
+
+
+def test_no_size_is_taken_from_images_that_are_not_square():
+    """Turned they would have another, which a probe of rotation would read."""
+    images = wide().train.images[:4]
+    with pytest.raises(InputError, match="images of 32 x 48 pixels need a recipe with a size"):
+        evaluation.features(Model("pixels", head="none"), images, RECIPES["none"])
+    with pytest.raises(InputError, match="need a recipe with a size"):
+        views(images, RECIPES["none"], 0, 0)
+    with pytest.raises(InputError, match="need a recipe with a size"):
+        apply(images, draw(RECIPES["none"], 4, 0, 0))
+
+    sized = replace(RECIPES["none"], size=24)
+    assert views(images, sized, 0, 0).shape == (2, 4, 3, 24, 24)
+    assert recipe_for(small(), wide(32, 32)).size == 32
 
 
 def test_a_batch_larger_than_the_pool_is_named(toy, tmp_path):

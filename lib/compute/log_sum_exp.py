@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lib import InputError
+
 TILE = {"cpu": 512}  # rows; a tile of 1 MB stays in a core's cache
 TILE_ELSEWHERE = 4096  # on accelerators few large products are faster than many small ones
 KEEP = 2**25  # bytes: up to 32 MB of tiles wait for the backward pass, M = 3,584 on the CPU
@@ -50,8 +52,11 @@ def log_sum_exp_others(
 
     Returns (M,); -inf where there is no such j. Differentiable in z, twice too, the second time in
     O(M^2) memory; with rows once, and the gradient is right in these rows and zero in the others.
-    Sums are of z's own precision: lift halves before.
+    Sums are of z's own precision: lift halves before. Raises InputError for a temperature that is a
+    tensor: its gradient would be lost.
     """
+    if isinstance(temperature, Tensor):
+        raise InputError("temperature must be a number, as float(temperature): it gets no gradient")
     if rows is not None:
         return _OwnRows.apply(z, temperature, labels, rows)
     if bound is None:

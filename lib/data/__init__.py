@@ -2,8 +2,8 @@
 
 ``dataset`` holds what a data set is and how it is split, drawn from and put in order; ``arrays``
 says what it is made of. ``loading`` finds one by name; ``downloads`` fetches the public ones;
-``archives`` reads an .npz with suspicion. ``folders``, ``decoding`` and ``pictures`` turn a folder
-of pictures into a data set.
+``archives`` reads an .npz with suspicion; ``oddities`` says what in one may surprise. ``folders``,
+``decoding`` and ``pictures`` turn a folder of pictures into a data set.
 """
 
 from lib.data.arrays import build

@@ -14,6 +14,7 @@ from lib import InputError
 SPLIT_SEED = 0
 VAL_SHARE = 0.1  # of train
 HASHED = 4096  # images at a time, which may lie in a file
+LEVEL = 1 / 255  # of 8 bits; a channel that deviates by less does not vary
 
 
 Channels = tuple[float, float, float]  # red, green, blue
@@ -99,7 +100,19 @@ class Dataset:
 
     @cached_property
     def moments(self) -> tuple[Channels, Channels]:
-        """Mean and standard deviation per channel of train's pixels in [0, 1], to four digits."""
+        """Mean and standard deviation per channel of train's pixels in [0, 1], to four digits.
+
+        A channel that does not vary has the largest deviation of the others, since views turn hues
+        into it; where none varies it is 1.
+        """
+        mean, std = self.measured_moments
+        largest = max(std) or 1.0
+        red, green, blue = (largest if value < LEVEL else value for value in std)
+        return mean, (red, green, blue)
+
+    @cached_property
+    def measured_moments(self) -> tuple[Channels, Channels]:
+        """The same as they are, 0 for a deviation of nothing."""
         red, green, blue = (_moments(pixels) for pixels in self.train.images.transpose(0, 1))
         return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
 
@@ -116,8 +129,8 @@ class Dataset:
     def take(self, images: int | None) -> "Dataset":
         """A stratified slice of so many labelled training images, val's share included.
 
-        None: all. Test stays whole. Raises InputError where there are not so many, or where they
-        are too few for a val.
+        None: all. Test stays whole. A class that would have none in train or val has one more.
+        Raises InputError where there are not so many, or where they are too few for a val.
         """
         total = len(self.train) + len(self.val)
         if images is None or images == total:
@@ -144,19 +157,19 @@ def _slice(split: Split, n: int) -> Split:
 
 
 def _moments(pixels: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of a channel (N, H, W) uint8, in [0, 1]; never 0."""
+    """Mean and standard deviation of a channel (N, H, W) uint8, in [0, 1]."""
     value = torch.arange(256).double() / 255
     share = pixels.flatten().bincount(minlength=256).double() / pixels.numel()
     mean = share @ value
     variance = (share @ value**2 - mean**2).clamp(min=0)
-    return round(mean.item(), 4), round(max(variance.sqrt().item(), 1e-4), 4)
+    return round(mean.item(), 4), round(variance.sqrt().item(), 4)
 
 
 def stratified(labels: Tensor, n: int) -> Tensor:
     """Places of n of the labels, drawn evenly from every class in proportion, in ascending order.
 
-    Always the same ones for the same labels and n. Raises InputError where n is not between 1 and
-    their number.
+    And one more of each class that has none among these. Always the same ones for the same labels
+    and n. Raises InputError where n is not between 1 and their number.
     """
     if not 0 < n <= len(labels):
         raise InputError(f"can't take {n} of {len(labels)} images")
@@ -165,12 +178,16 @@ def stratified(labels: Tensor, n: int) -> Tensor:
     generator = np.random.RandomState(SPLIT_SEED)  # numpy has frozen its stream
     shuffled = generator.permutation(len(values))
     rank = np.empty(len(values))  # of each image within its class, in (0, 1)
+    first_of_class = {}
     for c in np.unique(values):
         members = shuffled[values[shuffled] == c]
         rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+        first_of_class[c] = members[0]
 
     chosen = np.argsort(rank, kind="stable")[:n]
-    return torch.from_numpy(np.sort(chosen))
+    lacking = np.setdiff1d(values, values[chosen])
+    more = [first_of_class[c] for c in lacking]
+    return torch.from_numpy(np.sort(np.append(chosen, more).astype(np.int64)))
 
 
 def subsets(split: Split, per_class: int, count: int) -> list[Tensor]:

@@ -8,7 +8,7 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,13 @@ SUFFIXES = {
 }
 # What splits are called, in any case of letters; of several names the first that is there counts
 SPLITS = {
-    "train": ("train",),
-    "test": ("test", "val", "validation"),
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation"),
     "unlabeled": ("unlabeled", "unlabelled"),
 }
+
+
+NAMES_OF_SPLITS = {*SPLITS["train"], *SPLITS["test"]}
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,14 @@ def _splits(names: Iterable[str]) -> dict[str, str]:
     return splits
 
 
-def _taken_for_test(splits: dict[str, str], suffix: str = "") -> list[str]:
-    """A note, where test has another name."""
-    name = splits.get("test", "test")
-    if name == "test":
-        return []
-    return [f"{name}{suffix} is taken for test"]
+def _taken_for(splits: dict[str, str], suffix: str = "") -> list[str]:
+    """A note for each split that has another name."""
+    notes = []
+    for split in ("train", "test"):
+        name = splits.get(split) or split
+        if name.lower() != split:
+            notes.append(f"{name}{suffix} is taken for {split}")
+    return notes
 
 
 # --------------------------------------------------------------------------------------------------
@@ -104,8 +109,8 @@ Places = dict[Path, tuple[str, tuple[str, ...]]]  # by image: its split, and its
 
 def _from_folder(root: Path) -> Listing:
     splits = _folders_of_splits(root)
-    files = _files(root)
-    places = _places(root, files, splits)
+    tree = _tree(root)
+    places = _places(root, tree.files, splits)
 
     classes = set()
     for split, below in places.values():
@@ -114,7 +119,9 @@ def _from_folder(root: Path) -> Listing:
     names = sorted(classes)
 
     items = _items(root, places, names, splits)
-    return Listing(items, names, _notes(root, files, places, names, splits))
+    notes = _notes(root, tree.files, places, names, splits)
+    notes += _about_links(root, tree)
+    return Listing(items, names, notes)
 
 
 def _folders_of_splits(root: Path) -> dict[str, str]:
@@ -137,20 +144,88 @@ def _folders_of_splits(root: Path) -> dict[str, str]:
     return {"train": ""}
 
 
-def _files(folder: Path) -> list[Path]:
-    """All files below a folder, in order, through links as ImageFolder does; not what is hidden."""
-    files = []
-    for where, folders, names in os.walk(folder, followlinks=True):
-        here = Path(where)
-        if here.parent.resolve().is_relative_to(here.resolve()):  # a link to a folder above
-            folders.clear()
-            continue
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = here / name
-            if not name.startswith(".") and path.is_file():
-                files.append(path)
-    return sorted(files)
+@dataclass
+class Tree:
+    """What is below a folder, and which names there lead to no file."""
+
+    files: list[Path] = field(default_factory=list)
+    again: list[Path] = field(default_factory=list)  # links to folders that are in it already
+    broken: list[Path] = field(default_factory=list)  # links that lead nowhere
+
+
+def _tree(root: Path) -> Tree:
+    """All files below a folder, in order.
+
+    Links are followed, as ImageFolder does, to every real folder once, and to none above them; real
+    folders go first, so that a class keeps its images. What is hidden is left out. Raises OSError
+    where a folder can't be listed.
+    """
+    tree = Tree()
+    visited: set[tuple[int, int]] = set()  # real folders, by device and number
+    waiting = [root]  # and links, in order
+    for start in waiting:
+        is_above = start.parent.resolve().is_relative_to(start.resolve())
+        for where, folders, names in os.walk(start, onerror=_stop):
+            here = Path(where)
+            if is_above or _number(here) in visited:
+                tree.again.append(here)
+                folders.clear()
+                continue
+            visited.add(_number(here))
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            waiting += [here / name for name in sorted(folders) if (here / name).is_symlink()]
+            _sort_in(tree, [here / name for name in sorted(names) if not name.startswith(".")])
+    for paths in (tree.files, tree.again, tree.broken):
+        paths.sort()
+    return tree
+
+
+def _sort_in(tree: Tree, paths: list[Path]) -> None:
+    for path in paths:
+        if path.is_file():
+            tree.files.append(path)
+        elif path.is_symlink():
+            tree.broken.append(path)
+
+
+def _stop(error: OSError) -> None:
+    """For os.walk, which else passes over a folder that can't be listed."""
+    raise error
+
+
+def _number(folder: Path) -> tuple[int, int]:
+    """What names a real folder, whatever link leads to it: its device and number there."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _about_links(root: Path, tree: Tree) -> list[str]:
+    notes = []
+    for why, paths in (
+        ("lead to folders that are read already", tree.again),
+        ("lead nowhere", tree.broken),
+    ):
+        if paths:
+            notes.append(f"left out, as links that {why}: {_example(root, paths)}")
+    return notes
+
+
+def _example(root: Path, paths: list[Path]) -> str:
+    """The first of some paths, and how many more there are."""
+    example = str(paths[0].relative_to(root))
+    if len(paths) > 1:
+        example += f" and {len(paths) - 1} more"
+    return example
+
+
+def _without_images(folder: Path, classes: list[str], splits: dict[str, str]) -> list[str]:
+    """Folders where classes are that hold no image of their own."""
+    others = {"", *classes, *splits.values()}
+    names = []
+    for path in folder.iterdir():
+        if path.is_dir() and not path.name.startswith(".") and path.name not in others:
+            names.append(path.name)
+    return sorted(names)
 
 
 def _places(root: Path, files: list[Path], splits: dict[str, str]) -> Places:
@@ -185,7 +260,7 @@ def _notes(
     root: Path, files: list[Path], places: Places, classes: list[str], splits: dict[str, str]
 ) -> list[str]:
     """What was taken in another way than one might expect, or left out."""
-    notes = _taken_for_test(splits, "/")
+    notes = _taken_for(splits, "/")
 
     names = [name.lower() for name in classes]
     for name in difflib.get_close_matches("unlabeled", names, cutoff=0.8):
@@ -193,20 +268,24 @@ def _notes(
             f"{name} is taken for a class; for images of none there is unlabeled/, beside the "
             "classes or train/"
         )
+    for name in classes:
+        if name.lower() in NAMES_OF_SPLITS:
+            notes.append(f"{name} is taken for a class, since it holds images and no classes")
+    empty = _without_images(root / splits["train"], classes, splits)
+    if empty:
+        notes.append(f"left out, as folders without images: {', '.join(empty)}")
 
-    outside: list[str] = []
+    outside: list[Path] = []
     others: Counter[str] = Counter()
     for path in files:
         kind = path.suffix.lower()
         if kind not in SUFFIXES:
             others[kind or path.name] += 1
         elif path not in places:
-            outside.append(str(path.relative_to(root)))
+            outside.append(path)
     if outside:
-        example = outside[0]
-        if len(outside) > 1:
-            example += f" and {len(outside) - 1} more"
-        notes.append(f"left out, as not below {'/, '.join(splits.values())}/: {example}")
+        folders = "/, ".join(splits.values())
+        notes.append(f"left out, as not below {folders}/: {_example(root, outside)}")
     if others:
         counts = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
         notes.append(f"left out, as no images by their ending: {counts}")
@@ -279,7 +358,7 @@ def _from_splits(library: Any, loaded: Any) -> Listing:
             source = partial(_stored, rows, image, place)
             items.append(Item(f"{name} {place}", own_split, places.get(number, -1), source))
 
-    notes = _taken_for_test(splits)
+    notes = _taken_for(splits)
     left = sorted(set(loaded) - set(splits.values()))
     if left:
         notes.append(f"splits that are left out: {', '.join(left)}")

@@ -18,7 +18,7 @@ from lib.config import fitting_batch
 from lib.data.dataset import stratified
 from lib.data.decoding import Item, decoded
 from lib.data.downloads import DOWNLOADS
-from lib.data.folders import find
+from lib.data.folders import NAMES_OF_SPLITS, find
 
 TEST_SHARE = 0.2
 LISTED = 20  # classes, and broken images, that a report names
@@ -73,9 +73,7 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
         items[item.split].append(item)
     if not items["test"]:
         items["train"], items["test"] = _held_out(items["train"])
-        notes.append(
-            f"there is no test: {100 * TEST_SHARE:.0f} % of every class are held out as one"
-        )
+        notes.append(_about_held_out(items["test"], listing.classes))
     if out.exists():
         notes.append(
             f"{out} was there and is replaced: to probe what was trained on it, the old one is "
@@ -95,6 +93,11 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
 
 
 def _refuse_too_few_classes(source: Path, classes: list[str]) -> None:
+    if classes and NAMES_OF_SPLITS.issuperset(name.lower() for name in classes):
+        raise InputError(
+            f"{source}: {' and '.join(classes)} are names of splits, and hold images but no "
+            "classes: make a folder for each class in them"
+        )
     if len(classes) > 1:
         return
     holds = "no class with images"
@@ -107,9 +110,14 @@ def _refuse_too_few_classes(source: Path, classes: list[str]) -> None:
 
 
 def _held_out(items: list[Item]) -> tuple[list[Item], list[Item]]:
-    """The items without TEST_SHARE of every class, and these."""
+    """The items without TEST_SHARE of every class, and these.
+
+    A class keeps two images for training: of one that has no more nothing is held out.
+    """
     labels = torch.tensor([item.label for item in items])
-    held = set(stratified(labels, max(1, round(TEST_SHARE * len(labels)))).tolist())
+    chosen = stratified(labels, max(1, round(TEST_SHARE * len(labels))))
+    has_three = labels.bincount()[labels[chosen]] > 2
+    held = set(chosen[has_three].tolist())
 
     train, test = [], []
     for place, item in enumerate(items):
@@ -118,6 +126,14 @@ def _held_out(items: list[Item]) -> tuple[list[Item], list[Item]]:
         else:
             train.append(item)
     return train, test
+
+
+def _about_held_out(test: list[Item], classes: list[str]) -> str:
+    note = f"there is no test: {100 * TEST_SHARE:.0f} % of every class are held out as one"
+    represented = {item.label for item in test}
+    if len(represented) < len(classes):
+        note += ", but of those that have two images or fewer none"
+    return note
 
 
 def _about_classes(classes: list[str], labels: dict[str, list[int]]) -> str:

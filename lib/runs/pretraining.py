@@ -130,6 +130,13 @@ def _taken(config: Config, dataset: Dataset, runs: Sequence[Run]) -> Run:
 
 def _refuse_unfit(config: Config, sliced: Dataset) -> None:
     """Raise InputError where the images can't be trained on so."""
+    height, width = sliced.size
+    if height != width:
+        raise InputError(
+            f"{sliced.name} has images of {height} x {width} pixels, and networks here see "
+            f"squares: python -m lib import NAME.npz --size {min(height, width)} --out SQUARE.npz "
+            "cuts the centre out of each"
+        )
     pool = sliced.pool(config.pool)
     if METHODS[config.method].needs_labels and pool.labels is None:
         raise InputError(

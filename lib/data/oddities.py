@@ -1,0 +1,33 @@
+"""What in a data set may surprise, in lines for people: nothing of it is an error."""
+
+from lib.data.dataset import LEVEL, Dataset
+
+LISTED = 5  # classes that a line names
+
+
+def oddities(dataset: Dataset) -> list[str]:
+    """A line for channels that do not vary, and one for each split that lacks classes."""
+    lines = []
+    _, deviations = dataset.measured_moments
+    flat = []
+    for channel, deviation in zip(("red", "green", "blue"), deviations):
+        if deviation < LEVEL:
+            flat.append(channel)
+    if flat:
+        verbs = ("does", "is") if len(flat) == 1 else ("do", "are")
+        lines.append(
+            f"{dataset.name}: {' and '.join(flat)} {verbs[0]} not vary from pixel to pixel, and "
+            f"{verbs[1]} scaled as the channel that varies most"
+        )
+
+    for split in ("train", "val", "test"):
+        labels = dataset.splits[split].labels
+        assert labels is not None
+        present = set(labels.tolist())
+        lacking = [name for c, name in enumerate(dataset.classes) if c not in present]
+        if lacking:
+            more = ", ..." if len(lacking) > LISTED else ""
+            lines.append(
+                f"{dataset.name}: {split} has no image of {', '.join(lacking[:LISTED])}{more}"
+            )
+    return lines
