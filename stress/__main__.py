@@ -6,9 +6,9 @@ from pathlib import Path
 
 from benchmarks import measure
 from lib import InputError
-from stress import faults, fuzz
+from stress import faults, fuzz, inputs
 
-STRESS = {"faults": faults, "fuzz": fuzz}
+STRESS = {"faults": faults, "fuzz": fuzz, "inputs": inputs}
 
 
 def main(arguments: list[str] | None = None) -> int:
