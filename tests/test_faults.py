@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lib import ROOT, InputError
-from lib.data import archives, downloads, load
+from lib.data import archives, build, downloads, load
 from lib.runs import records
-from stress import fuzz
+from stress import fuzz, inputs
 from tests.conftest import arrays
 
 KINDS = ("kill", "damage", "full disk", "race", "fuzz")
@@ -211,3 +211,24 @@ def test_the_published_counts_are_as_many_as_promised():
     }
     for fault, least in promised.items():
         assert count[fault] >= least, fault
+
+
+@pytest.mark.parametrize("kind", inputs.KINDS)
+def test_odd_inputs_are_refused_or_taken_rightly(kind, tmp_path):
+    for number in range(25):
+        answer = inputs.tried(kind, random.Random(f"1 {kind} {number}"), tmp_path)
+        assert answer is None, f"case {number}: {answer}"
+
+
+def test_the_judgement_of_odd_inputs(tmp_path):
+    """What lacks a class, and what is read twice, is seen."""
+    x, y = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 2
+    dataset = build("odd", x, y, x, y)
+    assert inputs._lacks_a_class(dataset) is None
+    only = replace(dataset, val=dataset.val[dataset.val.labels == 0])
+    assert "val" in inputs._lacks_a_class(only)
+
+    (tmp_path / "cats").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "cats" / "1.png")
+    gone = {tmp_path / "cats" / "3.png": (0, 0, 0)}
+    assert inputs._listed_rightly(tmp_path, gone) == "not read and not told of: cats/3.png"
