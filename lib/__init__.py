@@ -15,6 +15,8 @@ for the chapters; ``python -m lib`` is the command line.
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +25,22 @@ __version__ = "0.1.0"
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout: profiles, chapters and published results are found from here."""
+
+
+def _open_missing_streams() -> None:
+    """A standard stream that is not there, closed or pythonw's, becomes the null device.
+
+    Else progress bars fail, and the next file that is opened takes the descriptor's number, under
+    which compiled code writes its messages.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # by their numbers
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, errors="backslashreplace")
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
+_open_missing_streams()
 
 
 class InputError(ValueError):

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import io
 import os
 import signal
 import sys
@@ -60,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
     arguments = [str(argument) for argument in arguments]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have letters that it can't say
+        sys.stdout.reconfigure(errors="backslashreplace")
     program = "python -m lib"
     if Path(sys.argv[0]).name == SCRIPT:
         program = SCRIPT
