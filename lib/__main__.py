@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 from typer.main import get_command
 
 from lib import InputError, unknown
+from lib.files import as_path
 
 EXAMPLES = """examples:
   python -m lib pretrain simclr-digits                       half a minute, without any download
@@ -50,10 +52,31 @@ app = typer.Typer(
 
 
 def command(name: str):
-    """Make a function a command of that name; its examples stand in its help."""
+    """Make a function a command of that name; its examples stand in its help.
+
+    Its paths may begin with ~.
+    """
     lines = EXAMPLES.splitlines()
     own = [line for line in lines if line.startswith(f"  python -m lib {name} ")]
-    return app.command(name, epilog="\n".join(["\b", lines[0], *own]))
+    register = app.command(name, epilog="\n".join(["\b", lines[0], *own]))
+
+    def registered(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def with_homes(**values: Any) -> None:
+            function(**{parameter: _with_homes(value) for parameter, value in values.items()})
+
+        return register(with_homes)
+
+    return registered
+
+
+def _with_homes(value: Any) -> Any:
+    """A path, or those in a list, with ~ as people mean it; any other value as it is."""
+    if isinstance(value, list):
+        return [_with_homes(entry) for entry in value]
+    if isinstance(value, Path):
+        return as_path(value)
+    return value
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,8 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
     arguments = [str(argument) for argument in arguments]
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have letters that it can't say
-        sys.stdout.reconfigure(errors="backslashreplace")
+    _escape_what_stdout_can_not_say()
     program = "python -m lib"
     if Path(sys.argv[0]).name == SCRIPT:
         program = SCRIPT
@@ -99,6 +121,12 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # or it would be an error at the very end
     return 0
+
+
+def _escape_what_stdout_can_not_say() -> None:
+    """A name may have letters that its encoding lacks; a stream in its place, a test's, stays."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _refused(error: str) -> int:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib import ROOT
+from lib import ROOT, data, weights
 from lib.__main__ import main
+from lib.runs import load, pretrain
+from tests.conftest import arrays, small
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -77,3 +79,41 @@ def test_a_command_does_without_streams(tmp_path):
         ["bash", "-c", command, sys.executable], cwd=folder.parent, env=ENVIRONMENT
     )
     assert done.returncode == 0 and (tmp_path / "mine.npz").is_file()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty home, from another folder, which must stay empty."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    yield home
+    assert not list(here.iterdir())
+
+
+def test_commands_know_the_home_where_no_shell_has_told_it(home):
+    photos(home / "photos", "blue", "red")
+    assert main(["import", "~/photos", "--size", "8", "--out=~/data/mine.npz"]) == 0
+    small_run = ["--epochs", "0", "--set", "encoder=pixels", "--set", "head=none"]
+    words = ["simclr-digits", "--data", "mine", "--data-root=~/data", "--runs=~/runs", *small_run]
+    assert main(["pretrain", *words]) == 0
+    (run,) = (home / "runs").iterdir()
+    named = f"~/runs/{run.name}"
+    assert main(["probe", named, "--data-root", "~/data"]) == 0
+    assert main(["export", named, "--out=~/ours", "--data-root=~/data"]) == 0
+    words = ["--weights=~/ours", "--out=~/h.npz", "--data-root=~/data"]
+    assert main(["embed", "~/photos", *words]) == 0
+    assert main(["neighbours", "~/h.npz", "red/0.png"]) == 0
+    assert main(["predict", "~/h.npz", "--train", "~/h.npz"]) == 0
+
+
+def test_the_library_knows_the_home(home, toy, monkeypatch):
+    np.savez(home / "toy.npz", **arrays())
+    monkeypatch.setenv("DATA_ROOT", "~")
+    assert data.load("toy").fingerprint == data.load("toy", "~").fingerprint == toy.fingerprint
+    config = small(epochs=0, encoder="pixels", head="none")
+    name = pretrain(config, toy, "~/runs", "cpu").folder.name
+    assert load(f"~/runs/{name}").folder == home / "runs" / name
+    assert weights.run(f"~/runs/{name}").folder == home / "runs" / name
