@@ -4,6 +4,7 @@ import ast
 import functools
 import io
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from lib import InputError, unknown
+from lib import SCRIPT, InputError, as_command, unknown
 from lib.files import as_path
 
 EXAMPLES = """examples:
@@ -36,7 +37,6 @@ EXAMPLES = """examples:
   python -m lib predict new.npz --train h.npz                classes, by a probe on labelled ones
   python -m lib book --profile cpu --only 03                 run chapter 03 on a slice of CIFAR-10
 """
-SCRIPT = "contrastive"
 ENDS_WITH_A_CHECKPOINT = ("pretrain", "probe", "experiments", "tune", "replicate")
 GOES_ON = (*ENDS_WITH_A_CHECKPOINT, "book")
 RUNS_ON_RANKS = ("pretrain", "probe")
@@ -85,9 +85,6 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = sys.argv[1:]
     arguments = [str(argument) for argument in arguments]
     _escape_what_stdout_can_not_say()
-    program = "python -m lib"
-    if Path(sys.argv[0]).name == SCRIPT:
-        program = SCRIPT
     if f"_{SCRIPT.upper()}_COMPLETE" in os.environ:  # a shell asks what may follow
         app(prog_name=SCRIPT)
     name = next((word for word in arguments if not word.startswith("-")), "")
@@ -99,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if "TORCHELASTIC_RUN_ID" in os.environ and name not in RUNS_ON_RANKS:
             raise InputError("torchrun is for pretrain and probe; run this command without it")
-        with commands.make_context(program, arguments) as context:
+        with commands.make_context(as_command(), arguments) as context:
             commands.invoke(context)
         sys.stdout.flush()
     except typer.Exit as done:  # after --help
@@ -110,8 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         return _refused(str(error))
     except UsageError as error:
-        known = f"{name} " if name in getattr(commands, "commands", ()) else ""
-        return _refused(f"{error.format_message()} ({program} {known}--help tells more)")
+        known = [name] if name in getattr(commands, "commands", ()) else []
+        return _refused(f"{error.format_message()} ({as_command(*known)} --help tells more)")
     except KeyboardInterrupt:
         outlook = "nothing was written"
         if name in GOES_ON:
@@ -207,7 +204,14 @@ def pretrain(
 
             outcome = answers.what(run.record)
         print(f"{run.folder}: {outcome}")
-        print(f"next: python -m lib probe {run.folder}")
+        print(f"next: {as_command('probe', run.folder, *_at(data_root))}")
+
+
+def _at(data_root: str | Path | None) -> list[str]:
+    """The option that names the folder of data sets, where one was named."""
+    if not data_root:
+        return []
+    return ["--data-root", str(data_root)]
 
 
 def parse(assignments: list[str]) -> dict:
@@ -390,7 +394,7 @@ def records(
     elif len(table):
         print(table.drop(columns=tables.NOT_LISTED).to_string(index=False))
     else:
-        print("no records yet; see: python -m lib publish --help")
+        print(f"no records yet; see: {as_command('publish', '--help')}")
 
 
 @command("replicate")
@@ -427,7 +431,7 @@ def replicate(
     record = replication.compute(prepared, dataset, runs or RUNS, device)
     path = replication.write(record, runs or RUNS)
     print(replication.conclusion(record))
-    print(f"{path}: add it to the evidence with: python -m lib publish {path}")
+    print(f"{path}: add it to the evidence with: {as_command('publish', path)}")
 
 
 @command("headline")
@@ -474,8 +478,8 @@ def export(
     dataset = data.load(run.config.data, data_root)
     entry = registry.export(run, out, dataset, half=not float32, licence=licence)
     print(
-        f"{out}: use it as --weights {out}, or by a name, from an address, as in "
-        "weights/registry.yml:"
+        f"{out}: use it as --weights {shlex.quote(str(out))}, or by a name, from an address, as "
+        "in weights/registry.yml:"
     )
     print("- " + "\n  ".join(f"{field}: {value}" for field, value in entry.items()))
 
@@ -503,11 +507,10 @@ def import_(
     counts, report = pictures.make(source, size, out)
     made = ", ".join(f"{n} {split}" for split, n in counts.items())
     print(f"{out}: {made}\n{report}")
-    where = ""
+    words = [*pictures.first_try(counts, size), "--data", out.stem]
     if out.resolve().parent != data_root().resolve():
-        where = f" --data-root {out.parent}"
-    first = pictures.first_try(counts, size)
-    print(f"a first try: python -m lib pretrain {first} --data {out.stem}{where}")
+        words += _at(out.parent)
+    print(f"a first try: {as_command('pretrain', *words)}")
 
 
 @command("embed")
