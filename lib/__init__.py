@@ -15,6 +15,9 @@ for the chapters; ``python -m lib`` is the command line.
 
 import difflib
 import importlib
+import os
+import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +26,25 @@ __version__ = "0.1.0"
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout: profiles, chapters and published results are found from here."""
+
+SCRIPT = "contrastive"
+"""The command line's name, once it is installed."""
+
+
+def _open_missing_streams() -> None:
+    """A standard stream that is not there, closed or pythonw's, becomes the null device.
+
+    Else progress bars fail, and the next file that is opened takes the descriptor's number, under
+    which compiled code writes its messages.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # by their numbers
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, errors="backslashreplace")
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
+_open_missing_streams()
 
 
 class InputError(ValueError):
@@ -44,6 +66,14 @@ def in_a_line(text: object, most: int | None = None) -> str:
     return " ".join(str(text).split())[:most]
 
 
+def as_command(*words: object) -> str:
+    """A command of this package as a shell takes it, whatever letters are in its words."""
+    program = "python -m lib"
+    if Path(sys.argv[0]).name == SCRIPT:
+        program = SCRIPT
+    return " ".join([program, *(shlex.quote(str(word)) for word in words)])
+
+
 def needed(package: str, extra: str) -> ModuleType:
     """A package that only some commands need.
 
@@ -53,8 +83,8 @@ def needed(package: str, extra: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError as error:
         raise InputError(
-            f"this needs the package {package}, which is not installed; run: pip install -e "
-            f"'.[{extra}]'"
+            f"this needs the package {package}, which is not installed; run in the checkout: pip "
+            f"install -e '.[{extra}]'"
         ) from error
 
 

@@ -2,16 +2,20 @@
 
 import ast
 import functools
+import io
 import os
+import shlex
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
 
-from lib import InputError, unknown
+from lib import SCRIPT, InputError, as_command, unknown
+from lib.files import as_path
 
 EXAMPLES = """examples:
   python -m lib pretrain simclr-digits                       half a minute, without any download
@@ -33,7 +37,6 @@ EXAMPLES = """examples:
   python -m lib predict new.npz --train h.npz                classes, by a probe on labelled ones
   python -m lib book --profile cpu --only 03                 run chapter 03 on a slice of CIFAR-10
 """
-SCRIPT = "contrastive"
 ENDS_WITH_A_CHECKPOINT = ("pretrain", "probe", "experiments", "tune", "replicate")
 GOES_ON = (*ENDS_WITH_A_CHECKPOINT, "book")
 RUNS_ON_RANKS = ("pretrain", "probe")
@@ -49,10 +52,31 @@ app = typer.Typer(
 
 
 def command(name: str):
-    """Make a function a command of that name; its examples stand in its help."""
+    """Make a function a command of that name; its examples stand in its help.
+
+    Its paths may begin with ~.
+    """
     lines = EXAMPLES.splitlines()
     own = [line for line in lines if line.startswith(f"  python -m lib {name} ")]
-    return app.command(name, epilog="\n".join(["\b", lines[0], *own]))
+    register = app.command(name, epilog="\n".join(["\b", lines[0], *own]))
+
+    def registered(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def with_homes(**values: Any) -> None:
+            function(**{parameter: _with_homes(value) for parameter, value in values.items()})
+
+        return register(with_homes)
+
+    return registered
+
+
+def _with_homes(value: Any) -> Any:
+    """A path, or those in a list, with ~ as people mean it; any other value as it is."""
+    if isinstance(value, list):
+        return [_with_homes(entry) for entry in value]
+    if isinstance(value, Path):
+        return as_path(value)
+    return value
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,9 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
     arguments = [str(argument) for argument in arguments]
-    program = "python -m lib"
-    if Path(sys.argv[0]).name == SCRIPT:
-        program = SCRIPT
+    _escape_what_stdout_can_not_say()
     if f"_{SCRIPT.upper()}_COMPLETE" in os.environ:  # a shell asks what may follow
         app(prog_name=SCRIPT)
     name = next((word for word in arguments if not word.startswith("-")), "")
@@ -74,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if "TORCHELASTIC_RUN_ID" in os.environ and name not in RUNS_ON_RANKS:
             raise InputError("torchrun is for pretrain and probe; run this command without it")
-        with commands.make_context(program, arguments) as context:
+        with commands.make_context(as_command(), arguments) as context:
             commands.invoke(context)
         sys.stdout.flush()
     except typer.Exit as done:  # after --help
@@ -85,8 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         return _refused(str(error))
     except UsageError as error:
-        known = f"{name} " if name in getattr(commands, "commands", ()) else ""
-        return _refused(f"{error.format_message()} ({program} {known}--help tells more)")
+        known = [name] if name in getattr(commands, "commands", ()) else []
+        return _refused(f"{error.format_message()} ({as_command(*known)} --help tells more)")
     except KeyboardInterrupt:
         outlook = "nothing was written"
         if name in GOES_ON:
@@ -96,6 +118,12 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # or it would be an error at the very end
     return 0
+
+
+def _escape_what_stdout_can_not_say() -> None:
+    """A name may have letters that its encoding lacks; a stream in its place, a test's, stays."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _refused(error: str) -> int:
@@ -179,7 +207,14 @@ def pretrain(
 
             outcome = answers.what(run.record)
         print(f"{run.folder}: {outcome}")
-        print(f"next: python -m lib probe {run.folder}")
+        print(f"next: {as_command('probe', run.folder, *_at(data_root))}")
+
+
+def _at(data_root: str | Path | None) -> list[str]:
+    """The option that names the folder of data sets, where one was named."""
+    if not data_root:
+        return []
+    return ["--data-root", str(data_root)]
 
 
 def parse(assignments: list[str]) -> dict:
@@ -362,7 +397,7 @@ def records(
     elif len(table):
         print(table.drop(columns=tables.NOT_LISTED).to_string(index=False))
     else:
-        print("no records yet; see: python -m lib publish --help")
+        print(f"no records yet; see: {as_command('publish', '--help')}")
 
 
 @command("replicate")
@@ -399,7 +434,7 @@ def replicate(
     record = replication.compute(prepared, dataset, runs or RUNS, device)
     path = replication.write(record, runs or RUNS)
     print(replication.conclusion(record))
-    print(f"{path}: add it to the evidence with: python -m lib publish {path}")
+    print(f"{path}: add it to the evidence with: {as_command('publish', path)}")
 
 
 @command("headline")
@@ -446,8 +481,8 @@ def export(
     dataset = data.load(run.config.data, data_root)
     entry = registry.export(run, out, dataset, half=not float32, licence=licence)
     print(
-        f"{out}: use it as --weights {out}, or by a name, from an address, as in "
-        "weights/registry.yml:"
+        f"{out}: use it as --weights {shlex.quote(str(out))}, or by a name, from an address, as "
+        "in weights/registry.yml:"
     )
     print("- " + "\n  ".join(f"{field}: {value}" for field, value in entry.items()))
 
@@ -475,11 +510,10 @@ def import_(
     counts, report = pictures.make(source, size, out)
     made = ", ".join(f"{n} {split}" for split, n in counts.items())
     print(f"{out}: {made}\n{report}")
-    where = ""
+    words = [*pictures.first_try(counts, size), "--data", out.stem]
     if out.resolve().parent != data_root().resolve():
-        where = f" --data-root {out.parent}"
-    first = pictures.first_try(counts, size)
-    print(f"a first try: python -m lib pretrain {first} --data {out.stem}{where}")
+        words += _at(out.parent)
+    print(f"a first try: {as_command('pretrain', *words)}")
 
 
 @command("embed")

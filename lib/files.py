@@ -32,6 +32,11 @@ SHOWN = 100  # characters of a wrong value, at most, in the sentence about it
 UNLOCKABLE = {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}  # what file systems without locks answer
 
 
+def as_path(text: str | Path) -> Path:
+    """A path as people write it: ~ is their home, also where no shell has seen it."""
+    return Path(os.path.expanduser(text))
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside, flush to disk, rename: the file is the old one or the new one, never a part.
 

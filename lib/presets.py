@@ -3,10 +3,9 @@
 An experiment is a preset plus a delta: ``preset("simclr-cifar10", epochs=100, seed=1)``.
 """
 
-import shlex
 from dataclasses import replace
 
-from lib import InputError, unknown
+from lib import InputError, as_command, unknown
 from lib.config import FIELDS, Config, difference
 
 
@@ -43,10 +42,13 @@ def delta(config: Config) -> dict:
 def command(config: Config) -> str:
     """The command that trains such a run."""
     base = PRESETS.get(config.name, config)
-    words = ["python", "-m", "lib", "pretrain", config.name]
-    for field, (value, _) in difference(config, base).items():
+    changes = {field: value for field, (value, _) in difference(config, base).items()}
+    words = ["pretrain", config.name]
+    if "data" in changes:  # --set would take some names for numbers
+        words += ["--data", changes.pop("data")]
+    for field, value in changes.items():
         words += ["--set", f"{field}={value}"]
-    return shlex.join(words)
+    return as_command(*words)
 
 
 # --------------------------------------------------------------------------------------------------

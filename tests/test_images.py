@@ -179,7 +179,7 @@ def test_a_report_names_the_first_of_many(tmp_path):
 def test_a_first_try_fits_the_images(train, unlabeled, size, preset, batch_size, pool):
     counts = {"train": train, "test": train // 4, "unlabeled": unlabeled}
     expected = f"{preset} --epochs 10 --set encoder=slim --set batch_size={batch_size}{pool}"
-    assert pictures.first_try(counts, size) == expected
+    assert " ".join(pictures.first_try(counts, size)) == expected
 
 
 def test_what_is_wrong_is_one_line(folder, tmp_path):

@@ -7,11 +7,12 @@ from lib import ROOT, InputError
 from lib.data.archives import from_npz
 from lib.data.dataset import Dataset
 from lib.data.downloads import DOWNLOADS
+from lib.files import as_path
 
 
 def data_root(root: str | Path | None = None) -> Path:
     """The folder of data sets: the one given, else DATA_ROOT's, else the checkout's ``data``."""
-    return Path(root or os.environ.get("DATA_ROOT") or ROOT / "data")
+    return as_path(root or os.environ.get("DATA_ROOT") or ROOT / "data")
 
 
 def load(name: str, root: str | Path | None = None) -> Dataset:

@@ -208,8 +208,8 @@ def _append(archive: zipfile.ZipFile, name: str, pixels: Path, shape: tuple[int,
         shutil.copyfileobj(file, member, 2**20)
 
 
-def first_try(counts: dict[str, int], size: int) -> str:
-    """What follows ``pretrain`` for a run of minutes on so many images.
+def first_try(counts: dict[str, int], size: int) -> list[str]:
+    """The words after ``pretrain`` for a run of minutes on so many images.
 
     It is a preset for their size, made small.
     """
@@ -221,7 +221,7 @@ def first_try(counts: dict[str, int], size: int) -> str:
 
     images = max(unlabeled, counts["train"])
     batch_size = min(256, fitting_batch(images))
-    words = f"{preset} --epochs 10 --set encoder=slim --set batch_size={batch_size}"
+    words = [preset, "--epochs", "10", "--set", "encoder=slim", "--set", f"batch_size={batch_size}"]
     if 0 < unlabeled < images:
-        words += " --set pool=train+val"
+        words += ["--set", "pool=train+val"]
     return words

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from lib import InputError, unknown
+from lib import InputError, as_command, unknown
 from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.evidence import plan
@@ -168,7 +168,7 @@ def recorded_sizes(claim: Claim, table: pd.DataFrame) -> list[tuple[OurSize, Our
     if not sized:
         raise InputError(
             f"{claim['id']}: no size has two recorded pairs of runs yet, so nothing says what "
-            "would agree; see: python -m lib experiments --scale plan --plan"
+            f"would agree; see: {as_command('experiments', '--scale', 'plan', '--plan')}"
         )
     return sized
 

@@ -18,6 +18,7 @@ from lib.distributed.batches import SharedBatches, home_of
 from lib.distributed.group import active, lost, rank, tell
 from lib.distributed.step import SharedStep
 from lib.evaluation import classified, device_of, knn_on_val
+from lib.files import as_path
 from lib.hardware import choose_device, memory_kept, room_for
 from lib.methods import METHODS
 from lib.presets import command, delta
@@ -73,7 +74,7 @@ def pretrain(
 
     chosen = choose_device(device)
     config = computed_on(config, chosen)
-    folder = Path(runs) / identity(config, dataset)
+    folder = as_path(runs) / identity(config, dataset)
     if (folder / "record.json").is_file():
         return load(folder)
     code = provenance.code()  # the code that runs, not a later edit

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from lib import ROOT, InputError
+from lib import ROOT, InputError, as_command
 from lib.compute.bits import unpack_bits
 from lib.config import Config
 from lib.files import parse_json, validated, write_atomically
@@ -194,7 +194,7 @@ def publish(path: Path, results: Path = RESULTS) -> Path:
         file = path / "record.json"
     record = read(file)
     if not record["evaluation"] and not {"validation", "failed"} & record.keys():
-        raise InputError(f"{path} is not evaluated yet; run: python -m lib probe {path}")
+        raise InputError(f"{path} is not evaluated yet; run: {as_command('probe', file.parent)}")
 
     target = Path(results) / f"{record['id']}.json"
     write(target, record)

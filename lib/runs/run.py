@@ -13,6 +13,7 @@ from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.distributed.group import rank
 from lib.encoders import Model
+from lib.files import as_path
 from lib.hardware import choose_device, lent, memory_kept
 from lib.runs import checkpoints, provenance, records
 from lib.runs.session import only_writer
@@ -131,7 +132,7 @@ def load(folder: str | Path) -> Run:
 
     Raises InputError where a file is missing, damaged or of another run.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     record, config, model = described(folder)
     checkpoints.restore(folder / "model.safetensors", config, record["id"], model)
     return Run(folder, config, record, model.eval())

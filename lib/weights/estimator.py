@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from lib import InputError, in_a_line, unknown
+from lib import InputError, as_command, in_a_line, unknown
 from lib.data.archives import read_npz
 from lib.data.decoding import decoded
 from lib.data.folders import find
@@ -68,7 +68,7 @@ def read(path: Path) -> Arrays:
     """What ``embed`` made, from its .npz. Raises InputError where it is none."""
     arrays = read_npz(path, ARRAYS)
     if not _are_features(arrays):
-        raise InputError(f"{path} holds no features; make them by: python -m lib embed")
+        raise InputError(f"{path} holds no features; see: {as_command('embed', '--help')}")
     return arrays
 
 

@@ -26,7 +26,7 @@ from lib import InputError, needed
 from lib.augmentations import Recipe
 from lib.data.archives import refuse_bombs
 from lib.encoders import Model
-from lib.files import write_atomically
+from lib.files import as_path, write_atomically
 
 SUFFIXES = (".ckpt", ".pth", ".pt", ".tar", ".bin")  # of what torch.save wrote
 
@@ -123,7 +123,7 @@ def read(
     left over. Raises InputError where the file is missing, damaged, holds more than weights, or is
     of another architecture.
     """
-    path = Path(path)
+    path = as_path(path)
     content = _unpickle(path)
     checkpoint = _resnet(path, content)
 

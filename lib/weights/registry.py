@@ -21,7 +21,7 @@ from lib.config import Channels, PositiveChannels
 from lib.data.loading import data_root
 from lib.data.loading import load as load_dataset
 from lib.encoders import Model
-from lib.files import checked, parse_json, read_yaml, validated, write_atomically
+from lib.files import as_path, checked, parse_json, read_yaml, validated, write_atomically
 from lib.hardware import choose_device, lent
 from lib.runs import checkpoints
 from lib.runs.packing import view_of
@@ -172,7 +172,7 @@ def named_runs(
 
 def _path(name: str | Path) -> Path:
     """The path a name may be: a run's folder where a file in it is named."""
-    path = Path(name)
+    path = as_path(name)
     if path.suffix == ".safetensors" and (path.parent / "record.json").is_file():
         return path.parent
     return path
@@ -292,10 +292,11 @@ def _entry(name: str, registry: Path) -> Entry:
     known = entries(registry)
     if name in known:
         return known[name]
-    if Path(name).is_dir():
+    folder = as_path(name)
+    if folder.is_dir():
         raise InputError(
             f"the folder {name} holds neither a finished run nor exported weights"
-            f"{unfinished(Path(name))}"
+            f"{unfinished(folder)}"
         )
     names = [*known, "a run's folder", "an exported one", "a checkpoint"]
     raise InputError(
