@@ -15,14 +15,18 @@ for the chapters; ``python -m lib`` is the command line.
 
 import difflib
 import importlib
+import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 
 __version__ = "0.1.0"
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The checkout: profiles, chapters and published results are found from here."""
+"""The checkout: profiles and chapters are found from here."""
+
+HOME = ROOT if (ROOT / "pyproject.toml").is_file() else Path()
+"""Of data, runs, results and weights: the checkout, or where one works with an installed copy."""
 
 
 class InputError(ValueError):
@@ -42,6 +46,11 @@ class Diverged(InputError):
 def in_a_line(text: object, most: int | None = None) -> str:
     """An error's words, or a program's, on one line of at most so many characters."""
     return " ".join(str(text).split())[:most]
+
+
+def name_of(path: PurePath | str) -> str:
+    """A file's or class's name in one spelling: with /, and letters composed with their accents."""
+    return unicodedata.normalize("NFC", PurePath(path).as_posix())
 
 
 def needed(package: str, extra: str) -> ModuleType:

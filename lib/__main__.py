@@ -457,7 +457,7 @@ def export(
     from lib.weights.foreign import Seen
     from lib.weights.registry import refuse_to_see
 
-    if out.suffix:
+    if out.suffix and not out.is_dir():
         using = registry.load(weights, data_root, size=size, mean=mean, std=std)
         print(f"{out}: {using.write(out)}")
         if using.about:

@@ -1,5 +1,6 @@
 """Encoders put to use: features of pictures, neighbours, and the classifier in scikit-learn."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,16 @@ def test_neighbours_are_the_highest_cosines(features):
         estimator.neighbours(features, "3.jpg")
     with pytest.raises(InputError, match="count must be at least 1, got 0"):
         estimator.neighbours(features, "3.png", 0)
+
+
+def test_a_picture_is_found_however_its_accents_are_written(features):
+    names = [unicodedata.normalize("NFD", f"é{name}") for name in features["files"].tolist()]
+    apart = features | {"files": np.array(names)}
+    found = estimator.neighbours(apart, unicodedata.normalize("NFC", "é3.png"), 4)
+    assert [name for name, _ in found] == [
+        unicodedata.normalize("NFD", f"é{name}")
+        for name, _ in estimator.neighbours(features, "3.png", 4)
+    ]
 
 
 def test_predictions_are_by_those_that_have_a_class(features):

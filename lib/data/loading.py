@@ -3,15 +3,15 @@
 import os
 from pathlib import Path
 
-from lib import ROOT, InputError
+from lib import HOME, InputError
 from lib.data.archives import from_npz
 from lib.data.dataset import Dataset
 from lib.data.downloads import DOWNLOADS
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder of data sets: the one given, else DATA_ROOT's, else the checkout's ``data``."""
-    return Path(root or os.environ.get("DATA_ROOT") or ROOT / "data")
+    """The folder of data sets: the one given, else DATA_ROOT's, else ``data`` at home."""
+    return Path(root or os.environ.get("DATA_ROOT") or HOME / "data")
 
 
 def load(name: str, root: str | Path | None = None) -> Dataset:

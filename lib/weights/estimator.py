@@ -20,7 +20,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from lib import InputError, in_a_line, unknown
+from lib import InputError, in_a_line, name_of, unknown
 from lib.data.archives import read_npz
 from lib.data.decoding import decoded
 from lib.data.folders import find
@@ -104,13 +104,14 @@ def neighbours(arrays: Arrays, file: str, count: int = 5) -> list[tuple[str, flo
     Without the file itself. Raises InputError where it is not there.
     """
     files = arrays["files"].tolist()
-    if file not in files:
+    spelt = [name_of(known) for known in files]
+    if name_of(file) not in spelt:
         raise InputError(unknown("picture", file, files))
     if count < 1:
         raise InputError(f"count must be at least 1, got {count}")
 
     x = F.normalize(torch.from_numpy(arrays["h"]), dim=1)
-    own = files.index(file)
+    own = spelt.index(name_of(file))
     cosines = x @ x[own]
     cosines[own] = -2
     best = cosines.topk(min(count, len(x) - 1))

@@ -442,7 +442,10 @@ def write(model: Model, size: int, path: Path) -> None:
         case ".onnx":
             buffer.write(_onnx(model, size))
         case _:
-            raise InputError(f"{path} must end in .pth, .onnx or .pt2, or be a folder")
+            raise InputError(
+                f"{path} must end in .pth, .onnx or .pt2, or be a folder, which must be there "
+                "already where its name has a dot"
+            )
     write_atomically(path, buffer.getvalue())
 
 

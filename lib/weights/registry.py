@@ -15,7 +15,7 @@ from pydantic import Field
 from safetensors.torch import load as deserialise
 from torch import Tensor, nn, uint8
 
-from lib import ROOT, InputError, evaluation, in_a_line, needed, unknown
+from lib import HOME, InputError, evaluation, in_a_line, needed, unknown
 from lib.augmentations import Recipe
 from lib.config import Channels, PositiveChannels
 from lib.data.loading import data_root
@@ -30,7 +30,7 @@ from lib.runs.run import Run, described
 from lib.runs.run import load as load_run
 from lib.weights import foreign
 
-REGISTRY = ROOT / "weights" / "registry.yml"
+REGISTRY = HOME / "weights" / "registry.yml"
 FILE = "model.safetensors"
 TIMEOUT = 60  # seconds without an answer; then a download is given up
 
@@ -202,6 +202,8 @@ def _path(name: str | Path) -> Path:
 
 def _is_foreign(path: Path) -> bool:
     """Whether it is named as other projects' files are, or has no record of a run inside."""
+    if path.is_dir():
+        return False
     if path.suffix == ".safetensors":
         return not record_in(path, read_bytes(path))
     return path.suffix in foreign.SUFFIXES
