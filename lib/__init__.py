@@ -18,14 +18,18 @@ import importlib
 import os
 import shlex
 import sys
+import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 
 __version__ = "0.1.0"
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The checkout: profiles, chapters and published results are found from here."""
+"""The checkout: profiles and chapters are found from here."""
+
+HOME = ROOT if (ROOT / "pyproject.toml").is_file() else Path()
+"""Of data, runs, results and weights: the checkout, or where one works with an installed copy."""
 
 SCRIPT = "contrastive"
 """The command line's name, once it is installed."""
@@ -72,6 +76,11 @@ def as_command(*words: object) -> str:
     if Path(sys.argv[0]).name == SCRIPT:
         program = SCRIPT
     return " ".join([program, *(shlex.quote(str(word)) for word in words)])
+
+
+def name_of(path: PurePath | str) -> str:
+    """A file's or class's name in one spelling: with /, and letters composed with their accents."""
+    return unicodedata.normalize("NFC", PurePath(path).as_posix())
 
 
 def needed(package: str, extra: str) -> ModuleType:

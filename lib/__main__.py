@@ -138,6 +138,22 @@ DataRoot = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Folder of data sets (default DATA_ROOT, else data/)."),
 ]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Side of the images that another project's checkpoint sees, where its file does not "
+        "say it.",
+    ),
+]
+Mean = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option(metavar="R G B", help="The mean that it takes off their pixels in [0, 1]."),
+]
+Std = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option(metavar="R G B", help="The deviation that it divides them by."),
+]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu (default the best there is).")]
 Wait = Annotated[
     bool,
@@ -464,6 +480,9 @@ def export(
     licence: Annotated[
         str, typer.Option(help="For the model card and the registry.")
     ] = "none stated",
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
     data_root: DataRoot = None,
     device: Device = None,
 ) -> None:
@@ -473,11 +492,17 @@ def export(
     """
     from lib import data
     from lib import weights as registry
+    from lib.weights.foreign import Seen
+    from lib.weights.registry import refuse_to_see
 
-    if out.suffix:
-        print(f"{out}: {registry.load(weights, data_root).write(out)}")
+    if out.suffix and not out.is_dir():
+        using = registry.load(weights, data_root, size=size, mean=mean, std=std)
+        print(f"{out}: {using.write(out)}")
+        if using.about:
+            print(using.about)
         return
     run = registry.run(weights, data_root)
+    refuse_to_see(weights, Seen(size=size, mean=mean, std=std))
     dataset = data.load(run.config.data, data_root)
     entry = registry.export(run, out, dataset, half=not float32, licence=licence)
     print(
@@ -530,6 +555,9 @@ def embed(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="FEATURES.npz")],
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
     data_root: DataRoot = None,
     device: Device = None,
 ) -> None:
@@ -538,7 +566,7 @@ def embed(
 
     if out.suffix != ".npz":
         raise InputError(f"--out must be FEATURES.npz, got {out}")
-    using = load(weights, data_root)
+    using = load(weights, data_root, size=size, mean=mean, std=std)
     features, report = estimator.embed(source, using, device)
     estimator.write(out, features)
     print(f"{out}: h {features['h'].shape}, z {features['z'].shape}")

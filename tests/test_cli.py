@@ -291,6 +291,10 @@ def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
     )
     assert main(["export", str(folder), "--out", str(tmp_path / "ours.h5"), *where]) == 2
     assert "must end in .pth, .onnx or .pt2" in capsys.readouterr().err
+    dotted = tmp_path / "ours.v2"
+    dotted.mkdir()
+    assert main(["export", str(folder), "--out", str(dotted), *where]) == 0
+    assert f"use it as --weights {dotted}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

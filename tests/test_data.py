@@ -7,8 +7,12 @@ addresses and checksums are replaced, by those of what is made.
 import hashlib
 import http.server
 import io
+import os
 import pickle
+import shutil
 import socket
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -24,7 +28,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor
 
-from lib import InputError, data
+from lib import ROOT, InputError, data
 from lib.augmentations import RECIPES, views
 from lib.data import downloads
 from lib.data.dataset import (
@@ -678,3 +682,32 @@ def test_a_download_that_breaks_off_is_refused_and_made_anew(archive, tmp_path, 
     published(monkeypatch, archive, serve(content, 1))
     made: Dataset = data.load("imagenette96", root)
     assert made.counts["test"] == 20
+
+
+def test_names_that_numpy_keeps_as_bytes_are_text(tmp_path):
+    given = arrays(n=40) | {"classes": np.array([b"cat", b"dog", b"cow", b"eel"])}
+    np.savez(tmp_path / "mine.npz", **given, variant=np.bytes_(b"small"))
+    mine = data.load("mine", tmp_path)
+    assert mine.classes == ("cat", "dog", "cow", "eel")
+    assert mine.variant == "small"
+
+
+def test_an_installed_copy_keeps_nothing_among_the_packages(tmp_path):
+    """It works where it is called."""
+    packages = tmp_path / "site-packages"
+    shutil.copytree(ROOT / "lib", packages / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    code = """
+from lib.data import data_root
+from lib.runs import RUNS, records
+from lib.weights import REGISTRY
+for path in (RUNS, records.RESULTS, data_root(), REGISTRY):
+    print(path.absolute())
+"""
+    environment = os.environ | {"PYTHONPATH": str(packages)}
+    environment.pop("DATA_ROOT", None)
+    work = tmp_path / "work"
+    work.mkdir()
+    command = [sys.executable, "-c", code]
+    said = subprocess.check_output(command, cwd=work, env=environment, text=True, timeout=300)
+    names = ("runs", "results", "data", "weights/registry.yml")
+    assert said.split() == [str(work / name) for name in names]

@@ -1,10 +1,12 @@
 """Encoders put to use: features of pictures, neighbours, and the classifier in scikit-learn."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -72,8 +74,43 @@ def test_the_classifier_wants_images_and_two_classes(weights):
         classifier.transform(x[..., 0])
     with pytest.raises(InputError, match=r"images must be \(N, H, W, 3\) uint8, got float"):
         classifier.transform(x / 255)
+    with pytest.raises(
+        InputError, match=r"\(16, 16, 3\) \(H, W, 3\), as in fit, got \(32, 32, 3\)"
+    ):
+        classifier.predict(np.zeros((2, 32, 32, 3), np.uint8))
     with pytest.raises(InputError, match=r"are needed, y has 1 class\(es\) in 120 row"):
         classifier.fit(x, ["a"] * 120)
+
+
+def test_its_features_are_a_table_where_that_is_wanted(weights):
+    x = arrays(n=120, size=16)["x_train"]
+    classifier = EncoderClassifier(weights, device="cpu").fit(x, ["a", "b"] * 60)
+    names = list(classifier.get_feature_names_out())
+    assert names[0] == "encoderclassifier0"
+
+    answers = classifier.predict_proba(x)
+    h = classifier.transform(x)
+    classifier.set_output(transform="pandas")
+    table = classifier.transform(x)
+    assert list(table.columns) == names
+    assert np.array_equal(table.to_numpy(), h)
+    assert np.array_equal(classifier.predict_proba(x), answers)
+
+
+def test_weights_that_know_how_they_see_images_are_not_told(weights):
+    x = arrays(n=120, size=16)["x_train"]
+    classifier = EncoderClassifier(weights, mean=(0, 0, 0))
+    with pytest.raises(InputError, match="mine knows how it sees images: leave out mean, which"):
+        classifier.fit(x, ["a", "b"] * 60)
+
+
+def test_how_a_checkpoint_sees_images_is_a_parameter(tmp_path):
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save({f"backbone.{name}": state[name] for name in state}, tmp_path / "x.pth")
+    x = arrays(n=20, size=16)["x_train"]
+    classifier = EncoderClassifier(tmp_path / "x.pth", "cpu", size=16, mean=(0.5,) * 3)
+    classifier.fit(x, ["a", "b"] * 10)
+    assert (classifier.encoder_.recipe.size, classifier.encoder_.recipe.mean) == (16, (0.5,) * 3)
 
 
 def test_it_stands_in_a_pipeline():
@@ -200,6 +237,16 @@ def test_neighbours_are_the_highest_cosines(features):
         estimator.neighbours(features, "3.jpg")
     with pytest.raises(InputError, match="count must be at least 1, got 0"):
         estimator.neighbours(features, "3.png", 0)
+
+
+def test_a_picture_is_found_however_its_accents_are_written(features):
+    names = [unicodedata.normalize("NFD", f"é{name}") for name in features["files"].tolist()]
+    apart = features | {"files": np.array(names)}
+    found = estimator.neighbours(apart, unicodedata.normalize("NFC", "é3.png"), 4)
+    assert [name for name, _ in found] == [
+        unicodedata.normalize("NFD", f"é{name}")
+        for name, _ in estimator.neighbours(features, "3.png", 4)
+    ]
 
 
 def test_predictions_are_by_those_that_have_a_class(features):

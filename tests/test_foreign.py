@@ -4,21 +4,28 @@ Their networks are written here anew.
 """
 
 import argparse
+import datetime
 import os
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
-from lib import InputError
+from lib import ROOT, InputError, weights
+from lib.__main__ import main
 from lib.encoders import Model
 from lib.weights import foreign
 from lib.weights.foreign import SOURCES
+from tests import pickles
 
 
 class SupContrastBlock(nn.Module):
@@ -385,6 +392,238 @@ def test_a_pickle_that_would_run_something_runs_nothing(tmp_path):
     for name in ("harm.pth", "bare.pth"):
         assert "mkdir, which is not loaded" in refused(tmp_path / name)
     assert not (tmp_path / "harmed").exists()
+
+
+def huge_head() -> bytes:
+    """A ResNet-18's names, and a classifier of one number and of 2**44."""
+    tensors = {"conv1.weight": pickles.tensor((64, 3, 7, 7), (0, 0, 0, 0))}
+    for layer in range(1, 5):
+        for block in range(2):
+            tensors[f"layer{layer}.{block}.any"] = pickles.tensor()
+    head = {
+        "fc.weight": pickles.tensor((2**22, 2**22), (0, 0)),
+        "fc.bias": pickles.tensor((2**22,), (0,)),
+    }
+    return pickles.named(tensors | head)
+
+
+LIES = {
+    "storage larger than its record": pickles.tensor(held=pickles.storage(2**20)),
+    "storage smaller than its record": pickles.tensor(held=pickles.storage(1)),
+    "storage without end": pickles.tensor(held=pickles.storage(2**61)),
+    "storage below zero": pickles.tensor(held=pickles.storage(-4)),
+    "storage of another kind": pickles.tensor(held=pickles.storage(kind="DoubleStorage")),
+    "storage that is not there": pickles.tensor(held=pickles.storage(key="7")),
+    "tensor larger than its storage": pickles.tensor((2**20,)),
+    "tensor of terabytes": pickles.tensor((2**40,)),
+    "tensor of one number": pickles.tensor((2**40,), (0,)),
+    "tensor beyond its storage": pickles.tensor(offset=2**30),
+    "tensor before its storage": pickles.tensor(offset=-8),
+    "tensor backwards": pickles.tensor(stride=(-1,)),
+}
+OPCODES = {
+    "item of a tensor": pickles.set_item(pickles.tensor()),
+    "items of a tensor": pickles.set_items(pickles.tensor()),
+    "item of a storage": pickles.set_item(pickles.storage()),
+    "items of a storage": pickles.set_items(pickles.storage()),
+    "item of a list": pickles.set_item(b"]"),
+    "items of None": pickles.set_items(b"N"),
+}
+READ_ALL = """
+import sys
+from pathlib import Path
+from lib import InputError
+from lib.weights import foreign
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        foreign.read(path)
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_pickles_that_lie_end_in_a_sentence_and_no_crash(tmp_path):
+    """In a process of its own: what they aim at is memory."""
+    for name, code in LIES.items():
+        pickles.write(tmp_path / f"{name}.pth", pickles.named({"conv1.weight": code}))
+    for name, code in OPCODES.items():
+        pickles.write(tmp_path / f"{name}.pth", code)
+    pickles.write(tmp_path / "huge head.pth", huge_head())
+
+    command = [sys.executable, "-c", READ_ALL, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = done.stdout.splitlines()
+    paths = sorted(map(str, tmp_path.iterdir()))
+    assert len(said) == len(paths)
+    for path, line in zip(paths, said):
+        assert line.startswith(f"{path} "), line
+
+
+def test_what_is_crafted_is_read_where_it_is_true(tmp_path):
+    """Else the test above could pass by files that are wrong in another way."""
+    pickles.write(tmp_path / "true.pth", pickles.named({"weight": pickles.tensor()}))
+    assert torch.equal(torch.load(tmp_path / "true.pth")["weight"], torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda: torch.zeros(64, device="meta"),
+        lambda: torch.zeros(64).to_sparse(),
+        lambda: torch.zeros(1).expand(64),
+    ],
+)
+def test_a_tensor_whose_numbers_are_not_there_is_refused(tmp_path, odd):
+    torch.save(resnet18() | {"bn1.bias": odd()}, tmp_path / "x.pth")
+    assert "does not hold all numbers of bn1.bias" in refused(tmp_path / "x.pth")
+
+
+def test_an_eight_bit_float_is_refused(tmp_path):
+    torch.save(resnet18() | {"bn1.bias": torch.zeros(64).to(torch.float8_e5m2)}, tmp_path / "x.pth")
+    assert "bn1.bias is (64,) torch.float8_e5m2 there" in refused(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("suffix", foreign.SUFFIXES)
+def test_a_pytorch_that_reads_pickles_unsafely_opens_none(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"x{suffix}"
+    torch.save(resnet18(), path)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cu128"))
+    monkeypatch.setattr(torch, "load", None)
+    said = refused(path)
+    assert "PyTorch 2.9.1+cu128 does not read these safely" in said
+    assert "update torch to 2.10 or newer, or have the file as .safetensors" in said
+    with pytest.raises(InputError, match="does not read these safely"):
+        weights.load(path)
+
+
+def test_safetensors_are_read_by_any_pytorch_and_pickles_by_newer_ones(tmp_path, monkeypatch):
+    torch.save(resnet18(), tmp_path / "x.pth")
+    save_file(resnet18(), tmp_path / "x.safetensors")
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0"))
+    assert foreign.read(tmp_path / "x.safetensors").encoder == "resnet18"
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.10.0+cu128"))
+    assert foreign.read(tmp_path / "x.pth").encoder == "resnet18"
+
+
+# --------------------------------------------------------------------------------------------------
+# what stands beside the weights, and where they stand
+
+
+@pytest.mark.parametrize("key", ["net", "model_state_dict", "model", "state_dict"])
+def test_weights_are_found_where_scripts_put_them(tmp_path, key):
+    torch.save({"epoch": 3, key: resnet18()}, tmp_path / "x.pth")
+    assert len(foreign.read(tmp_path / "x.pth").matched) == 122
+
+
+@pytest.mark.parametrize(
+    "beside", [np.float64(91.2), np.float32(1), np.int64(3), np.bool_(True), np.arange(3.0)]
+)
+def test_numbers_of_numpy_beside_the_weights_do_no_harm(tmp_path, beside):
+    torch.save({"state_dict": resnet18(), "best_acc": beside}, tmp_path / "x.pth")
+    assert foreign.read(tmp_path / "x.pth").encoder == "resnet18"
+
+
+def test_numpy_is_not_called_for_them(tmp_path):
+    """A scalar of objects would be whatever the pickle holds; a dtype takes any state."""
+    inert = foreign._Inert
+    assert all(stand_in is inert for stand_in, name in foreign.ALLOWED[2:])
+    torch.save({"best": np.float64(1)}, tmp_path / "x.pth")
+    with torch.serialization.safe_globals(foreign.ALLOWED):
+        assert type(torch.load(tmp_path / "x.pth")["best"]) is inert
+
+
+def test_what_is_not_loaded_is_told_with_how_to_save_again(tmp_path):
+    torch.save({"model": resnet18(), "when": datetime.date(2026, 1, 1)}, tmp_path / "x.pth")
+    said = refused(tmp_path / "x.pth")
+    assert "it holds datetime.date, which is not loaded; save its weights alone" in said
+    assert "torch.save(model.state_dict(), path)" in said
+
+
+# --------------------------------------------------------------------------------------------------
+# how it sees images
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "encoder.", "encoder_q."])
+def test_names_with_a_prefix_are_no_torchvisions(tmp_path, prefix):
+    """sthalles' and solo-learn's, Spijkervet's, MoCo's: how they see images is not in the file."""
+    torch.save({"state_dict": with_prefix(resnet18(), prefix)}, tmp_path / "x.pth")
+    read = foreign.read(tmp_path / "x.pth")
+    assert read.source == foreign.UNKNOWN
+    assert read.guessed == ("size", "mean", "std")
+    assert "an unknown project's resnet18" in str(read)
+    assert "seen by a guess, 224 x 224 pixels" in str(read)
+    assert str(read).endswith("give size, mean, std where it is known")
+
+
+def test_a_stem_that_torchvision_does_not_have_is_no_torchvisions(tmp_path):
+    small = torch.zeros(64, 3, 3, 3)
+    torch.save(resnet18() | {"conv1.weight": small}, tmp_path / "x.pth")
+    read = foreign.read(tmp_path / "x.pth")
+    assert (read.source, read.view.size) == (foreign.UNKNOWN, 32)
+
+
+def test_options_of_another_data_set_are_no_cifar10s(tmp_path):
+    supcontrast_file(tmp_path / "x.pth", SupCon(), "path")
+    assert foreign.read(tmp_path / "x.pth").source == foreign.UNKNOWN
+
+
+def test_torchvisions_view_is_no_guess(tmp_path):
+    torch.save(resnet18(), tmp_path / "x.pth")
+    read = foreign.read(tmp_path / "x.pth")
+    assert (read.source, read.guessed) == ("torchvision", ())
+    assert (read.view.size, read.view.mean, read.view.std) == (224, *IMAGENET)
+    assert "seen as in torchvision's evaluation, 224 x 224 pixels" in str(read)
+
+
+def test_how_it_sees_images_can_be_said_in_part_or_whole(tmp_path):
+    torch.save(with_prefix(resnet18(), "backbone."), tmp_path / "x.pth")
+    part = weights.load(tmp_path / "x.pth", size=96)
+    assert (part.size, part.recipe.size, part.recipe.mean) == (96, 96, IMAGENET[0])
+    assert part.about.endswith("give mean, std where it is known")
+
+    whole = weights.load(tmp_path / "x.pth", size=32, mean=(0, 0, 0), std=(1, 1, 1))
+    assert (whole.recipe.mean, whole.recipe.std) == ((0, 0, 0), (1, 1, 1))
+    assert "seen as asked for, 32 x 32 pixels" in whole.about
+    # features of the two are not to be mixed
+    assert part.encoder != whole.encoder
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"size": 4}, "size must be at least 8, got 4"),
+        ({"std": (0, 1, 1)}, "std must be greater than 0, got 0"),
+        ({"mean": (1, 2)}, r"mean must be three numbers, one a channel, got \(1, 2\)"),
+    ],
+)
+def test_a_wrong_view_is_one_line(tmp_path, wrong, words):
+    torch.save(resnet18(), tmp_path / "x.pth")
+    with pytest.raises(InputError, match=words) as caught:
+        weights.load(tmp_path / "x.pth", **wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_embed_and_export_take_what_is_said(tmp_path, capsys):
+    torch.save(with_prefix(resnet18(), "backbone."), tmp_path / "x.pth")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    said = ["--size", "32", "--mean", "0", "0", "0", "--std", "1", "1", "1"]
+    using = ["--weights", str(tmp_path / "x.pth"), "--out", str(tmp_path / "h.npz")]
+    assert main(["embed", str(tmp_path / "red.png"), *using, *said, "--device", "cpu"]) == 0
+    view = "32 x 32 pixels, mean (0.0, 0.0, 0.0), std (1.0, 1.0, 1.0)"
+    assert f"as asked for, {view}" in capsys.readouterr().out
+
+    out = ["--out", str(tmp_path / "again.pth")]
+    assert main(["export", str(tmp_path / "x.pth"), *out, "--size", "32"]) == 0
+    printed = capsys.readouterr().out
+    assert "wants images (B, 3, 32, 32)" in printed
+    assert "give mean, std where it is known" in printed
 
 
 # --------------------------------------------------------------------------------------------------

@@ -5,19 +5,22 @@ import os
 import shutil
 import struct
 import sys
+import unicodedata
+import warnings
 import zlib
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lib import InputError, data
+from lib import InputError, data, name_of
 from lib.data import decoding, folders, pictures
 from lib.data.dataset import Split
 from lib.data.pictures import LISTED, Report
+from lib.files import only_writer
 
 RED = (200, 30, 40)
 BLUE = (20, 60, 210)
@@ -352,8 +355,88 @@ def test_a_hugging_face_data_set_without_images_says_so(tmp_path):
     import datasets
 
     datasets.Dataset.from_dict({"x": [1, 2]}).save_to_disk(tmp_path / "disk")
-    words = "is no data set with .* a column of images .*no column is of the type Image"
+    words = "is no data set with .* a column of images .*none of its columns x is of the type Image"
     refused(words, tmp_path / "disk", tmp_path / "mine.npz")
+
+
+def stored(folder: Path, label, values, more=None) -> Path:
+    """A Hugging Face data set: images that are red where value repeats the first, else blue."""
+    import datasets
+
+    columns = {"image": [], "label": values} | (more or {})
+    for value in values:
+        colour = RED if value == values[0] else BLUE
+        columns["image"].append({"bytes": saved(photo(colour)), "path": None})
+    features = {"image": datasets.Image(), "label": label}
+    features |= {name: datasets.Value("int64") for name in more or {}}
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    table.save_to_disk(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind, values, classes",
+    [
+        ("int64", [7, 3] * 8, ["3", "7"]),
+        ("uint8", [1, 0] * 8, ["0", "1"]),
+        ("string", ["red", "blue"] * 8, ["blue", "red"]),
+    ],
+)
+def test_labels_without_the_type_of_classes_are_taken_and_told(kind, values, classes, tmp_path):
+    import datasets
+
+    more = {"taken": list(range(len(values)))}  # another column of integers
+    stored(tmp_path / "disk", datasets.Value(kind), values, more)
+    _, report = pictures.make(tmp_path / "disk", 16, tmp_path / "mine.npz")
+    assert "the column 'label' is taken for the classes" in report.notes
+    mine = data.load("mine", tmp_path)
+    assert list(mine.classes) == classes
+    assert each_is_of_its_class(mine.test)
+
+
+def test_a_row_without_a_label_or_an_image_is_no_error(tmp_path):
+    import datasets
+
+    label = datasets.ClassLabel(names=["blue", "red"])
+    folder = stored(tmp_path / "disk", label, [1, 0, None, -1] * 4)
+    counts, _ = pictures.make(folder, 16, tmp_path / "mine.npz")
+    assert counts["unlabeled"] == 8
+
+    whole = {"bytes": saved(photo()), "path": None}
+    columns = {"image": [whole, None] * 8, "label": [0, 0, 1, 1] * 4}
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "gaps")
+    _, report = pictures.make(tmp_path / "gaps", 16, tmp_path / "gaps.npz")
+    assert "train 1: the row has no image" in report.skipped
+
+
+@pytest.mark.parametrize("kind", ["float32", "bool"])
+def test_a_table_without_a_column_of_classes_names_its_columns(kind, tmp_path):
+    import datasets
+
+    folder = stored(tmp_path / "disk", datasets.Value(kind), [1, 0] * 4)
+    words = "none of its columns image, label is of the type ClassLabel, or called 'label'"
+    refused(words, folder, tmp_path / "mine.npz")
+
+
+def test_a_hugging_face_data_set_without_train_names_its_splits(on_disk, tmp_path):
+    import datasets
+
+    datasets.DatasetDict(test=on_disk, dev=on_disk).save_to_disk(tmp_path / "disk")
+    words = r"is no data set with a split 'train', .*\(its splits are test, dev\)"
+    refused(words, tmp_path / "disk", tmp_path / "mine.npz")
+
+
+def test_a_test_split_without_labels_is_unlabeled(on_disk, tmp_path):
+    import datasets
+
+    parts = datasets.DatasetDict(train=on_disk)
+    parts["test"] = on_disk.select(range(3)).remove_columns("label")
+    for name, part in parts.items():
+        part.save_to_disk(tmp_path / "disk" / name)
+    (tmp_path / "disk" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    counts, _ = pictures.make(tmp_path / "disk", 16, tmp_path / "mine.npz")
+    assert counts == {"train": 16, "test": 4, "unlabeled": 3}
 
 
 def test_without_the_package_a_hugging_face_data_set_says_what_to_install(tmp_path, monkeypatch):
@@ -362,6 +445,34 @@ def test_without_the_package_a_hugging_face_data_set_says_what_to_install(tmp_pa
     (tmp_path / "disk" / "state.json").write_text("{}")
     words = r"needs the package datasets.*\[huggingface\]"
     refused(words, tmp_path / "disk", tmp_path / "mine.npz")
+
+
+def test_accents_are_one_letter_however_they_are_written(tmp_path):
+    """macOS writes them apart; train/ and test/ may come from two machines."""
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for split, name in (("train", apart), ("test", composed)):
+        for folder in (name, "tea"):
+            (tmp_path / "photos" / split / folder).mkdir(parents=True)
+            for i in range(3):
+                photo().save(tmp_path / "photos" / split / folder / f"{i}.png")
+    listing = folders.find(tmp_path / "photos")
+    assert listing.classes == [composed, "tea"]
+    assert {item.name for item in listing.items} >= {f"train/{composed}/0.png", "test/tea/2.png"}
+    assert name_of(PureWindowsPath("train") / apart / "0.png") == f"train/{composed}/0.png"
+
+
+def test_what_a_killed_import_left_is_removed_by_the_next_one(folder, tmp_path):
+    left = tmp_path / ".import-mine"
+    left.mkdir()
+    (left / "train").write_bytes(b"half")
+    pictures.make(folder, 16, tmp_path / "mine.npz")
+    assert not left.exists()
+
+
+def test_two_imports_do_not_make_one_file(folder, tmp_path):
+    with only_writer(tmp_path / ".import-mine" / "lock", "mine"):
+        with pytest.raises(InputError, match="another process is writing .*mine.npz; try again"):
+            pictures.make(folder, 16, tmp_path / "mine.npz")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -443,6 +554,48 @@ BROKEN = {
     "long.png": (bomb(100_000, 1), "100000 x 1 pixels are refused"),
     "float.tif": (saved(plain("F", 0), "TIFF"), "floating-point pixels have no agreed range"),
 }
+
+
+def grey_of_16_bits(levels: np.ndarray, transparent: int | None = None) -> bytes:
+    """A PNG, with its tRNS chunk where a level is transparent."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    height, width = levels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    declared = b""
+    if transparent is not None:
+        declared = chunk(b"tRNS", struct.pack(">H", transparent))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))
+        + declared
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_a_transparent_level_of_16_bits_is_white():
+    levels = np.full((16, 16), 257 * 50)
+    levels[:8] = 1000
+    levels[8:, 8:] = 1001  # of the same eight bits, and opaque
+    pixels = decoding.decode(grey_of_16_bits(levels, 1000), 16)
+    assert np.all(pixels[:8] == 255)
+    assert np.all(pixels[8:, 8:] == 4)
+    assert np.all(pixels[8:, :8] == 50)
+
+
+def test_12_bits_in_16_are_told():
+    dark = np.full((16, 16), 4095)
+    with pytest.warns(UserWarning, match="lowest 12 of them at most come out nearly black: scale"):
+        pixels = decoding.decode(grey_of_16_bits(dark), 16)
+    assert np.all(pixels == 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for level in (0, 4096):
+            decoding.decode(grey_of_16_bits(np.full((16, 16), level)), 16)
 
 
 def test_what_is_broken_is_skipped_and_named(folder, tmp_path):

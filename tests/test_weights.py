@@ -114,6 +114,8 @@ def test_images_are_brought_to_their_data_sets_side_and_seen_at_the_views(toy, t
     loaded = weights.load(tmp_path / "ours", tmp_path)
     assert loaded.size == 12
     assert loaded.recipe.size == 8
+    with pytest.raises(InputError, match="ours knows how it sees images: leave out size and std"):
+        weights.load(tmp_path / "ours", tmp_path, size=16, std=(1, 1, 1))
 
 
 def test_half_precision_takes_half_the_room_and_changes_little(run, toy, tmp_path):

@@ -45,7 +45,7 @@ def build(
         val=whole[held],
         test=Split(_tensor(x_test), torch.from_numpy(y_test.astype(np.int64))),
         unlabeled=None if x_unlabeled is None else Split(_tensor(x_unlabeled)),
-        variant=str(variant),
+        variant=_text(np.asarray(variant)[()]),
         folds=tuple(torch.as_tensor(fold) for fold in folds),
     )
 
@@ -117,4 +117,11 @@ def _class_names(
     elif np.ndim(classes) != 1:
         shape = np.shape(classes)
         raise InputError(f"{name}: classes must be a list of names, got the shape {shape}")
-    return tuple(str(label) for label in classes)
+    return tuple(_text(label) for label in classes)
+
+
+def _text(value: object) -> str:
+    """A name as text: numpy keeps it as bytes where it was given so."""
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return str(value)

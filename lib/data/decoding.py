@@ -2,6 +2,7 @@
 
 import io
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,12 +100,28 @@ def decode(source: Path | bytes | np.ndarray, size: int) -> np.ndarray:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range")
     if image.mode.startswith("I"):
-        levels = np.asarray(image).clip(0, 65535) / 257
-        image = Image.fromarray(levels.round().astype(np.uint8))
+        image = _of_eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return square(image, size)
+
+
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of 16 bits, with the level that it declares transparent."""
+    levels = np.asarray(image).clip(0, 65535)
+    if 0 < levels.max() < 2**12:
+        warnings.warn(
+            "images of 16 bits that use the lowest 12 of them at most come out nearly black: scale "
+            "them to the whole range before",
+            stacklevel=3,
+        )
+    scaled = Image.fromarray((levels / 257).round().astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        opaque = np.where(levels == transparent, 0, 255)
+        scaled.putalpha(Image.fromarray(opaque.astype(np.uint8)))
+    return scaled
 
 
 def refuse_outsize(image: Image.Image) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib import InputError, in_a_line, needed, unknown
+from lib import InputError, in_a_line, name_of, needed, unknown
 from lib.data.dataset import Dataset
 from lib.data.decoding import Item
 from lib.data.loading import load
@@ -61,7 +61,7 @@ def find(source: Path) -> Listing:
     if source.is_file() and source.suffix.lower() in SUFFIXES:
         return Listing([Item(source.name, "unlabeled", -1, source)], [], [])
 
-    if source.suffix == ".npz":
+    if source.suffix == ".npz" and not source.is_dir():
         listing = _from_dataset(load(source.stem, source.parent))
     elif not source.is_dir():
         raise InputError(f"{source} is neither a folder, nor a picture, nor an .npz file")
@@ -212,7 +212,7 @@ def _about_links(root: Path, tree: Tree) -> list[str]:
 
 def _example(root: Path, paths: list[Path]) -> str:
     """The first of some paths, and how many more there are."""
-    example = str(paths[0].relative_to(root))
+    example = name_of(paths[0].relative_to(root))
     if len(paths) > 1:
         example += f" and {len(paths) - 1} more"
     return example
@@ -235,7 +235,8 @@ def _places(root: Path, files: list[Path], splits: dict[str, str]) -> Places:
         folder = root / name
         for path in files:
             if path.suffix.lower() in SUFFIXES and path.is_relative_to(folder):
-                places[path] = split, path.relative_to(folder).parts
+                below = name_of(path.relative_to(folder))
+                places[path] = split, tuple(below.split("/"))
     return places
 
 
@@ -252,7 +253,7 @@ def _items(root: Path, places: Places, classes: list[str], splits: dict[str, str
             )
         if label < 0:
             split = "unlabeled"
-        items.append(Item(str(path.relative_to(root)), split, label, path))
+        items.append(Item(name_of(path.relative_to(root)), split, label, path))
     return items
 
 
@@ -323,7 +324,7 @@ def _from_huggingface(folder: Path) -> Listing:
     try:
         listing = _from_splits(library, library.load_from_disk(str(folder)))
     except Exception as error:  # of datasets, arrow, or a column that is not there
-        why = in_a_line(error, 100)
+        why = in_a_line(error, 200)
         raise InputError(
             f"{folder} is no data set with a split 'train', a column of images and one of classes "
             f"({why})"
@@ -339,41 +340,78 @@ def _from_splits(library: Any, loaded: Any) -> Listing:
     """library: the package datasets. loaded: a data set of its, or several by split."""
     if not isinstance(loaded, dict):
         loaded = {"train": loaded}
-    features = loaded["train"].features
-    image = _column(features, library.Image)
-    label = _column(features, library.ClassLabel)
-    # a selection from a data set keeps the names of all its classes
-    used = sorted({number for number in loaded["train"][label] if number >= 0})
-    places = {number: place for place, number in enumerate(used)}
-
     splits = _splits(loaded)
+    if "train" not in splits:
+        raise LookupError(f"its splits are {', '.join(loaded)}")
+    train = loaded[splits["train"]]
+    image = _column_of_images(train.features, library)
+    label = _column_of_classes(train.features, library)
+    # a selection from a data set keeps the names of all its classes
+    used = sorted({value for value in train[label] if _is_class(value)})
+    places = {value: place for place, value in enumerate(used)}
+
     items = []
     for split, name in splits.items():
         rows = loaded[name].cast_column(image, library.Image(decode=False))
-        numbers = [-1] * len(rows)
-        if split != "unlabeled":
-            numbers = rows[label]
-        for place, number in enumerate(numbers):
-            own_split = split if number >= 0 else "unlabeled"
+        values = [None] * len(rows)
+        if split != "unlabeled" and label in rows.features:
+            values = rows[label]
+        for place, value in enumerate(values):
+            own_split = split if _is_class(value) else "unlabeled"
             source = partial(_stored, rows, image, place)
-            items.append(Item(f"{name} {place}", own_split, places.get(number, -1), source))
+            items.append(Item(f"{name} {place}", own_split, places.get(value, -1), source))
 
+    names = [str(value) for value in used]
     notes = _taken_for(splits)
+    feature = train.features[label]
+    if isinstance(feature, library.ClassLabel):
+        names = [feature.names[number] for number in used]
+    else:
+        notes.append(f"the column '{label}' is taken for the classes")
     left = sorted(set(loaded) - set(splits.values()))
     if left:
         notes.append(f"splits that are left out: {', '.join(left)}")
-    return Listing(items, [features[label].names[number] for number in used], notes)
+    return Listing(items, names, notes)
 
 
-def _column(features: dict[str, Any], kind: type) -> str:
-    """The first column of a kind."""
+def _column_of_images(features: dict[str, Any], library: Any) -> str:
+    """The first one."""
     for name, feature in features.items():
-        if isinstance(feature, kind):
+        if isinstance(feature, library.Image):
             return name
-    raise LookupError(f"no column is of the type {kind.__name__}")
+    raise LookupError(f"none of its columns {', '.join(features)} is of the type Image")
+
+
+def _column_of_classes(features: dict[str, Any], library: Any) -> str:
+    """The first of the type ClassLabel; else "label", or the only one, of integers or of text."""
+    plain = []
+    for name, feature in features.items():
+        if isinstance(feature, library.ClassLabel):
+            return name
+        if getattr(feature, "dtype", "").startswith(("int", "uint", "string", "large_string")):
+            plain.append(name)
+    if "label" in plain:
+        return "label"
+    if len(plain) == 1:
+        return plain[0]
+    raise LookupError(
+        f"none of its columns {', '.join(features)} is of the type ClassLabel, or called 'label' "
+        "and of integers or text"
+    )
+
+
+def _is_class(value: object) -> bool:
+    """Whether a label names a class: none is None, text without letters, or a number below 0."""
+    if isinstance(value, int):
+        return value >= 0
+    return bool(value)
 
 
 def _stored(rows: Any, column: str, place: int) -> bytes | Path:
     """An image as it is stored in a row: its bytes, or its file."""
-    stored = rows[place][column]
-    return stored["bytes"] or Path(stored["path"])
+    stored = rows[place][column] or {"bytes": None, "path": None}
+    if stored["bytes"]:
+        return stored["bytes"]
+    if stored["path"]:
+        return Path(stored["path"])
+    raise ValueError("the row has no image")

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from lib import ROOT, InputError
+from lib import HOME, InputError
 from lib.data.archives import from_npz
 from lib.data.dataset import Dataset
 from lib.data.downloads import DOWNLOADS
@@ -11,8 +11,8 @@ from lib.files import as_path
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder of data sets: the one given, else DATA_ROOT's, else the checkout's ``data``."""
-    return as_path(root or os.environ.get("DATA_ROOT") or ROOT / "data")
+    """The folder of data sets: the one given, else DATA_ROOT's, else ``data`` at home."""
+    return as_path(root or os.environ.get("DATA_ROOT") or HOME / "data")
 
 
 def load(name: str, root: str | Path | None = None) -> Dataset:

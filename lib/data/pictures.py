@@ -6,9 +6,10 @@ Where there is no test folder, a fifth is held out, stratified, always the same.
 import os
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from lib.data.dataset import stratified
 from lib.data.decoding import Item, decoded
 from lib.data.downloads import DOWNLOADS
 from lib.data.folders import NAMES_OF_SPLITS, find
+from lib.files import only_writer
 
 TEST_SHARE = 0.2
 LISTED = 20  # classes, and broken images, that a report names
@@ -156,9 +158,7 @@ def _write(
     skipped: gets a line for each broken one.
     """
     labels: dict[str, list[int]] = {split: [] for split in items}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=".import-") as folder:
-        work = Path(folder)
+    with _workplace(out) as work:
         for split in items:
             with open(work / split, "wb") as file:
                 for pixels, whole in decoded(items[split], size, skipped, split):
@@ -180,6 +180,21 @@ def _write(
                     _append(archive, f"x_{split}.npy", work / split, shape)
         os.replace(work / "whole.npz", out)
     return labels
+
+
+@contextmanager
+def _workplace(out: Path) -> Iterator[Path]:
+    """A folder beside out for what it is made of, and removed then, with what a killed import left.
+
+    Raises InputError where another process makes out.
+    """
+    work = out.with_name(f".import-{out.stem}")
+    work.mkdir(parents=True, exist_ok=True)
+    with only_writer(work / "lock", str(out), wait=False):
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _refuse_too_few_images(classes: list[str], labels: dict[str, list[int]]) -> None:

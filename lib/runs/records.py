@@ -13,13 +13,13 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from lib import ROOT, InputError, as_command
+from lib import HOME, InputError, as_command
 from lib.compute.bits import unpack_bits
 from lib.config import Config
 from lib.files import parse_json, validated, write_atomically
 
 SCHEMA = 1
-RESULTS = ROOT / "results"
+RESULTS = HOME / "results"
 BENCHMARKS = RESULTS / "benchmarks"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib import ROOT, InputError, evaluation, probes
+from lib import HOME, InputError, evaluation, probes
 from lib.augmentations import Recipe
 from lib.config import Config
 from lib.data.dataset import Dataset
@@ -19,7 +19,7 @@ from lib.runs import checkpoints, provenance, records
 from lib.runs.session import only_writer
 from lib.training import new_model, recipe_for
 
-RUNS = ROOT / "runs"
+RUNS = HOME / "runs"
 
 
 @dataclass

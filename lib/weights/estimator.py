@@ -10,19 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from lib import InputError, as_command, in_a_line, unknown
+from lib import InputError, as_command, in_a_line, name_of, unknown
 from lib.data.archives import read_npz
 from lib.data.decoding import decoded
 from lib.data.folders import find
 from lib.data.pictures import Report
 from lib.evaluation import cross_validated_probe
 from lib.files import write_atomically
-from lib.weights.registry import Weights, load
+from lib.weights.foreign import Seen
+from lib.weights.registry import Weights, load, refuse_to_see
 
 # What is kept of N pictures
 # h: (N, width) float32
@@ -98,13 +104,14 @@ def neighbours(arrays: Arrays, file: str, count: int = 5) -> list[tuple[str, flo
     Without the file itself. Raises InputError where it is not there.
     """
     files = arrays["files"].tolist()
-    if file not in files:
+    spelt = [name_of(known) for known in files]
+    if name_of(file) not in spelt:
         raise InputError(unknown("picture", file, files))
     if count < 1:
         raise InputError(f"count must be at least 1, got {count}")
 
     x = F.normalize(torch.from_numpy(arrays["h"]), dim=1)
-    own = files.index(file)
+    own = spelt.index(name_of(file))
     cosines = x @ x[own]
     cosines[own] = -2
     best = cosines.topk(min(count, len(x) - 1))
@@ -141,7 +148,9 @@ def predict(train: Arrays, arrays: Arrays) -> list[tuple[str, str, float]]:
     return list(zip(arrays["files"].tolist(), likeliest.tolist(), shares.max(1).tolist()))
 
 
-class EncoderClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
+class EncoderClassifier(
+    ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin, BaseEstimator
+):
     """A frozen encoder and the converged linear probe on its h.
 
     The probe's L2 strength is chosen by cross-validation.
@@ -149,11 +158,22 @@ class EncoderClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     weights: a name that ``weights.load`` knows, or a loaded Weights; then X are images (N, H, W, 3)
         uint8. None: X are features (N, D) already.
     device: where the encoder computes.
+    size, mean, std: how another project's checkpoint sees images, as for ``weights.load``.
     """
 
-    def __init__(self, weights: str | Path | Weights | None = None, device: str | None = None):
+    def __init__(
+        self,
+        weights: str | Path | Weights | None = None,
+        device: str | None = None,
+        size: int | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+    ):
         self.weights = weights
         self.device = device
+        self.size = size
+        self.mean = mean
+        self.std = std
 
     def fit(self, X: Any, y: Any) -> "EncoderClassifier":
         """Fit the probe.
@@ -173,25 +193,23 @@ class EncoderClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 f"in {len(y)} row(s)"
             )
 
-        if isinstance(self.weights, Weights):
-            self.encoder_ = self.weights
-        elif self.weights is not None:
-            self.encoder_ = load(self.weights)
+        if self.weights is not None:
+            self.encoder_ = self._encoder()
+            self.image_shape_ = X.shape[1:]
         # the cross-validation's folds want a random order
         order = np.random.RandomState(0).permutation(len(y))
         h = self._h(X)[order]
+        self._n_features_out = h.shape[1]
         self.probe_ = cross_validated_probe(h, torch.from_numpy(labels[order]), len(self.classes_))
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """h (N, D) float32."""
-        check_is_fitted(self)
-        self._refuse(X)
-        return self._h(validate_data(self, X, reset=False, **self._wanted)).numpy()
+        """h (N, D) float32; a table of them after ``set_output``."""
+        return self._features(X).numpy()
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (N, C), a column for each of classes_."""
-        h = torch.from_numpy(self.transform(X))
+        h = self._features(X)
         return self.probe_.logits(h).double().softmax(1).numpy()
 
     def predict(self, X: Any) -> np.ndarray:
@@ -206,18 +224,36 @@ class EncoderClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             return {"dtype": "float32"}
         return {"dtype": "uint8", "allow_nd": True}
 
+    def _encoder(self) -> Weights:
+        """That of ``weights``."""
+        assert self.weights is not None
+        if isinstance(self.weights, Weights):
+            refuse_to_see(self.weights.name, Seen(size=self.size, mean=self.mean, std=self.std))
+            return self.weights
+        return load(self.weights, size=self.size, mean=self.mean, std=self.std)
+
     def _refuse(self, X: Any) -> None:
         """InputError for images that are no uint8: a cast would make all pixels in [0, 1] black."""
         if self.weights is None:
             return
-        kind = np.asarray(X).dtype
-        if kind != np.uint8:
-            raise InputError(f"images must be (N, H, W, 3) uint8, got {kind}")
+        images = np.asarray(X)
+        if images.dtype != np.uint8:
+            raise InputError(f"images must be (N, H, W, 3) uint8, got {images.dtype}")
+        if images.ndim != 4 or images.shape[3] != 3:
+            raise InputError(f"images must be (N, H, W, 3) uint8, got {images.shape}")
+
+    def _features(self, X: Any) -> Tensor:
+        """h (N, D) of what is to be transformed or classified."""
+        check_is_fitted(self)
+        self._refuse(X)
+        if self.weights is not None and np.shape(X)[1:] != self.image_shape_:
+            raise InputError(
+                f"images must be {self.image_shape_} (H, W, 3), as in fit, got {np.shape(X)[1:]}"
+            )
+        return self._h(validate_data(self, X, reset=False, **self._wanted))
 
     def _h(self, X: np.ndarray) -> Tensor:
         if self.weights is None:
             return torch.from_numpy(X)
-        if X.ndim != 4 or X.shape[3] != 3:
-            raise InputError(f"images must be (N, H, W, 3) uint8, got {X.shape}")
         h, _ = self.encoder_.features(torch.from_numpy(X).permute(0, 3, 1, 2), self.device)
         return h

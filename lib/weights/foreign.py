@@ -3,8 +3,8 @@
 Read are ResNets in four layouts: UvA's Lightning ``.ckpt`` (torchvision's ResNet-18 as ``convnet``,
 the head as its ``fc``), SupContrast's ``.pth`` (``encoder``, ``head``, ``shortcut``, an
 ``argparse.Namespace`` beside the weights), and state dicts of torchvision and timm. A file is
-unpickled by PyTorch's restricted reader alone: tensors, plain containers and the few classes in
-ALLOWED.
+unpickled by PyTorch's restricted reader alone, and only by one that is safe: tensors, plain
+containers and the few classes in ALLOWED. Nothing of ours is a pickle that is read again.
 """
 
 import argparse
@@ -13,26 +13,36 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 from torchvision.models.resnet import ResNet
 
 from lib import InputError, needed
 from lib.augmentations import Recipe
+from lib.config import Channels, PositiveChannels
 from lib.data.archives import refuse_bombs
 from lib.encoders import Model
-from lib.files import as_path, write_atomically
+from lib.files import as_path, checked, write_atomically
 
 SUFFIXES = (".ckpt", ".pth", ".pt", ".tar", ".bin")  # of what torch.save wrote
+SAFE = TorchVersion("2.10")  # a pickle can make earlier ones write outside of their memory
 
 
 class _Inert:
-    """Stands for a class of Lightning's that a checkpoint names and nobody needs."""
+    """Stands for what a checkpoint names and nobody needs, of Lightning's and of numpy's."""
+
+    def __init__(self, *values: object):
+        """Nothing is kept of them."""
+
+    def __setstate__(self, state: object) -> None:
+        """Nothing is kept of it."""
 
 
 ALLOWED: list[Callable | tuple[Callable, str]] = [
@@ -43,7 +53,16 @@ ALLOWED: list[Callable | tuple[Callable, str]] = [
     (_Inert, "lightning.pytorch.callbacks.lr_monitor.LearningRateMonitor"),
     (_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
     (_Inert, "pytorch_lightning.callbacks.lr_monitor.LearningRateMonitor"),
+    # an accuracy beside the weights, under the names of numpy 1 and 2; numpy itself is not called
+    (_Inert, "numpy.dtype"),
+    (_Inert, "numpy.ndarray"),
+    (_Inert, "numpy.core.multiarray.scalar"),
+    (_Inert, "numpy.core.multiarray._reconstruct"),
+    (_Inert, "numpy._core.multiarray.scalar"),
+    (_Inert, "numpy._core.multiarray._reconstruct"),
 ]
+# Where a checkpoint keeps its weights, if not at its top; of several the first that is there counts
+STATES = ("state_dict", "model", "model_state_dict", "net")
 # By the kind of its blocks, and how many each of the four layers has
 ENCODERS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
@@ -51,6 +70,11 @@ ENCODERS: dict[tuple[str, tuple[int, ...]], str] = {
     ("bottleneck", (3, 4, 6, 3)): "resnet50",
 }
 STEMS = {3: "cifar", 7: "imagenet"}  # by the side of the first kernel
+# What a tensor of ours may be in a file
+KINDS = {
+    torch.float32: (torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    torch.int64: (torch.int32, torch.int64),
+}
 # What each project's evaluation sees
 SOURCES = {
     # tutorial 17, contrast_transforms
@@ -63,6 +87,25 @@ SOURCES = {
     # its references, and most of timm's
     "torchvision": Recipe(size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
 }
+UNKNOWN = "an unknown project"  # the source of what none of SOURCES wrote
+GUESSES = {"cifar": SOURCES["supcontrast"], "imagenet": SOURCES["torchvision"]}  # its view, by stem
+
+
+@checked
+class Seen:
+    """What somebody says of how a network sees images; None: nothing."""
+
+    size: Annotated[int, Field(ge=8)] | None = None  # side in pixels
+    mean: Channels | None = None
+    std: PositiveChannels | None = None
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What is not None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+UNSAID = Seen()
 
 
 @dataclass(frozen=True)
@@ -72,7 +115,9 @@ class Foreign:
     model: Model  # in eval mode, on the CPU
     encoder: str  # in lib.encoders.ENCODERS
     stem: str
-    source: str  # in SOURCES
+    source: str  # in SOURCES, or UNKNOWN
+    view: Recipe  # what it takes of an image
+    guessed: tuple[str, ...]  # what of the view neither the file nor anybody says
     matched: tuple[str, ...]  # names in the file
     # names of the model that kept their initial value: BatchNorm's counters at most
     missing: tuple[str, ...]
@@ -85,13 +130,21 @@ class Foreign:
         examples = ""
         if self.left_over:
             examples = f" ({', '.join(self.left_over[:3])})"
-        view = SOURCES[self.source]
         return (
             f"{self.source}'s {self.encoder} with the {self.stem} stem, {head} a head: "
             f"{len(self.matched)} tensors matched, {len(self.missing)} missing, "
-            f"{len(self.left_over)} left over{examples}; images are seen as in {self.source}'s "
-            f"evaluation, {view.size} x {view.size} pixels, mean {view.mean}, std {view.std}"
+            f"{len(self.left_over)} left over{examples}; images are seen {self._how_seen()}"
         )
+
+    def _how_seen(self) -> str:
+        """The view, and by whose word it is this one."""
+        side = self.view.size
+        view = f"{side} x {side} pixels, mean {self.view.mean}, std {self.view.std}"
+        if self.guessed:
+            return f"by a guess, {view}: give {', '.join(self.guessed)} where it is known"
+        if self.view != SOURCES.get(self.source):
+            return f"as asked for, {view}"
+        return f"as in {self.source}'s evaluation, {view}"
 
 
 @dataclass(frozen=True)
@@ -113,11 +166,13 @@ def read(
     encoder: str | None = None,
     stem: str | None = None,
     classes: int | None = None,
+    seen: Seen = UNSAID,
 ) -> Foreign:
     """Another project's checkpoint as a model of ours: its names and shapes say what it is.
 
     encoder, stem: what is expected of it.
     classes: those expected of its linear classifier, which becomes the head.
+    seen: how it sees images, where that is known better.
 
     A head is none, one linear layer, or two with a ReLU between, of whatever widths; another one is
     left over. Raises InputError where the file is missing, damaged, holds more than weights, or is
@@ -144,11 +199,18 @@ def read(
     model = Model(its_encoder, its_stem, "none")
     model.head = head
     matched, missing = _fill(model, checkpoint)
+    source = _source(content, checkpoint, its_stem)
+    known = SOURCES.get(source)
+    guessed: tuple[str, ...] = ()
+    if known is None:
+        guessed = tuple(name for name in asdict(seen) if name not in seen.said)
     return Foreign(
         model.eval(),
         its_encoder,
         its_stem,
-        _source(content, checkpoint),
+        source,
+        replace(known or GUESSES[its_stem], **seen.said),
+        guessed,
         matched,
         missing,
         left_over=tuple(name for name in checkpoint.tensors if name not in matched),
@@ -162,11 +224,14 @@ def _unpickle(path: Path) -> dict:
             raise ValueError("it is empty")
         if path.suffix == ".safetensors":
             return load_file(path)
+        _refuse_unsafe_reader(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 refuse_bombs(archive, path.stat().st_size)
         with torch.serialization.safe_globals(ALLOWED):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # of pickle, zipfile, PyTorch: whatever a damaged file provokes
         raise InputError(f"{path} can't be read as weights: {_why(error)}") from error
     if not isinstance(content, dict):
@@ -174,11 +239,23 @@ def _unpickle(path: Path) -> dict:
     return content
 
 
+def _refuse_unsafe_reader(path: Path) -> None:
+    """Raise InputError where this PyTorch's restricted reader is not safe (CVE-2026-24747)."""
+    if torch.__version__ < SAFE:
+        raise InputError(
+            f"{path} is a pickle, and PyTorch {torch.__version__} does not read these safely "
+            f"(CVE-2026-24747): update torch to {SAFE} or newer, or have the file as .safetensors"
+        )
+
+
 def _why(error: Exception) -> str:
     """What PyTorch or the system says of a file that can't be read, in words of ours."""
     alien = re.search(r"GLOBAL ([\w.]+)", str(error))
     if alien:
-        return f"it holds {alien[1]}, which is not loaded"
+        return (
+            f"it holds {alien[1]}, which is not loaded; save its weights alone, by "
+            "torch.save(model.state_dict(), path)"
+        )
     line = str(error).rpartition("error: ")[2].split("\n")[0][:120]
     if not re.search("[a-z]{3}", line):
         return "it is not what torch.save writes"
@@ -201,13 +278,16 @@ def _resnet(path: Path, content: dict) -> _Checkpoint:
             names[f"head.{inside.partition('.')[2]}"] = name
         elif name.startswith(start):
             names[f"encoder.{inside.replace('shortcut', 'downsample')}"] = name
+    for name in names.values():
+        if not _is_stored(tensors[name]):
+            raise InputError(f"{path} is damaged: it does not hold all numbers of {name}")
     return _Checkpoint(path, tensors, start, names)
 
 
 def _tensors(content: dict) -> dict[str, Tensor]:
     """A file's tensors, without what DataParallel and torch.compile put before their names."""
     state = content
-    for key in ("state_dict", "model"):
+    for key in STATES:
         if isinstance(content.get(key), dict):
             state = content[key]
             break
@@ -217,6 +297,13 @@ def _tensors(content: dict) -> dict[str, Tensor]:
         if isinstance(value, Tensor):
             tensors[re.sub(r"(^|\.)(module|_orig_mod)\.", r"\1", str(name))] = value
     return tensors
+
+
+def _is_stored(tensor: Tensor) -> bool:
+    """Whether its numbers are all there: neither sparse, nor without data, nor few for a shape."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _first_convolution(tensors: dict[str, Tensor]) -> str | None:
@@ -270,15 +357,24 @@ def _head(checkpoint: _Checkpoint) -> nn.Module:
     return nn.Identity()
 
 
-def _source(content: dict, checkpoint: _Checkpoint) -> str:
-    """The project that wrote a file: SupContrast leaves its options there."""
+def _source(content: dict, checkpoint: _Checkpoint, stem: str) -> str:
+    """The project that wrote a file: SupContrast leaves its options there.
+
+    torchvision's names have nothing before them; whatever has another start, or a stem that
+    torchvision does not have, is of UNKNOWN.
+    """
     options = content.get("opt")
-    if isinstance(options, argparse.Namespace):
-        cifar100 = getattr(options, "dataset", "") == "cifar100"
-        return "supcontrast-cifar100" if cifar100 else "supcontrast"
-    if checkpoint.start.endswith("convnet."):
+    dataset = getattr(options, "dataset", None)
+    if isinstance(options, argparse.Namespace) and checkpoint.start == "encoder.":
+        if dataset == "cifar10":
+            return "supcontrast"
+        if dataset == "cifar100":
+            return "supcontrast-cifar100"
+    if checkpoint.start == "convnet.":
         return "uva"
-    return "torchvision"
+    if checkpoint.start == "" and stem == "imagenet":
+        return "torchvision"
+    return UNKNOWN
 
 
 def _fill(model: Model, checkpoint: _Checkpoint) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -297,8 +393,7 @@ def _fill(model: Model, checkpoint: _Checkpoint) -> tuple[tuple[str, ...], tuple
     state = {name: checkpoint[name] for name in own if name in checkpoint.names}
     for name, value in state.items():
         ours = own[name]
-        same_kind = value.is_floating_point() == ours.is_floating_point()
-        if value.shape != ours.shape or not same_kind:
+        if value.shape != ours.shape or value.dtype not in KINDS[ours.dtype]:
             raise InputError(
                 f"{checkpoint.path} is of another architecture: {checkpoint.names[name]} is "
                 f"{tuple(value.shape)} {value.dtype} there, {tuple(ours.shape)} {ours.dtype} in "
@@ -347,7 +442,10 @@ def write(model: Model, size: int, path: Path) -> None:
         case ".onnx":
             buffer.write(_onnx(model, size))
         case _:
-            raise InputError(f"{path} must end in .pth, .onnx or .pt2, or be a folder")
+            raise InputError(
+                f"{path} must end in .pth, .onnx or .pt2, or be a folder, which must be there "
+                "already where its name has a dot"
+            )
     write_atomically(path, buffer.getvalue())
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from safetensors.torch import load as deserialise
 from torch import Tensor, nn, uint8
 
-from lib import ROOT, InputError, evaluation, in_a_line, needed, unknown
+from lib import HOME, InputError, evaluation, in_a_line, needed, unknown
 from lib.augmentations import Recipe
 from lib.config import Channels, PositiveChannels
 from lib.data.loading import data_root
@@ -30,7 +30,7 @@ from lib.runs.run import Run, described
 from lib.runs.run import load as load_run
 from lib.weights import foreign
 
-REGISTRY = ROOT / "weights" / "registry.yml"
+REGISTRY = HOME / "weights" / "registry.yml"
 FILE = "model.safetensors"
 TIMEOUT = 60  # seconds without an answer; then a download is given up
 
@@ -78,10 +78,13 @@ class Weights:
 
     @property
     def encoder(self) -> str:
-        """Which encoder it is: the run's id, or the checkpoint's name and a hash of its weights."""
+        """Which encoder it is: the run's id, or the checkpoint's name and a hash.
+
+        The hash is of its weights, and of how it sees images.
+        """
         if self.record:
             return self.record["id"]
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(str(self.recipe).encode())
         for value in self.model.state_dict().values():
             digest.update(value.numpy().tobytes())
         return f"{Path(self.name).name}-{digest.hexdigest()[:10]}"
@@ -117,21 +120,31 @@ def _refuse_other_images(images: Any) -> None:
         )
 
 
-def load(name: str | Path, root: str | Path | None = None, registry: Path = REGISTRY) -> Weights:
+def load(
+    name: str | Path,
+    root: str | Path | None = None,
+    registry: Path = REGISTRY,
+    size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> Weights:
     """An encoder by name: registered, exported, a run's, or another project's checkpoint.
 
     root: of data sets, see ``data.data_root``; fetched files are kept in its folder "weights". A
         run of one's own needs its data set there, whose pixels say how it is normalised.
+    size, mean, std: how another project's checkpoint sees images, where its file does not say it:
+        the side in pixels, and the normalisation by channel, of pixels in [0, 1].
 
     Raises InputError for an unknown name, a wrong hash, a damaged file or another architecture.
     """
     path = _path(name)
+    seen = foreign.Seen(size=size, mean=mean, std=std)
     if _is_foreign(path):
-        theirs = foreign.read(path)
-        recipe = foreign.SOURCES[theirs.source]
-        assert recipe.size is not None  # as in all SOURCES
-        return Weights(str(name), theirs.model, recipe, recipe.size, {}, str(theirs))
+        theirs = foreign.read(path, seen=seen)
+        assert theirs.view.size is not None  # as in all SOURCES
+        return Weights(str(name), theirs.model, theirs.view, theirs.view.size, {}, str(theirs))
 
+    refuse_to_see(name, seen)
     ours = run(name, root, registry)
     view = _view(name, ours, root)
     recipe = Recipe(size=view.size, mean=view.mean, std=view.std)
@@ -170,6 +183,15 @@ def named_runs(
     return [run(name, root, registry) for name in (names or "").split()]
 
 
+def refuse_to_see(name: object, seen: foreign.Seen) -> None:
+    """Raise InputError where somebody says how weights that know it themselves see images."""
+    if seen.said:
+        raise InputError(
+            f"{name} knows how it sees images: leave out {' and '.join(seen.said)}, which are for "
+            "another project's checkpoint"
+        )
+
+
 def _path(name: str | Path) -> Path:
     """The path a name may be: a run's folder where a file in it is named."""
     path = as_path(name)
@@ -180,6 +202,8 @@ def _path(name: str | Path) -> Path:
 
 def _is_foreign(path: Path) -> bool:
     """Whether it is named as other projects' files are, or has no record of a run inside."""
+    if path.is_dir():
+        return False
     if path.suffix == ".safetensors":
         return not record_in(path, read_bytes(path))
     return path.suffix in foreign.SUFFIXES
