@@ -55,6 +55,13 @@ def interleaved(
     return seconds
 
 
+def count(text: str) -> int:
+    """An option's value, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text!r}")
+    return int(text)
+
+
 def add_command(
     commands: argparse._SubParsersAction, name: str, module: ModuleType
 ) -> argparse.ArgumentParser:
