@@ -40,7 +40,7 @@ def _words_of_changes(text: str) -> str:
 
 
 def _existing_folder(name: str) -> str:
-    if not Path(name).is_dir():
+    if not Path(name).expanduser().is_dir():
         raise ValueError(f"must be a folder that is there, got {name!r}")
     return name
 
