@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = measure.add_command(commands, name, module)
         command.add_argument(
             "--repetitions",
-            type=int,
+            type=measure.count,
             default=9,
             help="of each case, after one that does not count",
         )
@@ -52,8 +52,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for peer in args.module.PEERS:
             measure.installed(peer)
-        if args.repetitions < 1:
-            raise InputError("--repetitions must be at least 1")
         args.module.run(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -48,9 +48,9 @@ def case(encoder: str, batch: int, accumulate: int, device: torch.device) -> Cas
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m benchmarks accumulation``."""
-    parser.add_argument("--batch", type=int, help="images, in two views each")
+    parser.add_argument("--batch", type=measure.count, help="images, in two views each")
     parser.add_argument("--encoder", help="a name in lib.encoders")
-    parser.add_argument("--memory-of", type=int, metavar="CHUNKS", help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", type=measure.count, metavar="CHUNKS", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace, memory: Callable[..., int] = measure.in_own_process) -> None:

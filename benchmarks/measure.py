@@ -55,6 +55,13 @@ def interleaved(
     return seconds
 
 
+def count(text: str) -> int:
+    """An option's value, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text!r}")
+    return int(text)
+
+
 def add_command(
     commands: argparse._SubParsersAction, name: str, module: ModuleType
 ) -> argparse.ArgumentParser:
@@ -119,7 +126,9 @@ def in_own_process(*arguments: str) -> int:
         torch.cuda.empty_cache()  # what PyTorch keeps for this process the other one may need
 
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
         reason = f"killed by signal {-done.returncode}, for memory perhaps"
         if done.stderr.strip():
@@ -189,7 +198,7 @@ def _resident(field: str) -> int:
     getrusage would say the parent's peak too.
     """
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError("the memory of a process on the CPU is measured on Linux only") from error
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -119,7 +119,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", default="digits", help="whose images are written as files (default digits)"
     )
-    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--files", type=measure.count, default=10_000)
     parser.add_argument("--memory-of", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
 
 

@@ -184,7 +184,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m benchmarks probe``; both of them small ones for the tests."""
     parser.add_argument("--scale", type=float, default=1.0, help=argparse.SUPPRESS)  # of all sizes
     parser.add_argument(
-        "--epochs", type=int, default=PROTOCOLS["uva"].epochs, help=argparse.SUPPRESS
+        "--epochs", type=measure.count, default=PROTOCOLS["uva"].epochs, help=argparse.SUPPRESS
     )
 
 

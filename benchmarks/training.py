@@ -198,8 +198,8 @@ def runs(config: Config, size: int, images: int) -> dict[str, Case]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m benchmarks training``; all of them small ones for the tests."""
-    parser.add_argument("--images", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=measure.count, help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=measure.count, help=argparse.SUPPRESS)
     parser.add_argument("--encoders", nargs="+", help=argparse.SUPPRESS)
 
 

@@ -135,7 +135,7 @@ def cases(size: int, name: str, n: int, device: torch.device) -> dict[str, Case]
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m benchmarks views``."""
-    parser.add_argument("--images", type=int, default=IMAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=measure.count, default=IMAGES, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> None:

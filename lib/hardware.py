@@ -101,7 +101,7 @@ def processor(field: str) -> str:
     info = Path("/proc/cpuinfo")
     if not info.is_file():  # another system
         return ""
-    for line in info.read_text().splitlines():
+    for line in info.read_text(encoding="utf-8").splitlines():
         if line.startswith(field):
             return line.partition(":")[2].strip()
     return ""
@@ -228,14 +228,14 @@ def free_memory(device: torch.device) -> int | None:
     if available is None or limit == resource.RLIM_INFINITY:
         return available
 
-    pages, *_ = Path("/proc/self/statm").read_text().split()
+    pages, *_ = Path("/proc/self/statm").read_text(encoding="utf-8").split()
     left = limit - int(pages) * resource.getpagesize()
     return min(available, max(0, left))
 
 
 def _available_memory() -> int | None:
     """Bytes that Linux can still give to processes; None where it does not say."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable"):
             _, kilobytes, _ = line.split()
             return 1024 * int(kilobytes)

@@ -7,16 +7,74 @@ values.
 from dataclasses import field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field, create_model
 
 from lib import ROOT, InputError, unknown
-from lib.config import FIELDS
+from lib.config import FIELDS, Config, one_of
 from lib.files import checked, read_yaml, validated
+from lib.methods import METHODS
+from lib.presets import PRESETS
+from lib.probes.changes import CHANGES
+from lib.probes.published import PROTOCOLS
 
 PROFILES = ROOT / "book" / "profiles"
+
+
+def _preset_of(method: str) -> Any:
+    """The kind of a name: of a preset of that method."""
+    names = [name for name, config in PRESETS.items() if config.method == method]
+    return Annotated[str, one_of(f"preset of {method}", names)]
+
+
+def _words_of_changes(text: str) -> str:
+    words = text.split()
+    if not words:
+        raise ValueError(f"must name one of {', '.join(CHANGES)} at least")
+    for word in words:
+        if word not in CHANGES:
+            raise ValueError(unknown("change", word, CHANGES))
+    return text
+
+
+def _existing_folder(name: str) -> str:
+    if not Path(name).expanduser().is_dir():
+        raise ValueError(f"must be a folder that is there, got {name!r}")
+    return name
+
+
+Count = Annotated[int, Field(ge=1)]
+
+KINDS: dict[str, Any] = Config.__annotations__ | {
+    **{method: _preset_of(method) for method in METHODS},
+    "epochs": Count,  # a chapter shows a training: it needs one
+    "ce_epochs": Count,
+    "seeds": Count,
+    "ratio": Annotated[int, Field(ge=2)],
+    "published": Annotated[str, one_of("published probe", PROTOCOLS)],
+    "changes": Annotated[str, AfterValidator(_words_of_changes)],
+    "maps": Annotated[str, one_of("choice of maps", ("tsne", "both"))],
+    "runs": str,
+    "weights": str,
+    "folder": Annotated[str, AfterValidator(_existing_folder)],
+    "per_gpu": Count,
+}
+"""What a parameter must be, by its name: as the field of a Config, or as said here."""
+
+_OPTIONAL: dict[str, Any] = {name: (kind | None, None) for name, kind in KINDS.items()}
+_Parameters = create_model(
+    "_Parameters", __config__=ConfigDict(strict=True, allow_inf_nan=False), **_OPTIONAL
+)
+
+
+def refuse_wrong(values: dict[str, object], where: str) -> None:
+    """Raise InputError for a parameter of the wrong type, unknown or out of range; None is right.
+
+    where: the file or chapter, with which the message begins.
+    """
+    validated(_Parameters, values, where)
 
 
 @checked
@@ -53,8 +111,8 @@ def found_profile(name: str) -> str:
 def load_profile(name: str, folder: Path = PROFILES) -> Profile:
     """A profile ("auto": by the device found).
 
-    Raises InputError for an unknown profile, a file that is not YAML, or a field of another name or
-    type.
+    Raises InputError for an unknown profile, a file that is not YAML, a field of another name or
+    type, or a parameter's wrong value.
     """
     path = folder / f"{found_profile(name)}.yml"
     if not folder.is_dir():
@@ -65,7 +123,11 @@ def load_profile(name: str, folder: Path = PROFILES) -> Profile:
     if not path.is_file():
         known = sorted(path.stem for path in folder.glob("*.yml"))
         raise InputError(unknown("profile", name, ["auto", *known]))
-    return validated(Profile, read_yaml(path), str(path))
+    profile = validated(Profile, read_yaml(path), str(path))
+    refuse_wrong(profile.common, f"{path}, common")
+    for chapter, own in profile.chapters.items():
+        refuse_wrong(own, f"{path}, chapter {chapter}")
+    return profile
 
 
 def settings(chapter: str, profile: str, **given) -> Settings:
@@ -74,8 +136,10 @@ def settings(chapter: str, profile: str, **given) -> Settings:
     given: every parameter of the chapter but ``profile``.
 
     Parameters that the profile leaves open stay None, which means the preset's own value.
-    Raises InputError where the profile names a parameter the chapter does not have.
+    Raises InputError where a value is wrong, or the profile names a parameter the chapter does not
+    have.
     """
+    refuse_wrong(given, f"chapter {chapter}")
     return filled_in(load_profile(profile), chapter, found_profile(profile), given)
 
 

@@ -310,14 +310,14 @@ def feed(
         draw = random.Random(f"{seed} {name}")
         place = folder / name
         place.mkdir()
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         limit = pages * resource.getpagesize() + GIGABYTE
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a hang ends the process
         warnings.simplefilter("ignore")
 
         assert try_one(place, reader, reader.whole) is None
-        with open(answers, "w") as file:
+        with open(answers, "w", encoding="utf-8") as file:
             for _ in range(cases):
                 content = bent(reader, draw)
                 signal.alarm(SECONDS)
@@ -330,7 +330,7 @@ def feed(
     status = ended(forked(work))
     if not answers.is_file():
         return [], status
-    return [json.loads(line) for line in answers.read_text().splitlines()], status
+    return [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()], status
 
 
 def try_one(folder: Path, reader: Reader, content: bytes) -> str | None:

@@ -48,7 +48,7 @@ TUNING = TEXTS | {
 def written(folder: Path, *entries: dict) -> Path:
     """A list of experiments in a folder; its path."""
     path = folder / "experiments.yml"
-    path.write_text(yaml.dump(list(entries), sort_keys=False))
+    path.write_text(yaml.dump(list(entries), sort_keys=False), encoding="utf-8")
     return path
 
 

@@ -274,9 +274,9 @@ def forked(number: int, ranks: int, port: int, task: str, folder: Path, *words: 
             "TORCHELASTIC_RUN_ID": "test",
         }
     )
-    with open(folder / f"{number}.err", "w") as errors:
+    with open(folder / f"{number}.err", "w", encoding="utf-8") as errors:
         os.dup2(errors.fileno(), 2)
-        sys.stderr = open(2, "w", buffering=1, closefd=False)
+        sys.stderr = open(2, "w", buffering=1, encoding="utf-8", closefd=False)
         main(task, folder, *words)
 
 

@@ -241,14 +241,25 @@ def test_ratios_are_taken_round_by_round():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["loss", "--sizes", "7"], "must be even numbers"),
-        (["loss", "--repetitions", "0"], "at least 1"),
+        (
+            ["loss", "--repetitions", "0"],
+            "--repetitions: must be a whole number from 1 up, got '0'",
+        ),
+        (["training", "--batch", "0"], "--batch: must be a whole number from 1 up, got '0'"),
+        (["training", "--images", "1.5"], "--images: must be a whole number from 1 up, got '1.5'"),
+        (["accumulation", "--batch", "-1"], "must be a whole number from 1 up, got '-1'"),
     ],
 )
-def test_bad_options_are_one_line(arguments, words, capsys):
-    assert command.main(arguments) == 2
+def test_counts_of_nothing_are_no_counts(arguments, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    assert words in capsys.readouterr().err
+
+
+def test_bad_options_are_one_line(capsys):
+    assert command.main(["loss", "--sizes", "7"]) == 2
     error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1
+    assert "must be even numbers" in error and error.count("\n") == 1
 
 
 def test_a_missing_peer_and_a_failed_process_are_named():

@@ -1,9 +1,12 @@
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import nbformat
@@ -14,7 +17,7 @@ import yaml
 from lib import ROOT, InputError, files
 from lib.methods import METHODS
 from lib.presets import preset
-from lib.settings import PROFILES, Profile, filled_in, found_profile, load_profile, settings
+from lib.settings import KINDS, PROFILES, Profile, filled_in, found_profile, load_profile, settings
 from tests.conftest import wait_for
 from tools import book
 from tools.book import BOOK, Book
@@ -184,6 +187,8 @@ def test_chapters_are_found_at_any_depth_of_the_contents_in_their_order(small):
         ("[" * 5000, "nested too deeply"),
         ("about: " + "x" * 70_000, "larger than 65536 bytes"),
         ("{chapters: {01_good: 3}}", "chapters.01_good must be a mapping"),
+        ("{common: {epochs: '2'}}", "quick.yml, common: epochs must be an integer, got '2'"),
+        ("{chapters: {01_good: {epochs: 0}}}", "chapter 01_good: epochs must be at least 1, got 0"),
         ("[1]", "must be a mapping"),
         ("{", "can't be read as YAML"),
         ("", "must be a mapping"),
@@ -219,6 +224,41 @@ def test_a_parameter_given_wins_over_the_chapters_over_the_common():
     assert own.word == "b"
     given = filled_in(profile, "02_fails", "quick", {"word": "c", "epochs": None})
     assert given.word == "c" and given.delta == {"epochs": 1}  # word is no field of a Config
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"seeds": 0}, "chapter 03_simclr: seeds must be at least 1, got 0"),
+        ({"seeds": 1.5}, "seeds must be an integer, got 1.5"),
+        ({"seeds": "2"}, "seeds must be an integer, got '2'"),
+        ({"seeds": True}, "seeds must be an integer, got True"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"ce_epochs": 0}, "ce_epochs must be at least 1, got 0"),
+        ({"temperature": "abc"}, "temperature must be a number, got 'abc'"),
+        ({"temperature": 0}, "temperature must be greater than 0, got 0"),
+        ({"temperature": float("nan")}, "temperature must be finite"),
+        ({"ratio": 1}, "ratio must be at least 2, got 1"),
+        ({"per_gpu": 0}, "per_gpu must be at least 1, got 0"),
+        ({"simclr": "supcon-digits"}, "unknown preset of simclr 'supcon-digits'"),
+        ({"recipe": "uvas"}, "unknown recipe 'uvas'; did you mean 'uva'"),
+        ({"published": "linear"}, "unknown published probe 'linear'; known: uva, supcontrast"),
+        ({"changes": "rotation, grey"}, "unknown change 'rotation,'"),
+        ({"changes": " "}, "changes must name one of rotation, grey, noise at least"),
+        ({"maps": "umap"}, "unknown choice of maps 'umap'; known: tsne, both"),
+        ({"folder": "nowhere"}, "folder must be a folder that is there, got 'nowhere'"),
+        ({"data": 10}, "data must be text, got 10"),
+        ({"size": "x"}, "size must be an integer, got 'x'"),
+    ],
+)
+def test_wrong_parameters_of_a_chapter_are_named(values, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        settings("03_simclr", "quick", **values)
+
+
+def test_parameters_of_a_chapter_that_are_right_are_kept_as_they_are(tmp_path):
+    given = {"ratio": 2, "changes": "grey noise", "runs": tmp_path, "temperature": 1, "size": None}
+    assert vars(settings("03_simclr", "cpu", **given)) == given | {"profile": "cpu"}
 
 
 # A shell's background jobs ignore SIGINT
@@ -369,6 +409,48 @@ def test_a_build_that_is_interrupted_leaves_the_old_site(small, old_site, monkey
         pass  # nobody holds it any more
 
 
+LETTERS = "für 猫"
+WITH_LETTERS = """
+import sys
+from pathlib import Path
+from tools import book
+root = Path(sys.argv[1])
+book.run("quick", book=book.Book(root))
+book.stage("quick", root / "stage", book.Book(root))
+"""
+
+
+def test_a_chapter_says_the_same_where_the_systems_letters_are_ascii(small):
+    """As in containers without a locale, or on Windows with the few letters of its own."""
+    write_profile(small, f"{{about: {LETTERS}, timeout_minutes: 1}}")
+    write_contents(small, ["01_good"])
+    write_chapter(small, "01_good", [f"print('{LETTERS}')"])
+
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = os.environ | ascii_alone | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WITH_LETTERS, str(small.root)]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+
+    assert executed(small, "01_good.log").read_text(encoding="utf-8").strip() == LETTERS
+    shown = json.loads((small.root / "stage" / "notebooks" / "01_good.ipynb").read_bytes())
+    assert LETTERS in str(shown["cells"][-1]["outputs"])
+
+
+def test_a_chapter_runs_in_this_python_whatever_kernel_has_the_name(small, tmp_path, monkeypatch):
+    """As where another environment installed its kernel for the user."""
+    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    argv = ["/nowhere/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    specification = {"argv": argv, "display_name": "of another Python", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(specification), encoding="utf-8")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+
+    write_contents(small, ["01_good"])
+    write_chapter(small, "01_good", ["import sys; print(sys.executable)"])
+    (notebook,) = book.run("quick", book=small)
+    assert sys.executable in str(json.loads(notebook.read_bytes())["cells"][-1]["outputs"])
+
+
 # --- the real book
 
 
@@ -404,6 +486,37 @@ def test_every_chapters_configurations_can_be_built_from_every_profile(profile):
                 assert not dropped, f"{path.stem} drops what a profile says"
             built += 1
     assert built > 8
+
+
+def test_every_chapter_has_its_parameters_checked():
+    for path in book.chapters():
+        names = set(book.parameters(path)) - {"profile"}
+        assert names <= KINDS.keys(), path.stem
+        cells = json.loads(path.read_bytes())["cells"]
+        code = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        for name in names:
+            assert f"{name}={name}" in code.partition("settings(")[2], f"{path.stem}: {name}"
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5])
+def test_chapter_13_interrupts_the_same_step_on_fast_disks_and_slow_ones(
+    seconds, monkeypatch, capsys
+):
+    flush = os.fsync
+
+    def flush_slowly(file):
+        time.sleep(seconds)
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", flush_slowly)
+    notebook = json.loads((BOOK.source / "notebooks" / "13_survival.ipynb").read_bytes())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    names = {}
+    for cell in cells[:5]:  # to the interruption
+        exec(cell, names)
+    assert "pretrain(config" in cells[4]
+    assert "stopped after step 10" in capsys.readouterr().out
+    names["folder"].cleanup()
 
 
 def test_plain_papermill_takes_parameters(tmp_path):

@@ -30,12 +30,12 @@ UNDER_THE_CORE = ("compute", "hardware", "files", "distributed.group")
 FLOORS = (
     ("compute", "hardware", "files", "distributed.group", "interruptions"),
     CORE,
-    ("data", "geometry", "settings"),
+    ("data", "geometry"),
     ("probes",),
     ("distributed",),
     ("runs",),
     ("evidence",),
-    ("weights", "figures"),
+    ("weights", "figures", "settings"),
     ("__main__",),
 )
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -221,6 +221,54 @@ def test_a_room_knows_those_before_it():
     for name, others in imports().items():
         for other in others - {"lib"} if name != "lib" else ():
             assert floor(other) <= floor(name), f"{name} imports {other}"
+
+
+def is_left_to_the_locale(call):
+    """Whether a call reads or writes text in whatever encoding the system's locale has."""
+    named = {keyword.arg for keyword in call.keywords}
+    if "encoding" in named:
+        return False
+    if isinstance(call.func, ast.Attribute) and call.func.attr in ("read_text", "write_text"):
+        return True
+    if isinstance(call.func, ast.Name) and call.func.id == "open":
+        modes = [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "mode")]
+        return not modes or "b" not in ast.literal_eval(modes[0])
+    return bool(named & {"text", "universal_newlines"})  # of subprocess
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("path.read_text()", True),
+        ("path.write_text(x)", True),
+        ("open(path)", True),
+        ("open(path, mode='a')", True),
+        ("subprocess.run(command, text=True)", True),
+        ("path.read_text(encoding='utf-8')", False),
+        ("open(path, 'rb')", False),
+        ("open(path, 'w', encoding='utf-8')", False),
+        ("archive.open(name)", False),
+        ("subprocess.run(command, encoding='utf-8')", False),
+    ],
+)
+def test_what_is_left_to_the_locale_is_seen(text, expected):
+    assert is_left_to_the_locale(ast.parse(text).body[0].value) == expected
+
+
+def test_no_file_or_program_is_read_in_the_locales_encoding():
+    """Names, class names and figures in pages hold letters that not every locale's encoding has."""
+    helpers = [path for path in (ROOT / "tests").glob("*.py") if not path.match("test_*")]
+    paths = list(helpers)
+    for folder in ("lib", "tools", "benchmarks", "stress", "book/_ext"):
+        paths += (ROOT / folder).rglob("*.py")
+
+    seen = 0
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Call):
+                seen += 1
+                assert not is_left_to_the_locale(node), f"{path}:{node.lineno}"
+    assert len(helpers) > 3 and seen > 3000
 
 
 def test_every_room_says_what_it_is_for_and_is_in_the_wheel():

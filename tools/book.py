@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lib import ROOT, InputError, in_a_line, needed, unknown
 from lib.data import data_root
@@ -77,7 +78,7 @@ class Chapter:
         """Whether it was executed to the end from what the stamp is of."""
         if not self.executed.is_file() or not self.mark.is_file():
             return False
-        return self.mark.read_text() == stamp
+        return self.mark.read_bytes() == stamp.encode()
 
     def stamp(self) -> str:
         """A hash of all that it is made from.
@@ -218,7 +219,7 @@ def _execute(chapter: Chapter, log: Path) -> str | None:
     chapter.executed.parent.mkdir(parents=True, exist_ok=True)
     minutes = load_profile(chapter.profile, chapter.book.profiles).timeout_minutes
     try:
-        with open(log, "w") as printed:
+        with open(log, "w", encoding="utf-8") as printed:
             papermill.execute_notebook(
                 str(chapter.notebook),
                 str(chapter.executed),
@@ -227,6 +228,8 @@ def _execute(chapter: Chapter, log: Path) -> str | None:
                 cwd=str(chapter.book.root),
                 execution_timeout=math.ceil(60 * minutes),
                 start_timeout=120,
+                kernel_name="python3",
+                kernel_manager_class=_manager_of_own_kernels(),
                 stdout_file=printed,
                 stderr_file=printed,
                 shutdown_kernel="immediate",  # all it made is saved by then
@@ -242,10 +245,23 @@ def _execute(chapter: Chapter, log: Path) -> str | None:
     return _skipped(chapter.executed)
 
 
+def _manager_of_own_kernels() -> type:
+    """The class of what starts a kernel of this very Python, whatever kernels are installed."""
+    jupyter_client = needed("jupyter_client", "book")
+    usual: Any = jupyter_client.AsyncKernelManager
+    no_installed_ones = jupyter_client.kernelspec.KernelSpecManager(kernel_dirs=[])
+
+    class Manager(usual):
+        def __init__(self, **options: object) -> None:
+            super().__init__(kernel_spec_manager=no_installed_ones, **options)
+
+    return Manager
+
+
 def _skipped(executed: Path) -> str | None:
     """How many cells of a notebook were not run, in words; None where all were."""
     cells = skipped = 0
-    for cell in json.loads(executed.read_text())["cells"]:
+    for cell in json.loads(executed.read_bytes())["cells"]:
         if cell["cell_type"] == "code" and "".join(cell["source"]).strip():
             cells += 1
             skipped += cell["execution_count"] is None
@@ -299,11 +315,11 @@ def stage(profile: str, target: Path, book: Book = BOOK) -> None:
 
 def _stage_executed(executed: Path, target: Path) -> None:
     """Copy an executed chapter and hide papermill's own cell, which repeats its parameters."""
-    notebook = json.loads(executed.read_text())
+    notebook = json.loads(executed.read_bytes())
     for cell in notebook["cells"]:
         if "injected-parameters" in cell["metadata"].get("tags", []):
             cell["metadata"]["tags"].append("remove-cell")
-    target.write_text(json.dumps(notebook))
+    target.write_bytes(json.dumps(notebook).encode())
 
 
 def _build(work: Path, builder: str, book: Book) -> Path:
@@ -312,7 +328,7 @@ def _build(work: Path, builder: str, book: Book) -> Path:
     index = site / "index.html"
     mark = book.built / f"{builder}.stamp"
     stamp = _tree_hash(work / "source")
-    if index.is_file() and mark.is_file() and mark.read_text() == stamp:
+    if index.is_file() and mark.is_file() and mark.read_bytes() == stamp.encode():
         print("site: unchanged")
         return index
 
@@ -334,7 +350,7 @@ def _by_jupyter_book(source: Path, out: Path, builder: str) -> Path:
         )
     command = [str(program), "build", str(source), "--path-output", str(out), "--builder", builder]
     command += ["-W", "-n", "--keep-going", "-q"]  # strict, and short
-    finished = subprocess.run(command, capture_output=True, text=True)
+    finished = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     made = out / "_build" / builder
     if finished.returncode or not (made / "index.html").is_file():
         raise InputError(f"Jupyter Book found fault:\n{finished.stdout}{finished.stderr}")

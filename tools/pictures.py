@@ -50,7 +50,7 @@ def mark(path: Path) -> None:
 
 def card(path: Path) -> None:
     """A PNG of 1200 by 630 pixels, as social networks show: the book's title beside the mark."""
-    config = yaml.safe_load((BOOK.source / "_config.yml").read_text())
+    config = yaml.safe_load((BOOK.source / "_config.yml").read_bytes())
     title, rest = config["title"].split(", ")
 
     figure = Figure(figsize=(12, 6.3), dpi=100, facecolor="white")

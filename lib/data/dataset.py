@@ -139,7 +139,7 @@ class Dataset:
         if images > total:
             raise InputError(
                 f"{self.name} has {total} labelled training images, {images} were asked for: "
-                f"set images to fewer, or images=None for all"
+                f"set images to {total} at most"
             )
 
         val = max(len(self.classes), round(images * VAL_SHARE))

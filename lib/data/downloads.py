@@ -166,7 +166,7 @@ def _folds(path: Path, images: int) -> list[np.ndarray]:
     """
     folds = []
     try:
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             if line.strip():
                 folds.append(np.array(line.split(), dtype=np.int64))
     except (OSError, ValueError) as error:

@@ -385,7 +385,7 @@ def _answer(row: dict) -> str:
 def write_headline(path: Path, table: pd.DataFrame) -> None:
     """Put the headline of all claims between the marks of a page."""
     opening, closing = HEADLINE
-    before, _, rest = path.read_text().partition(opening)
+    before, _, rest = path.read_text(encoding="utf-8").partition(opening)
     after = rest.partition(closing)[2]
     text = f"{before}{opening}\n{headline(read(), table)}\n{closing}{after}"
     write_atomically(path, text.encode())

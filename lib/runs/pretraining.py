@@ -118,7 +118,7 @@ def _taken(config: Config, dataset: Dataset, runs: Sequence[Run]) -> Run:
         names = " ".join(run.record["id"] for run in runs)
         raise InputError(
             f"none of the weights {names} is of this run: {field} is {theirs} there and {ours} "
-            "here; set the parameters to fit, weights=None to train, or make such weights: "
+            "here; set the parameters to fit, leave weights out to train, or make such weights: "
             f"{command(config)}"
         )
     if nearest.record["data"]["fingerprint"] != dataset.fingerprint:

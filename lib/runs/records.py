@@ -114,6 +114,11 @@ class _Corruption(TypedDict):
     correct: list[int]
 
 
+class _Plan(TypedDict):
+    entry: str
+    version: str
+
+
 @whole
 class _Record(TypedDict):
     schema: int
@@ -128,6 +133,10 @@ class _Record(TypedDict):
     views_per_second: float | None
     curves: list[dict]
     segments: NotRequired[list[dict]]
+    delta: NotRequired[dict]
+    failed: NotRequired[str]
+    started: NotRequired[str]
+    plan: NotRequired[_Plan]
     evaluation: dict[str, dict[str, Annotated[_Result, AfterValidator(_possible)]]]
     label_sweep: NotRequired[list[Annotated[_FewLabels, AfterValidator(_possible)]]]
     fine_tuning: NotRequired[list[Annotated[_FewLabels, AfterValidator(_possible)]]]
