@@ -80,7 +80,7 @@ def _with_homes(value: Any) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, run, and turn an InputError into one line and exit status 2."""
+    """Parse, run, and turn an InputError, or a path out of reach, into one line and status 2."""
     if arguments is None:
         arguments = sys.argv[1:]
     arguments = [str(argument) for argument in arguments]
@@ -106,6 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 141
     except InputError as error:
         return _refused(str(error))
+    except OSError as error:  # of a path that nobody looked at before
+        return _refused(_out_of_reach(error))
     except UsageError as error:
         known = [name] if name in getattr(commands, "commands", ()) else []
         return _refused(f"{error.format_message()} ({as_command(*known)} --help tells more)")
@@ -124,6 +126,13 @@ def _escape_what_stdout_can_not_say() -> None:
     """A name may have letters that its encoding lacks; a stream in its place, a test's, stays."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _out_of_reach(error: OSError) -> str:
+    """In a sentence; an error that is of no path is raised again."""
+    if error.filename is None:
+        raise error
+    return f"can't use {error.filename} ({error.strerror}): name another path, or allow its use"
 
 
 def _refused(error: str) -> int:

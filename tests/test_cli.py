@@ -369,3 +369,15 @@ def test_what_may_surprise_in_a_data_set_is_said_before_it_is_trained_on(tmp_pat
     said = capsys.readouterr().out
     assert "note: odd: blue does not vary from pixel to pixel" in said
     assert "note: odd: test has no image of 2\n" in said
+
+
+@pytest.mark.parametrize(
+    "words", [("pretrain", "simclr-digits", "--epochs", "0", "--runs"), ("probe",)]
+)
+def test_a_path_out_of_reach_is_named(words, tmp_path, capsys):
+    """Here a name longer than a file system has, as a folder that may not be entered would be."""
+    path = tmp_path / ("x" * 300) / "runs"
+    assert main([*words, str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: can't ") and "File name too long" in said
+    assert said.count("\n") == 1
