@@ -12,7 +12,6 @@ said, or with a number that is not finite, raise InputError. Letters: N images o
 dimensions, C classes.
 """
 
-import importlib
 import math
 from typing import Any
 
@@ -23,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from lib import InputError, unknown
+from lib.compute.caches import with_a_cache
 
 CHUNK = 256  # rows of similarities at a time: 100 MB for 50,000 embeddings
 TINY = 1e-300  # keeps 0 / 0 at 0
@@ -182,7 +182,7 @@ def _tsne(seed: int) -> Any:
 def _umap(seed: int) -> Any:
     """Imported here alone: it compiles itself anew in every process, ten seconds or more."""
     try:
-        umap = importlib.import_module("umap")
+        umap = with_a_cache("umap")
     except ImportError as error:
         raise InputError(
             f"UMAP can't be imported ({error}); install it with: pip install umap-learn"

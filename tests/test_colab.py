@@ -1,5 +1,6 @@
 """A notebook opened on Colab: alone in an empty folder, everything there but the package."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -94,3 +95,59 @@ def test_a_notebook_alone_clones_installs_and_runs_and_touches_nothing_else(mach
     assert Path(machine.run(*FIND).stdout.strip()) == clone / "lib" / "__init__.py"
     for needed in ("book/profiles/colab.yml", "book/claims.yml", "results"):
         assert (clone / needed).exists()
+
+
+def first_cell() -> str:
+    """The one that all chapters begin with."""
+    cells = set()
+    for path in sorted((ROOT / "book" / "notebooks").glob("*.ipynb")):
+        cells.add("".join(json.loads(path.read_text())["cells"][0]["source"]))
+    (cell,) = cells
+    return cell
+
+
+GIT = """#!/bin/sh
+for folder; do :; done
+echo git >> log; mkdir "$folder" || exit 128
+mkdir "$folder/lib"; echo "class InputError(ValueError): pass" > "$folder/lib/__init__.py"
+echo "ours = True" > "$folder/lib/data.py"
+"""
+PIP = """
+import os, signal
+print("pip", file=open("log", "a"))
+if open("log").read().count("pip") == 1:  # the first time
+    os.kill(os.getppid(), signal.SIGINT)
+"""
+OTHERS = {
+    "nothing": None,
+    "a folder without modules": "",
+    "another package": "from lib import data",
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_first_cell_finds_our_package_and_may_be_run_again(other, tmp_path):
+    """Interrupted while it installs, and whatever else is named lib there."""
+    programs, folder = tmp_path / "programs", tmp_path / "folder"
+    programs.mkdir()
+    folder.mkdir()
+    (programs / "git").write_text(GIT)
+    (programs / "git").chmod(0o755)
+    (programs / "pip.py").write_text(PIP)
+    if OTHERS[other] is not None:
+        (folder / "lib").mkdir()
+        (folder / "lib" / "data.py").touch()
+    if OTHERS[other]:
+        (folder / "lib" / "__init__.py").write_text(OTHERS[other])
+
+    again = (
+        "cell = open('../cell.py').read()\ntry: exec(cell)\nexcept KeyboardInterrupt: exec(cell)\n"
+    )
+    found = "exec(cell)\nfrom lib import data\nassert data.ours"  # once more, in vain
+    (tmp_path / "cell.py").write_text(first_cell())
+    path = os.pathsep.join([str(programs), os.environ["PATH"]])
+    environment = {"PATH": path, "PYTHONPATH": str(programs), "HOME": str(tmp_path)}
+    command = [sys.executable, "-S", "-c", again + found]  # -S: without what is installed
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "log").read_text().split() == ["git", "pip", "pip"]

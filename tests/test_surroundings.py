@@ -2,15 +2,18 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lib import ROOT, data, weights
 from lib.__main__ import main
+from lib.augmentations import RECIPES, views
 from lib.runs import load, pretrain
 from tests.conftest import arrays, small
 
@@ -117,3 +120,49 @@ def test_the_library_knows_the_home(home, toy, monkeypatch):
     name = pretrain(config, toy, "~/runs", "cpu").folder.name
     assert load(f"~/runs/{name}").folder == home / "runs" / name
     assert weights.run(f"~/runs/{name}").folder == home / "runs" / name
+
+
+NO_CACHE = """
+import os, resource, signal, sys
+import torch
+from lib.augmentations import RECIPES, views
+from lib.compute import views_cpu
+from lib.compute.caches import with_a_cache
+
+assert callable(views_cpu._compiled_views())  # no folder can be written
+assert with_a_cache("needy").twice(4) == 8    # as umap, which is slow
+assert os.path.isdir(os.environ["NUMBA_CACHE_DIR"])
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+views_cpu._compiled_views.cache_clear()
+made = views(torch.load(sys.argv[1]), RECIPES["uva"], 0, 0)  # there is a folder, which is full
+resource.setrlimit(resource.RLIMIT_FSIZE, before)
+torch.save(made, sys.argv[2])
+print(os.environ["NUMBA_CACHE_DIR"])
+"""
+NEEDY = "from numba import njit\n\n\n@njit(cache=True)\ndef twice(x):\n    return 2 * x\n"
+
+
+def test_compiled_code_need_not_be_kept(tmp_path):
+    """In a checkout, and for a home, that can't be written, and where the disk is full."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "lib", tmp_path / "lib", ignore=ignored)
+    (tmp_path / "lib" / "compute" / "__pycache__").touch()
+    (tmp_path / "needy.py").write_text(NEEDY)
+    (tmp_path / "__pycache__").touch()
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    torch.save(images, tmp_path / "images.pt")
+
+    environment = ENVIRONMENT | {"HOME": "/dev/null", "PYTHONPATH": str(tmp_path)}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    environment.pop("XDG_CACHE_HOME", None)
+    command = [sys.executable, "-c", NO_CACHE, tmp_path / "images.pt", tmp_path / "made.pt"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no locator available" in done.stderr and "File too large" in done.stderr
+    assert done.stderr.count("NUMBA_CACHE_DIR names a folder") == 2
+    assert not os.path.exists(done.stdout.strip())
+    made = torch.load(tmp_path / "made.pt")
+    assert torch.equal(made, views(images, RECIPES["uva"], 0, 0))

@@ -6,7 +6,9 @@ numbers are the same however many there are. Pixels are float32 throughout, colo
 b of all pixels of an image.
 """
 
+import functools
 import math
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,14 +17,14 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from lib import InputError
+from lib import InputError, in_a_line
 
 Array = np.ndarray
 Float = np.float32
 
-compiled: Any = njit(nogil=True, cache=True, error_model="numpy")
+compiled: Any = njit(nogil=True, error_model="numpy")
 # its sums may run in several lanes
-compiled_in_lanes: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
+compiled_in_lanes: Any = njit(nogil=True, error_model="numpy", fastmath={"reassoc"})
 
 ZERO = np.float32(0)
 ONE = np.float32(1)
@@ -62,8 +64,13 @@ def apply(images: Tensor, parameters: Any, boxes: Tensor, out: Tensor) -> Tensor
 
     def compute(start: int, end: int) -> None:
         rows = [array[start:end] for array in arrays]
-        _views(*rows, kernel, mean, std)
+        try:
+            compiled_views(*rows, kernel, mean, std)
+        except OSError as error:  # it is compiled, and its file could not be written
+            _warn(error)
+            compiled_views(*rows, kernel, mean, std)
 
+    compiled_views = _compiled_views()
     threads = max(1, min(torch.get_num_threads(), len(images)))
     if threads == 1:
         compute(0, len(images))
@@ -74,7 +81,24 @@ def apply(images: Tensor, parameters: Any, boxes: Tensor, out: Tensor) -> Tensor
     return out
 
 
-@compiled
+@functools.cache
+def _compiled_views() -> Any:
+    """``_views``, with all that it calls, kept on disk for the next process where that can be."""
+    try:
+        return njit(nogil=True, cache=True, error_model="numpy")(_views)
+    except RuntimeError as error:  # no folder for it can be written
+        _warn(error)
+        return compiled(_views)
+
+
+def _warn(error: Exception) -> None:
+    warnings.warn(
+        f"views are compiled anew in every process, some seconds each, as numba can't keep them "
+        f"({in_a_line(error, 200)}): NUMBA_CACHE_DIR names a folder for it",
+        stacklevel=3,
+    )
+
+
 def _views(
     images: Array,
     boxes: Array,
