@@ -1,4 +1,4 @@
-.PHONY: help book chapter watch pdf test strip bench clean
+.PHONY: help book chapter watch pdf test strip bench lock audit clean
 PYTHON ?= python3
 PROFILE ?= quick
 ENV := .venv/bin
@@ -35,6 +35,14 @@ strip: .venv/done ## take the outputs out of the notebooks, as they are committe
 
 bench: .venv/done ## set up .venv, time our code beside its peers, an hour; the machine must be quiet
 	for name in loss views training probe pictures; do $(ENV)/python -m benchmarks $$name || exit 1; done
+
+lock: .venv/done  ## write requirements.lock, every package with its hash, for this Python and platform
+	$(ENV)/python -m tools.lock
+
+audit: lock       ## look up known vulnerabilities of what is locked; needs the network
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install -q pip-audit
+	build/audit/bin/pip-audit --require-hashes --disable-pip -r requirements.lock
 
 clean:            ## delete the built book and the environment; runs/ and data/ stay
 	rm -rf .venv build

@@ -466,6 +466,7 @@ def test_what_is_crafted_is_read_where_it_is_true(tmp_path):
     assert torch.equal(torch.load(tmp_path / "true.pth")["weight"], torch.zeros(4))
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize(
     "odd",
     [
@@ -531,6 +532,14 @@ def test_numpy_is_not_called_for_them(tmp_path):
     torch.save({"best": np.float64(1)}, tmp_path / "x.pth")
     with torch.serialization.safe_globals(foreign.ALLOWED):
         assert type(torch.load(tmp_path / "x.pth")["best"]) is inert
+
+
+def test_numpy_1s_names_and_a_scalar_of_objects_do_no_harm(tmp_path):
+    """numpy would take the object as it is, and the state of a dtype without a look."""
+    dtype = b"cnumpy\ndtype\n(" + pickles.text("O") + b"tR" + pickles.numbers((3, -8, 2**40)) + b"b"
+    scalar = b"cnumpy.core.multiarray\nscalar\n(" + dtype + pickles.text("any") + b"tR"
+    pickles.write(tmp_path / "x.pth", pickles.named({"best": scalar}))
+    assert "it has no conv1.weight, but best" in refused(tmp_path / "x.pth")
 
 
 def test_what_is_not_loaded_is_told_with_how_to_save_again(tmp_path):

@@ -298,7 +298,7 @@ def test_workflows_call_make_and_pin_every_action_to_a_major_version():
         path.name: yaml.safe_load(path.read_text())
         for path in (ROOT / ".github/workflows").glob("*.yml")
     }
-    assert workflows.keys() == {"test.yml", "book.yml"}
+    assert workflows.keys() == {"test.yml", "book.yml", "lock.yml"}
     for name, workflow in workflows.items():
         assert workflow["permissions"] == {"contents": "read"}, name
         for job in workflow["jobs"].values():

@@ -71,7 +71,7 @@ def _from_registry(folder: Path) -> str:
     home = REGISTRY.parent.resolve()
     if place.is_relative_to(home):
         place = place.relative_to(home)
-    return str(place)
+    return place.as_posix()
 
 
 def _card(record: dict, entry: Entry) -> Iterator[str]:
