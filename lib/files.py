@@ -131,15 +131,23 @@ def parse_json(text: bytes | str) -> Any:
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """YAML not too deep, whose aliases stand for YAML_VALUES values at most.
+    """YAML not too deep, no name twice, whose aliases stand for YAML_VALUES values at most.
 
-    They can stand for a tree of any size.
+    They can stand for a tree of any size; of a name's two values PyYAML would keep the last.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if len(self.states) > 99:
             raise yaml.YAMLError("nested too deeply")
         return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"'{name}' is there twice, line {node.start_mark.line + 1}")
+        return node
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()

@@ -60,7 +60,7 @@ def write_chapter(small, name, cells):
     kernel = {"name": "python3", "display_name": "", "language": "python"}
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
 
-    parameters = 'profile = "quick"\nword = None\nepochs = None'
+    parameters = 'profile = "quick"\nword = None\nepochs = None\nsize = 32'
     notebook.cells = [
         nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
         *map(nbformat.v4.new_code_cell, cells),
@@ -132,6 +132,37 @@ def test_what_changes_while_a_chapter_runs_makes_it_run_anew(small, capsys):
         assert "01_good: done" in capsys.readouterr().out
 
 
+def test_another_version_of_what_draws_makes_a_chapter_run_anew(
+    small, tmp_path, capsys, monkeypatch
+):
+    write_contents(small, ["01_good"])
+    book.run("quick", book=small)
+    other = tmp_path / "packages" / "matplotlib-0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Name: matplotlib\nVersion: 0\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(other.parent)
+
+    capsys.readouterr()
+    book.run("quick", book=small)
+    assert "01_good: done" in capsys.readouterr().out
+
+
+def test_a_commit_of_the_plan_makes_a_chapter_run_anew(small, capsys):
+    """What the chapters say of the plan's history is another thing then."""
+    write_contents(small, ["01_good"])
+    (small.source / "experiments.yml").write_text("[]", encoding="utf-8")
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "the plan"]):
+        book.run("quick", book=small)
+        subprocess.run(["git", "-C", str(small.root), *arguments], check=True)
+
+    capsys.readouterr()
+    book.run("quick", book=small)
+    assert "01_good: done" in capsys.readouterr().out
+    book.run("quick", book=small)
+    assert "01_good: unchanged" in capsys.readouterr().out
+
+
 def test_a_run_that_fails_forgets_the_one_before(small, capsys):
     write_contents(small, ["01_good"])
     book.run("quick", book=small)
@@ -179,6 +210,10 @@ def test_chapters_are_found_at_any_depth_of_the_contents_in_their_order(small):
             "chapter 01_good: unknown field 'epoch'; did you mean 'epochs'",
         ),
         ("{chapters: {01_god: {epochs: 1}}}", "unknown chapter '01_god'; did you mean '01_good'"),
+        (
+            "{chapters: {01_good: {size: 8}}}",
+            "chapter 01_good: size is 32 in the notebook itself; change it there",
+        ),
         ("{comon: {}}", "unknown field 'comon'; did you mean 'common'"),
         ("{timeout_minutes: soon}", "timeout_minutes must be a number, got 'soon'"),
         ("{timeout_minutes: 0}", "timeout_minutes must be greater than 0"),
@@ -197,6 +232,18 @@ def test_chapters_are_found_at_any_depth_of_the_contents_in_their_order(small):
 def test_bad_profiles_are_named_before_anything_runs(small, content, words):
     write_profile(small, content)
     with pytest.raises(InputError, match=words):
+        book.run("quick", book=small)
+    assert not small.built.exists()
+
+
+@pytest.mark.parametrize("tags, count", [((), 0), ((0, 1), 2), ((1,), 1)])
+def test_a_chapter_that_papermill_would_leave_at_its_defaults_is_named(small, tags, count):
+    path = small.source / "notebooks" / "01_good.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    for place, cell in enumerate(notebook.cells):
+        cell.metadata["tags"] = ["parameters"] if place in tags else []
+    nbformat.write(notebook, path)
+    with pytest.raises(InputError, match=f"01_good.ipynb must have one cell .* it has {count}"):
         book.run("quick", book=small)
     assert not small.built.exists()
 
@@ -498,7 +545,7 @@ def test_every_chapter_has_its_parameters_checked():
             assert f"{name}={name}" in code.partition("settings(")[2], f"{path.stem}: {name}"
 
 
-@pytest.mark.parametrize("seconds", [0, 0.5])
+@pytest.mark.parametrize("seconds", [0, 0.1])
 def test_chapter_13_interrupts_the_same_step_on_fast_disks_and_slow_ones(
     seconds, monkeypatch, capsys
 ):

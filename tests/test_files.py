@@ -276,6 +276,8 @@ def bomb() -> str:
         (nested(200), "nested too deeply"),
         ("x" * 2**16 + "x", "larger than 65536 bytes"),
         ("2024-13-45", "month must be in 1..12"),
+        ("seeds: 3\nepochs: 1\nseeds: 5", "'seeds' is there twice, line 1"),
+        ("a:\n  - {b: 1, c: 2, b: 1}", "'b' is there twice, line 2"),
     ],
 )
 def test_yaml_that_is_none_or_too_large_is_named(text, words, tmp_path: Path):
@@ -287,8 +289,9 @@ def test_yaml_that_is_none_or_too_large_is_named(text, words, tmp_path: Path):
 
 def test_yaml_with_aliases_is_read(tmp_path: Path):
     path = tmp_path / "small.yml"
-    path.write_text("a: &a {b: 1}\nc: {<<: *a}\nd: [*a, *a]")
-    assert read_yaml(path) == {"a": {"b": 1}, "c": {"b": 1}, "d": [{"b": 1}, {"b": 1}]}
+    path.write_text("a: &a {b: 1}\nc: {<<: *a}\nd: [*a, *a]\ne: {<<: *a, b: 2}")
+    expected = {"a": {"b": 1}, "c": {"b": 1}, "d": [{"b": 1}, {"b": 1}], "e": {"b": 2}}
+    assert read_yaml(path) == expected
     assert parse_yaml(b"") is None
     assert parse_yaml(nested(50).encode())
 

@@ -219,6 +219,14 @@ def test_label_sweeps_of_two_protocols_are_never_averaged():
     assert len(statistics.summarise_labels(both, ["data"])) == 2
 
 
+def test_runs_without_a_value_in_a_column_are_a_group_of_their_own():
+    """As data of unknown size have no view_size: they are not left out."""
+    table = pd.concat([sweep("a", [50]), sweep("c", [60])]).assign(view_size=[32, math.nan])
+    found = statistics.summarise_labels(table, ["view_size"])
+    assert found["mean"].tolist() == pytest.approx([0.5, 0.6])
+    assert found["view_size"].isna().tolist() == [False, True]
+
+
 def test_the_bootstrap_of_a_difference_resamples_images_in_pairs():
     random = np.random.default_rng(1)
     first = random.random(1000) < 0.7

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from lib.files import only_writer, read_yaml, write_atomically
 from lib.runs import provenance, records
 from lib.settings import filled_in, found_profile, load_profile
 from lib.weights import REGISTRY
+
+# what draws figures and tables, beside what the numbers depend on
+DRAWN_BY = ("matplotlib", "pandas", "seaborn", "umap-learn")
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,17 @@ class Chapter:
     def stamp(self) -> str:
         """A hash of all that it is made from.
 
-        Its text, the profile, the package, versions, records, claims, data, weights.
+        Its text, the profile, the package, versions, records, claims, the plan and when it was
+        committed, data, weights.
         """
         large = sorted([*data_root().glob("*.npz"), *REGISTRY.parent.rglob("*")])
         data = []
         for file in large:
             about = file.stat()
             data.append((file.name, about.st_size, about.st_mtime_ns))
-        others = [provenance.code()["source"], provenance.versions(), data]
+        drawn_by = [version(name) for name in DRAWN_BY]
+        plans = _commits(self.book.source / "experiments.yml")
+        others = [provenance.code()["source"], provenance.versions(), drawn_by, plans, data]
         digest = hashlib.sha256(json.dumps(others).encode())
 
         inputs = [
@@ -103,6 +110,15 @@ class Chapter:
         for file in filter(Path.is_file, inputs):
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
         return digest.hexdigest()
+
+
+def _commits(path: Path) -> str | None:
+    """The commits that changed a file, as git tells them; None where it does not."""
+    command = ["git", "-C", str(path.parent), "log", "--format=%H", "--", path.name]
+    try:
+        return subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def chapters(book: Book = BOOK) -> list[Path]:
@@ -131,19 +147,45 @@ def _files(node: object) -> Iterator[str]:
             yield from _files(value)
 
 
-def parameters(notebook: Path) -> list[str]:
-    """The names in a notebook's cell tagged "parameters"."""
-    return list(needed("papermill", "book").inspect_notebook(str(notebook)))
+def parameters(notebook: Path) -> dict[str, str]:
+    """The names in a notebook's cell tagged "parameters", each with its default as written.
+
+    Raises InputError where there is not one such cell, or no ``profile`` in it: papermill would
+    leave the chapter at its defaults.
+    """
+    cells = json.loads(notebook.read_bytes())["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    found = needed("papermill", "book").inspect_notebook(str(notebook))
+    if len(tagged) != 1 or "profile" not in found:
+        raise InputError(
+            f"{notebook} must have one cell tagged 'parameters', which sets profile; it has "
+            f"{len(tagged)} tagged so"
+        )
+    return {name: parameter["default"] for name, parameter in found.items()}
 
 
 def check(profile: str, book: Book = BOOK) -> None:
-    """Raise InputError where a profile names a chapter or a parameter that does not exist."""
+    """Raise InputError where a profile names a chapter or a parameter that does not exist.
+
+    Or a parameter of a chapter that has a value of its own there: the profile's is never read.
+    """
     values = load_profile(profile, book.profiles)
-    known = {path.stem: set(parameters(path)) - {"profile"} for path in chapters(book)}
-    for chapter in values.chapters:
+    known: dict[str, dict[str, str]] = {}
+    for path in chapters(book):
+        known[path.stem] = parameters(path)
+        known[path.stem].pop("profile")
+
+    for chapter, own in values.chapters.items():
         if chapter not in known:
             raise InputError(f"profile {profile}: {unknown('chapter', chapter, known)}")
         filled_in(values, chapter, profile, dict.fromkeys(known[chapter]))
+        for name in own:
+            default = known[chapter][name]
+            if default != "None":
+                raise InputError(
+                    f"profile {profile}, chapter {chapter}: {name} is {default} in the notebook "
+                    "itself; change it there, or write None there"
+                )
 
     anywhere = sorted(set().union(*known.values()))
     for field in values.common:
@@ -323,11 +365,12 @@ def _stage_executed(executed: Path, target: Path) -> None:
 
 
 def _build(work: Path, builder: str, book: Book) -> Path:
-    """The site from work/source, where that differs from what it was last built from."""
+    """The site from work/source, where that or a package differs from the last build's."""
     site = book.site(builder)
     index = site / "index.html"
     mark = book.built / f"{builder}.stamp"
-    stamp = _tree_hash(work / "source")
+    packages = sorted(f"{package.name} {package.version}" for package in distributions())
+    stamp = hashlib.sha256(json.dumps([_tree_hash(work / "source"), packages]).encode()).hexdigest()
     if index.is_file() and mark.is_file() and mark.read_bytes() == stamp.encode():
         print("site: unchanged")
         return index

@@ -295,7 +295,7 @@ def summarise_labels(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     keys = [*by, "protocol", "probe", "per_class", "labels"]
     columns = [*keys, "mean", "low", "high", "runs", "subsets", "interval"]
     rows = []
-    for key, group in table.groupby(keys, sort=False):
+    for key, group in table.groupby(keys, sort=False, dropna=False):
         values, noise = group["accuracy"], "subsets"
         runs = group.groupby("id")["accuracy"].mean()
         if len(runs) > 1:
