@@ -78,7 +78,7 @@ def only_writer(path: Path, writing: str, wait: bool = True) -> Iterator[None]:
     Raises InputError where wait is False and another process holds it, or the file can't be
     written.
     """
-    lock = FileLock(path)
+    lock = FileLock(path, mode=0o666)  # whose folder several people share, can all wait for it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(lock, writing, wait)

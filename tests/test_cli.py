@@ -148,6 +148,7 @@ def test_a_wrong_command_line_is_one_line_and_status_2(capsys):
 def test_the_console_script_is_the_same_command(tmp_path):
     """From a folder that has a lib of its own, which it does not take for the package."""
     (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "__init__.py").touch()
     program = os.path.join(os.path.dirname(sys.executable), "contrastive")
     listed = subprocess.run(
         [program, "pretrain", "list"], cwd=tmp_path, capture_output=True, text=True, timeout=300

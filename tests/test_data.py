@@ -411,6 +411,27 @@ def test_a_cifar10_of_another_checksum_is_not_unpickled(cifar10, tmp_path):
         data.load("cifar10", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name, file",
+    [("cifar10", "cifar-10-batches-py/test_batch"), ("stl10", "stl10_binary/test_X.bin")],
+)
+def test_data_that_are_there_are_only_read(name, file, request, tmp_path, monkeypatch):
+    """The lock is somebody else's, whom nobody can wait for; Python can't unpack safely."""
+    request.getfixturevalue(name)
+    (tmp_path / f".{name}.lock").mkdir()
+    monkeypatch.delattr(tarfile, "data_filter")
+    assert data.load(name, tmp_path).name == name
+
+    (tmp_path / file).unlink()
+    with pytest.raises(InputError, match=r"can't write .*\.lock"):
+        data.load(name, tmp_path)
+    (tmp_path / f".{name}.lock").rmdir()
+    with pytest.raises(InputError, match="use 3.11.4 or newer"):
+        data.load(name, tmp_path)
+    mode = (tmp_path / f".{name}.lock").stat().st_mode
+    assert mode & 0o666 == 0o666  # whoever shares the folder can wait
+
+
 def test_a_root_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't get cifar10 into"):
@@ -571,7 +592,7 @@ def shrunken(image: Image.Image) -> np.ndarray:
     return np.asarray(image.resize(size, Image.Resampling.LANCZOS).crop(box))
 
 
-def test_imagenette96_is_made_from_the_official_archive_and_kept(archive):
+def test_imagenette96_is_made_from_the_official_archive_and_kept(archive, monkeypatch):
     root = archive.parent
     made = data.load("imagenette96", root)
     assert made.size == (96, 96) and "Lanczos" in made.variant
@@ -584,6 +605,11 @@ def test_imagenette96_is_made_from_the_official_archive_and_kept(archive):
         ours = made.test.images[place].permute(1, 2, 0)
         assert np.array_equal(ours, shrunken(Image.open(path)))
         assert made.test.labels[place] == place // 2
+
+    # what is unpacked needs no Python that unpacks safely
+    (root / "imagenette96.npz").unlink()
+    monkeypatch.delattr(tarfile, "data_filter")
+    assert data.load("imagenette96", root).fingerprint == made.fingerprint
 
     (root / "imagenette2-320" / "val").rename(root / "gone")
     assert data.load("imagenette96", root).fingerprint == made.fingerprint

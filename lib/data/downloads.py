@@ -10,7 +10,7 @@ import socket
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -63,15 +63,29 @@ def _digits(root: Path) -> Dataset:
     )
 
 
-def _fetch(name: str, root: Path, *splits: Callable[[Path], Any]) -> list[Any]:
-    """torchvision's data sets, each made by a function of the root, which downloads what it lacks.
+def _fetch(
+    name: str, root: Path, *splits: Callable[[bool], Any], is_checked: bool = True
+) -> list[Any]:
+    """torchvision's data sets, each made by a function of whether it downloads what it lacks.
 
     name: of the data set, for the error where one can't be made.
+    is_checked: whether torchvision tells files that are whole from those that another process is
+        writing; then those that are there are read without a lock.
     """
+
+    def made(download: bool) -> list[Any]:
+        return [split(download) for split in splits]
+
     try:
+        if is_checked:
+            with suppress(RuntimeError):  # of torchvision: something is missing
+                return made(download=False)
         root.mkdir(parents=True, exist_ok=True)
-        with _alone(name, root), _within_its_folder():
-            return [split(root) for split in splits]
+        with _alone(name, root):
+            with suppress(RuntimeError):  # else another process, which was waited for, made it
+                return made(download=False)
+            with _within_its_folder():
+                return made(download=True)
     except (OSError, RuntimeError, EOFError, HTTPException, zlib.error, tarfile.TarError) as error:
         raise InputError(
             f"can't get {name} into {root} ({error}); check the network and the folder, delete "
@@ -113,8 +127,8 @@ def _cifar(name: str, root: Path) -> Dataset:
     train, test = _fetch(
         name,
         root,
-        lambda root: kind(root, train=True, download=True),
-        lambda root: kind(root, train=False, download=True),
+        lambda download: kind(root, train=True, download=download),
+        lambda download: kind(root, train=False, download=download),
     )
     y_train, y_test = np.array(train.targets), np.array(test.targets)
     return build(name, train.data, y_train, test.data, y_test, train.classes)
@@ -128,7 +142,7 @@ def _stl10(root: Path) -> Dataset:
     """
     from torchvision.datasets import STL10
 
-    (train,) = _fetch("stl10", root, lambda root: STL10(root, split="train", download=True))
+    (train,) = _fetch("stl10", root, lambda download: STL10(root, split="train", download=download))
     folder = root / STL10.base_folder
     x_train = _stl10_images(folder / "train_X.bin")
     return build(
@@ -198,13 +212,11 @@ def _imagenette96(root: Path) -> Dataset:
 
     folder = root / "imagenette2-320"
 
-    def split(name: str) -> Callable[[Path], Imagenette]:
-        # torchvision takes a folder that is there for whole
-        return lambda root: Imagenette(
-            root, name, "320px", download=not folder.exists(), loader=shrink
-        )
+    def split(name: str) -> Callable[[bool], Imagenette]:
+        return lambda download: Imagenette(root, name, "320px", download=download, loader=shrink)
 
-    train, test = _fetch("imagenette96", root, split("train"), split("val"))
+    # torchvision takes a folder that is there for whole
+    train, test = _fetch("imagenette96", root, split("train"), split("val"), is_checked=False)
     x_train, y_train = _read_whole(train, "train", IMAGENETTE[0], folder)
     x_test, y_test = _read_whole(test, "test", IMAGENETTE[1], folder)
 

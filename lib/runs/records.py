@@ -177,10 +177,20 @@ def read(path: Path) -> dict:
     """
     path = Path(path)
     try:
-        record: Any = parse_json(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         why = f"{error.strerror}{unfinished(path.parent)}"
         raise InputError(f"can't read the record {path}: {why}") from error
+    return parsed(content, path)
+
+
+def parsed(content: bytes | str, path: Path) -> dict:
+    """A record from JSON.
+
+    path: where it is from; InputError, where it is not JSON or not a whole record, names it.
+    """
+    try:
+        record: Any = parse_json(content)
     except ValueError as error:
         raise InputError(
             f"{path} is not JSON ({error}); run it again, or restore the file"

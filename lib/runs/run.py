@@ -72,8 +72,9 @@ class Run:
         wanted = tuple(wanted)
         if probes.missing(self.record, wanted):
             with only_writer(self.folder, wait):
-                by_now = records.read(self.folder / "record.json")  # with what others found
-                self.record.update(by_now)
+                path = self.folder / "record.json"
+                if path.is_file():  # else nobody has probed these weights yet
+                    self.record.update(records.read(path))  # with what others found
                 missing = probes.missing(self.record, wanted)
                 if missing:
                     self._ask(dataset.take(self.config.images), device, missing)
@@ -133,19 +134,20 @@ def load(folder: str | Path) -> Run:
     Raises InputError where a file is missing, damaged or of another run.
     """
     folder = as_path(folder)
-    record, config, model = described(folder)
+    record = records.read(folder / "record.json")
+    config, model = described(record, folder / "record.json")
     checkpoints.restore(folder / "model.safetensors", config, record["id"], model)
     return Run(folder, config, record, model.eval())
 
 
-def described(folder: Path) -> tuple[dict, Config, Model]:
-    """A run's record, configuration and model, without weights yet: it is on the "meta" device."""
-    record = records.read(folder / "record.json")
+def described(record: dict, path: Path) -> tuple[Config, Model]:
+    """A record's configuration and model, without weights yet: it is on the "meta" device.
+
+    path: where the record is from; InputError, where no model can be so, names it.
+    """
     config = Config(**record["config"])
     try:
         with torch.device("meta"):  # takes no memory until the weights are there
-            return record, config, new_model(config, len(record["data"]["classes"]))
+            return config, new_model(config, len(record["data"]["classes"]))
     except (RuntimeError, TypeError, OverflowError) as error:
-        raise InputError(
-            f"{folder / 'record.json'} holds no model that can be ({error})"
-        ) from error
+        raise InputError(f"{path} holds no model that can be ({error})") from error

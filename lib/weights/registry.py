@@ -21,9 +21,9 @@ from lib.config import Channels, PositiveChannels
 from lib.data.loading import data_root
 from lib.data.loading import load as load_dataset
 from lib.encoders import Model
-from lib.files import as_path, checked, parse_json, read_yaml, validated, write_atomically
+from lib.files import as_path, checked, parse_json, read_yaml, validated
 from lib.hardware import choose_device, lent
-from lib.runs import checkpoints
+from lib.runs import checkpoints, records
 from lib.runs.packing import view_of
 from lib.runs.records import unfinished
 from lib.runs.run import Run, described
@@ -257,7 +257,7 @@ def record_in(path: Path, content: bytes) -> str:
 
 
 def _exported(name: str | Path, path: Path, cache: Path) -> Run:
-    """The run in an exported file. Its record is copied to a folder in the cache, and grows there.
+    """The run in an exported file. What probes find is kept with its record, in the cache.
 
     name: what it was asked for by.
     """
@@ -274,9 +274,11 @@ def _exported(name: str | Path, path: Path, cache: Path) -> Run:
         raise InputError(f"{path} is damaged: its checksum is wrong; copy or export it again")
 
     folder = cache / hashlib.sha256(content).hexdigest()[:16]
-    if not (folder / "record.json").is_file():
-        write_atomically(folder / "record.json", text.encode())
-    record, config, model = described(folder)
+    if (folder / "record.json").is_file():
+        record = records.read(folder / "record.json")
+    else:
+        record = records.parsed(text, path)
+    config, model = described(record, path)
     _fill(model, path, content)
     return Run(folder, config, record, model.eval())
 
