@@ -74,6 +74,11 @@ def test_publish_wants_an_evaluated_run_and_copies_it_whole(run: Run, toy: Datas
     assert records.publish(run.folder / "record.json", results) == target
     assert records.load_all(results) == [run.record]
 
+    copy = target.with_name(f"{target.stem} (1).json")  # as file browsers and clouds make them
+    copy.write_bytes(target.read_bytes())
+    with pytest.raises(InputError, match=f"{target.stem} .1..json holds the record {target.stem}"):
+        records.load_all(results)
+
 
 @pytest.mark.parametrize("field, value", [("failed", "the loss became nan"), ("validation", [])])
 def test_a_failure_and_a_choice_on_val_are_published_without_a_look_at_test(

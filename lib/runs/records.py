@@ -255,8 +255,20 @@ def origin(benchmark: dict) -> str:
 
 
 def load_all(results: Path = RESULTS) -> list[dict]:
-    """Every record in a folder, ordered by file name."""
-    return [read(path) for path in sorted(Path(results).glob("*.json"))]
+    """Every record in a folder, ordered by file name.
+
+    Raises InputError where a file has not its record's name: a copy would count as another seed.
+    """
+    records = []
+    for path in sorted(Path(results).glob("*.json")):
+        record = read(path)
+        if record["id"] != path.stem:
+            raise InputError(
+                f"{path} holds the record {record['id']}: delete it where it is a copy, else name "
+                f"it {record['id']}.json"
+            )
+        records.append(record)
+    return records
 
 
 def correct(record: dict, features: str, probe: str) -> np.ndarray:
