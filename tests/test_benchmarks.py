@@ -12,6 +12,7 @@ from benchmarks import loss, measure, pictures, probe, training, views
 from lib import InputError
 from lib.augmentations import RECIPES
 from lib.data import decoding, load
+from lib.hardware import choose_precision
 from lib.presets import preset
 from lib.runs import records
 from lib.training import build_model
@@ -156,6 +157,7 @@ def test_training_from_end_to_end(rows_of):
     rows = rows_of("training", *small)
     for case in training.CASES:
         ways = {(row["kind"], row["way"]): row for row in rows if row["case"] == case}
+        fast = choose_precision("auto", torch.device("cpu"))
         assert ways.keys() == {
             ("step", "ours float32"),
             ("step", "ours bfloat16"),
@@ -163,6 +165,7 @@ def test_training_from_end_to_end(rows_of):
             ("step", "product float32"),
             ("step", "product bfloat16"),
             ("run", "ours float32"),
+            ("run", f"ours {fast}"),
             ("run", "plain loop"),
             ("run", "Lightning"),
         }
