@@ -211,7 +211,7 @@ def test_features_are_written_and_read(features, tmp_path):
 def test_what_are_no_features_is_refused(features, tmp_path, change):
     path = tmp_path / "features.npz"
     estimator.write(path, features | change)
-    with pytest.raises(InputError, match="holds no features; make them by"):
+    with pytest.raises(InputError, match="holds no features; see: python -m lib embed --help"):
         estimator.read(path)
 
 

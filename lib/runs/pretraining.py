@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lib import Diverged, InputError
+from lib import Diverged, InputError, as_command
 from lib.config import Config, difference, fitting_batch
 from lib.data.dataset import Dataset
 from lib.distributed.batches import SharedBatches, home_of
@@ -133,10 +133,11 @@ def _refuse_unfit(config: Config, sliced: Dataset) -> None:
     """Raise InputError where the images can't be trained on so."""
     height, width = sliced.size
     if height != width:
+        side = min(height, width)
+        squares = as_command("import", "NAME.npz", "--size", side, "--out", "SQUARE.npz")
         raise InputError(
             f"{sliced.name} has images of {height} x {width} pixels, and networks here see "
-            f"squares: python -m lib import NAME.npz --size {min(height, width)} --out SQUARE.npz "
-            "cuts the centre out of each"
+            f"squares: {squares} cuts the centre out of each"
         )
     pool = sliced.pool(config.pool)
     if METHODS[config.method].needs_labels and pool.labels is None:
