@@ -224,7 +224,7 @@ def test_what_is_claimed_is_told_in_its_unit(claim, words):
 
 
 def test_measures_beyond_accuracy():
-    record = next(r for r in records.load_all() if r["id"].startswith("ce-cifar10"))
+    record = next(r for r in records.load_all() if r["id"].startswith("ce-cifar10-slim"))
     reader = {"features": "z", "probe": "classifier"}
     bins = {"count": [50, 50], "confidence": [25.0, 45.0], "correct": [20, 40]}
     correct = {"none": [9], "contrast": [9, 8, 7, 6, 5], "pixelate": [5, 5, 5, 5, 5]}
