@@ -43,7 +43,7 @@ def _open_missing_streams() -> None:
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # by their numbers
         if getattr(sys, name) is None:
-            stream = open(os.devnull, mode, errors="backslashreplace")
+            stream = open(os.devnull, mode, encoding="utf-8", errors="backslashreplace")
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
 

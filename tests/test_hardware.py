@@ -49,7 +49,7 @@ def cpu_with(monkeypatch) -> Iterator[Callable[[str], None]]:
     def pretend(flags: str) -> None:
         says = f"processor\t: 0\nmodel name\t: pretended\nflags\t\t: {flags}\nbugs\t\t:\n"
         monkeypatch.setattr(Path, "is_file", lambda path: True)
-        monkeypatch.setattr(Path, "read_text", lambda path: says)
+        monkeypatch.setattr(Path, "read_text", lambda path, encoding: says)
         hardware.cpu_flags.cache_clear()
 
     yield pretend
