@@ -25,7 +25,10 @@ def report(wanted: Sequence[str] = WANTED) -> dict:
     """What pip would install. wanted: its options and requirements."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
     done = subprocess.run(
-        [*command, "--report", "-", *wanted], stdout=subprocess.PIPE, text=True, check=False
+        [*command, "--report", "-", *wanted],
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        check=False,
     )
     if done.returncode:
         raise InputError("pip finds no such packages; its own words are above")
