@@ -64,7 +64,7 @@ def choose_precision(name: str, device: torch.device) -> str:
     """The precision of that name; for "auto" the one that suits the device.
 
     That is bfloat16 on GPUs that multiply it, float16 on older ones, else float32. Of CPUs those
-    with AMX or AVX-512's BF16 multiply bfloat16 faster; others compute in float32 unless asked
+    with AMX multiply bfloat16 several times faster; others compute in float32 unless asked
     otherwise.
     """
     if name != "auto":
@@ -85,7 +85,7 @@ def fast_on_gpu(capability: tuple[int, int]) -> str:
 
 def fast_on_cpu(flags: frozenset[str]) -> str:
     """The precision that a CPU with those flags multiplies fast."""
-    if flags & {"amx_bf16", "avx512_bf16"}:
+    if "amx_bf16" in flags:
         return "bfloat16"
     return "float32"
 
