@@ -1,14 +1,17 @@
 """What every kind of stress needs: a process that may come to grief, a row of counts, a record."""
 
+import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from benchmarks.measure import keep
 from lib import InputError
 
 REFUSED, FAILED = 3, 4  # statuses of a child: an InputError, anything else
@@ -59,3 +62,21 @@ def workplace(keep: Path | None) -> Iterator[Path]:
         folder = keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
+
+
+def count_and_keep(
+    name: str,
+    rows_of: Callable[[Path], list[dict]],
+    args: argparse.Namespace,
+    **settings: object,
+) -> None:
+    """Make the rows in a folder to work in, and keep them as the record of that name; print it.
+
+    args: of the command line: keep, seed and results.
+    settings: what the record says beside the seed and the seconds.
+    """
+    started = time.monotonic()
+    with workplace(args.keep) as folder:
+        rows = rows_of(folder)
+    settings |= {"seed": args.seed, "seconds": time.monotonic() - started}
+    print(keep(name, torch.device("cpu"), rows, (), settings, args.results, package="stress"))

@@ -28,7 +28,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import keep
 from lib import InputError, files
 from lib.config import Config
 from lib.data import load as load_data
@@ -37,7 +36,7 @@ from lib.presets import preset
 from lib.runs import Run, checkpoints, load, pretrain, records, session
 from lib.runs.checkpoints import BEFORE, NEWEST
 from stress import fuzz
-from stress.cases import REFUSED, ended, forked, show, workplace
+from stress.cases import REFUSED, count_and_keep, ended, forked, show
 
 OF_THE_MACHINE = {"seconds", "views_per_second"}
 METHODS = ("simclr", "supcon", "ce")
@@ -360,22 +359,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do, count, print, keep the record."""
-    started = time.monotonic()
     draw = random.Random(args.seed)
     dataset = load_data("digits")
-    with workplace(args.keep) as folder:
-        kinds: dict[str, Callable[[Path], list[dict]]] = {
-            "kills": lambda place: kills(args.kills, dataset, place, draw),
-            "damages": lambda place: damages(args.damages, dataset, place, draw),
-            "disks": lambda place: full_disks(args.writes, dataset, place),
-            "races": lambda place: races(args.pairs, dataset, place, draw),
-            "fuzz": lambda place: fuzz.rows_of(args.cases, place, args.seed),
-        }
+    kinds: dict[str, Callable[[Path], list[dict]]] = {
+        "kills": lambda place: kills(args.kills, dataset, place, draw),
+        "damages": lambda place: damages(args.damages, dataset, place, draw),
+        "disks": lambda place: full_disks(args.writes, dataset, place),
+        "races": lambda place: races(args.pairs, dataset, place, draw),
+        "fuzz": lambda place: fuzz.rows_of(args.cases, place, args.seed),
+    }
+
+    def rows_of(folder: Path) -> list[dict]:
         rows = []
         for name, make in kinds.items():
             (folder / name).mkdir(parents=True)
             rows += make(folder / name)
-    seconds = time.monotonic() - started
-    settings = {"methods": list(METHODS), "seed": args.seed, "seconds": seconds}
-    cpu = torch.device("cpu")
-    print(keep("faults", cpu, rows, (), settings, args.results, package="stress"))
+        return rows
+
+    count_and_keep("faults", rows_of, args, methods=list(METHODS))

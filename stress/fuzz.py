@@ -13,7 +13,6 @@ import resource
 import signal
 import string
 import struct
-import time
 import warnings
 import zipfile
 from collections import Counter
@@ -28,7 +27,6 @@ import torch
 import yaml
 from PIL import Image
 
-from benchmarks.measure import keep
 from lib import ROOT, InputError, weights
 from lib.compute.bits import pack_bits
 from lib.data import decoding, downloads, load
@@ -37,7 +35,7 @@ from lib.presets import preset
 from lib.runs import checkpoints, records
 from lib.settings import load_profile
 from lib.weights import estimator, foreign
-from stress.cases import ended, forked, show, workplace
+from stress.cases import count_and_keep, ended, forked, show
 
 TINY = preset("simclr-digits", encoder="pixels", head="none", epochs=0)
 GIGABYTE = 2**30
@@ -471,9 +469,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Feed, count, print, keep the record."""
-    started = time.monotonic()
-    with workplace(args.keep) as folder:
-        rows = rows_of(args.cases, folder, args.seed)
-    settings = {"seed": args.seed, "seconds": time.monotonic() - started}
-    cpu = torch.device("cpu")
-    print(keep("fuzz", cpu, rows, (), settings, args.results, package="stress"))
+    count_and_keep("fuzz", lambda folder: rows_of(args.cases, folder, args.seed), args)

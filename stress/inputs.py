@@ -8,18 +8,17 @@ import argparse
 import os
 import random
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.measure import keep
 from lib import InputError
 from lib.augmentations import views
 from lib.data import Dataset, build, folders, pictures
@@ -29,7 +28,7 @@ from lib.evaluation import linear_probe
 from lib.presets import preset
 from lib.settings import load_profile
 from lib.training import recipe_for
-from stress.cases import show, workplace
+from stress.cases import count_and_keep, show
 
 SIDES = (8, 8, 8, 12, 17)
 SCALES = (0.0, 0.0, 0.002, 0.02, 0.3, 1.0)  # of a channel's noise; 1 covers all levels
@@ -50,6 +49,8 @@ NAMES = (
     "x.png",
 )
 SUFFIXES = (".png", ".PNG", ".jpg", ".txt", "")
+# of parameters of chapters that are numbers
+LEAST = {"epochs": 1, "ce_epochs": 1, "seeds": 1, "ratio": 2, "batch_size": 1, "images": 1}
 VALUES = (0, 1, 2, -1, 1.5, True, None, "2", "abc", "", [], [1], {}, "auto", 10**30)
 TINY = preset("simclr-digits", encoder="pixels", head="none", epochs=0, data="odd", images=None)
 
@@ -106,9 +107,14 @@ def tree(draw: random.Random, folder: Path) -> str | None:
     """A folder of folders, pictures, other files and links that lead everywhere."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         root = Path(place) / "root"
-        root.mkdir()
         made = [root]
-        images: dict[Path, tuple[int, int, int]] = {}  # the colour of each, by its real path
+        images: list[Path] = []
+        for name in ("cats", "dogs"):  # enough of each for a data set
+            (root / name).mkdir(parents=True)
+            made.append(root / name)
+            for number in range(3):
+                images.append(root / name / f"first{number}.png")
+                Image.new("RGB", (9, 8)).save(images[-1])
         for number in range(draw.randint(3, 25)):
             parent = draw.choice(made)
             kind = draw.random()
@@ -122,13 +128,12 @@ def tree(draw: random.Random, folder: Path) -> str | None:
                 (parent / f"link{number}").symlink_to(target)
             else:
                 path = parent / f"{number}{draw.choice(SUFFIXES)}"
-                colour = (number, 2 * number, 255 - number)
-                Image.new("RGB", (9, 8), colour).save(path, "PNG")
-                images[path] = colour
+                Image.new("RGB", (9, 8), (number, 2 * number, 255 - number)).save(path, "PNG")
+                images.append(path)
         return _listed_rightly(root, images)
 
 
-def _listed_rightly(root: Path, images: dict[Path, tuple[int, int, int]]) -> str | None:
+def _listed_rightly(root: Path, images: list[Path]) -> str | None:
     """Every image at most once, and all that are seen or told of are there."""
     listing = folders.find(root)
     real = Counter(os.path.realpath(item.source) for item in listing.items)
@@ -150,7 +155,7 @@ def _listed_rightly(root: Path, images: dict[Path, tuple[int, int, int]]) -> str
     return _made(root, images)
 
 
-def _made(root: Path, images: dict[Path, tuple[int, int, int]]) -> str | None:
+def _made(root: Path, images: list[Path]) -> str | None:
     """The data set of it: as many images, each class in train."""
     counts, report = pictures.make(root, 8, root.parent / "made.npz")
     if sum(counts.values()) + len(report.skipped) > len(images):
@@ -159,12 +164,18 @@ def _made(root: Path, images: dict[Path, tuple[int, int, int]]) -> str | None:
 
 
 def parameters(draw: random.Random, folder: Path) -> str | None:
-    """A profile whose parameters have odd values."""
-    names = ("epochs", "seeds", "temperature", "images", "runs", "profile", "taus", "batch_size")
-    lines = [f"{name}: {draw.choice(VALUES)!r}" for name in draw.sample(names, 2)]
-    path = folder / "odd.yml"
-    path.write_text("parameters:\n  " + "\n  ".join(lines) + "\n", encoding="utf-8")
-    load_profile(path)
+    """A profile whose parameters have odd values: what is taken is a number of at least its least.
+
+    Or a name that there is.
+    """
+    given = {name: draw.choice(VALUES) for name in draw.sample(sorted(LEAST), 1)}
+    (folder / "odd.yml").write_text(yaml.safe_dump({"common": given}), encoding="utf-8")
+    taken = load_profile("odd", folder).common
+    for name, value in taken.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < LEAST[name]:
+            return f"{name} is {value!r}"
     return None
 
 
@@ -175,28 +186,37 @@ KINDS: dict[str, Callable[[random.Random, Path], str | None]] = {
 }
 
 
-def tried(kind: str, draw: random.Random, folder: Path) -> str | None:
-    """What is wrong with how a case of a kind is taken; None where nothing is."""
+class Outcome(NamedTuple):
+    """What became of a case: refused in a sentence, or taken; and what is wrong with that."""
+
+    refused: bool
+    wrong: str | None
+
+
+def tried(kind: str, draw: random.Random, folder: Path) -> Outcome:
+    """What becomes of a case of a kind."""
     try:
-        return KINDS[kind](draw, folder)
+        return Outcome(False, KINDS[kind](draw, folder))
     except InputError as error:
-        return None if str(error) else "an InputError that says nothing"
+        return Outcome(True, None if str(error) else "an InputError that says nothing")
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return Outcome(False, f"{type(error).__name__}: {error}")
 
 
 def rows_of(cases: int, folder: Path, seed: int) -> list[dict]:
-    """Every kind, so many cases of each; printed, with what went wrong and its number."""
+    """Every kind, so many cases of each; printed, with the first that went wrong."""
     rows = []
     for kind in KINDS:
-        wrong: dict[str, int] = {}
+        refused = 0
+        wrong: dict[int, str] = {}
         for number in range(cases):
-            answer = tried(kind, random.Random(f"{seed} {kind} {number}"), folder)
-            if answer:
-                wrong[answer] = number
-        row = {"fault": "inputs", "what": kind, "cases": cases, "wrong": len(wrong)}
-        rows.append(show(row))
-        for answer, number in list(wrong.items())[:9]:
+            outcome = tried(kind, random.Random(f"{seed} {kind} {number}"), folder)
+            refused += outcome.refused
+            if outcome.wrong:
+                wrong[number] = outcome.wrong
+        counts = {"cases": cases, "refused": refused, "wrong": len(wrong)}
+        rows.append(show({"fault": "inputs", "what": kind} | counts))
+        for number, answer in list(wrong.items())[:9]:
             print(f"    case {number}: {answer[:200]}")
     return rows
 
@@ -208,9 +228,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make, count, print, keep the record."""
-    started = time.monotonic()
-    with workplace(args.keep) as folder:
-        rows = rows_of(args.cases, folder, args.seed)
-    settings = {"seed": args.seed, "seconds": time.monotonic() - started}
-    cpu = torch.device("cpu")
-    print(keep("inputs", cpu, rows, (), settings, args.results, package="stress"))
+    count_and_keep("inputs", lambda folder: rows_of(args.cases, folder, args.seed), args)
