@@ -230,7 +230,7 @@ def pretrain(
         else:
             from lib.evidence import answers
 
-            outcome = answers.what(run.record)
+            outcome = answers.summary(run.record)
         print(f"{run.folder}: {outcome}")
         print(f"next: {as_command('probe', run.folder, *_at(data_root))}")
 
@@ -501,8 +501,8 @@ def export(
     """
     from lib import data
     from lib import weights as registry
-    from lib.weights.foreign import Seen
-    from lib.weights.registry import refuse_to_see
+    from lib.weights.foreign import StatedView
+    from lib.weights.registry import refuse_a_stated_view
 
     if out.suffix and not out.is_dir():
         using = registry.load(weights, data_root, size=size, mean=mean, std=std)
@@ -511,7 +511,7 @@ def export(
             print(using.about)
         return
     run = registry.run(weights, data_root)
-    refuse_to_see(weights, Seen(size=size, mean=mean, std=std))
+    refuse_a_stated_view(weights, StatedView(size=size, mean=mean, std=std))
     dataset = data.load(run.config.data, data_root)
     entry = registry.export(run, out, dataset, half=not float32, licence=licence)
     print(

@@ -143,10 +143,14 @@ class _BoundedLoader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.YAMLError(f"'{name}' is there twice, line {node.start_mark.line + 1}")
+        names = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in names:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"'{key.value}' is there twice, line {line}")
+            names.add(key.value)
         return node
 
     def get_single_node(self) -> yaml.Node | None:

@@ -368,7 +368,8 @@ def test_what_may_surprise_in_a_data_set_is_said_before_it_is_trained_on(tmp_pat
     words = ["pretrain", "simclr-digits", "--data", "odd", "--epochs", "0"]
     assert main([*words, "--data-root", str(tmp_path), "--runs", str(tmp_path / "runs")]) == 0
     said = capsys.readouterr().out
-    assert "note: odd: blue does not vary from pixel to pixel" in said
+    assert "note: odd: channels that do not vary from pixel to pixel" in said
+    assert "varies most: blue\n" in said
     assert "note: odd: test has no image of 2\n" in said
 
 

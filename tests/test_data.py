@@ -217,8 +217,8 @@ def test_a_channel_that_does_not_vary_is_scaled_as_the_others():
     recipe = replace(RECIPES["supcontrast"], mean=mean, std=std)
     assert views(green.train.images, recipe, 0, 0).abs().max() < 4
     assert oddities(green) == [
-        "channels: red and blue do not vary from pixel to pixel, and are scaled as the channel "
-        "that varies most"
+        "channels: channels that do not vary from pixel to pixel, and are scaled as the one that "
+        "varies most: red, blue"
     ]
 
 

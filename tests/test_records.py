@@ -54,9 +54,9 @@ def test_every_probe_has_its_lines(record, name):
     else:
         alone[field] = record[field]
     first, *others = answers.in_lines(alone)
-    name, _, what = first.partition(": ")
+    name, _, summary = first.partition(": ")
     assert name == record["id"]
-    assert what == "pixels on toy (recipe=supcontrast, batch_size=32, encoder=pixels, head=none)"
+    assert summary == "pixels on toy (recipe=supcontrast, batch_size=32, encoder=pixels, head=none)"
     assert others
     for line in others:
         assert re.match(r"  [hz]  [a-z-]+ +.*\d\.\d", line), line

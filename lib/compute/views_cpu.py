@@ -22,9 +22,10 @@ from lib import InputError, in_a_line
 Array = np.ndarray
 Float = np.float32
 
-compiled: Any = njit(nogil=True, error_model="numpy")
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+compiled: Any = njit(**OPTIONS)
 # its sums may run in several lanes
-compiled_in_lanes: Any = njit(nogil=True, error_model="numpy", fastmath={"reassoc"})
+compiled_in_lanes: Any = njit(**OPTIONS, fastmath={"reassoc"})
 
 ZERO = np.float32(0)
 ONE = np.float32(1)
@@ -85,7 +86,7 @@ def apply(images: Tensor, parameters: Any, boxes: Tensor, out: Tensor) -> Tensor
 def _compiled_views() -> Any:
     """``_views``, with all that it calls, kept on disk for the next process where that can be."""
     try:
-        return njit(nogil=True, cache=True, error_model="numpy")(_views)
+        return njit(**OPTIONS, cache=True)(_views)
     except RuntimeError as error:  # no folder for it can be written
         _warn(error)
         return compiled(_views)

@@ -14,10 +14,9 @@ def oddities(dataset: Dataset) -> list[str]:
         if deviation < LEVEL:
             flat.append(channel)
     if flat:
-        verbs = ("does", "is") if len(flat) == 1 else ("do", "are")
         lines.append(
-            f"{dataset.name}: {' and '.join(flat)} {verbs[0]} not vary from pixel to pixel, and "
-            f"{verbs[1]} scaled as the channel that varies most"
+            f"{dataset.name}: channels that do not vary from pixel to pixel, and are scaled as the "
+            f"one that varies most: {', '.join(flat)}"
         )
 
     for split in ("train", "val", "test"):

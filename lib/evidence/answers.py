@@ -9,7 +9,7 @@ from lib.evidence import tables
 from lib.evidence.statistics import Interval, binomial, calibration_error, summarise_labels
 
 # fields that a line tells in another way, or that follow from the length or the device
-TOLD = ("data", "epochs", "seed", "warmup_epochs", "precision")
+UNLISTED = ("data", "epochs", "seed", "warmup_epochs", "precision")
 # fields of the record, and by what the probe's penalty was chosen where not by accuracy
 CALIBRATIONS = {"calibration": "", "calibration_by_log_loss": ", penalty by log-loss"}
 
@@ -20,7 +20,7 @@ def in_lines(record: dict) -> Iterator[str]:
     Every probe of ``lib.probes`` has its lines. The interval is the test images' noise; with few
     labels also that of the choice of labels, where there are several subsets.
     """
-    yield f"{record['id']}: {what(record)}"
+    yield f"{record['id']}: {summary(record)}"
     for features, probe, result in tables.results(record):
         yield _line(features, probe, _share(result))
     for row in record.get("validation", ()):
@@ -35,14 +35,14 @@ def in_lines(record: dict) -> Iterator[str]:
         yield _line(row.features, row.probe, f"corruption error {100 * row.accuracy:.1f} %")
 
 
-def what(record: dict) -> str:
+def summary(record: dict) -> str:
     """``simclr, 5 epochs, on mine (encoder=slim)``: method or baseline, data, and the delta."""
     config = Config(**record["config"])
     words = tables.method(config)
     if config.epochs:
         words += f", {config.epochs} epochs,"
     words += f" on {config.data}"
-    changes = [f"{key}={value}" for key, value in record["delta"].items() if key not in TOLD]
+    changes = [f"{key}={value}" for key, value in record["delta"].items() if key not in UNLISTED]
     if changes:
         words += f" ({', '.join(changes)})"
     return words

@@ -240,17 +240,19 @@ def at_our_size(claim: OurSize, table: pd.DataFrame) -> Ours:
     of_each = []
     for minus in claim["minus"]:
         pairs = _pairs(first, matching(table, conditions | minus))
-        of_each.append(_differences(pairs if "precision" in minus else _in_one_precision(pairs)))
-    pairs = min(of_each, key=_mean_or_infinity)  # to the best of the second groups
-    comparison = over_pairs(pairs)
+        if "precision" not in minus:
+            pairs = _in_one_precision(pairs)
+        of_each.append(_differences(pairs))
+    differences = min(of_each, key=_mean_or_infinity)  # to the best of the second groups
+    comparison = over_pairs(differences)
     failed = _failed(claim, table)
 
     verdict = "open"
     fewest = min(map(len, of_each))
     if comparison is not None and fewest + failed >= claim["seeds"]:
         verdict = against_margin(comparison.interval, claim["margin"] / 100)
-    precisions = tuple(sorted(set(pairs.index.get_level_values("precision"))))
-    return Ours(comparison, verdict, claim["seeds"], failed, precisions, pairs)
+    precisions = tuple(sorted(set(differences.index.get_level_values("precision"))))
+    return Ours(comparison, verdict, claim["seeds"], failed, precisions, differences)
 
 
 def sizes(claim: OurSize) -> list[OurSize]:
@@ -290,8 +292,8 @@ def _pairs(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 def _in_one_precision(pairs: pd.DataFrame) -> pd.DataFrame:
     """Those with the same precision on both sides; what is not trained has any."""
     is_alike = pairs["precision"] == pairs["precision" + OF_SECOND]
-    is_trained = (pairs["epochs"] > 0) & (pairs["epochs" + OF_SECOND] > 0)
-    return pairs[is_alike | ~is_trained]
+    are_trained = (pairs["epochs"] > 0) & (pairs["epochs" + OF_SECOND] > 0)
+    return pairs[is_alike | ~are_trained]
 
 
 def _differences(pairs: pd.DataFrame) -> pd.Series:

@@ -27,8 +27,8 @@ from lib.data.folders import find
 from lib.data.pictures import Report
 from lib.evaluation import cross_validated_probe
 from lib.files import write_atomically
-from lib.weights.foreign import Seen
-from lib.weights.registry import Weights, load, refuse_to_see
+from lib.weights.foreign import StatedView
+from lib.weights.registry import Weights, load, refuse_a_stated_view
 
 # What is kept of N pictures
 # h: (N, width) float32
@@ -228,7 +228,9 @@ class EncoderClassifier(
         """That of ``weights``."""
         assert self.weights is not None
         if isinstance(self.weights, Weights):
-            refuse_to_see(self.weights.name, Seen(size=self.size, mean=self.mean, std=self.std))
+            refuse_a_stated_view(
+                self.weights.name, StatedView(size=self.size, mean=self.mean, std=self.std)
+            )
             return self.weights
         return load(self.weights, size=self.size, mean=self.mean, std=self.std)
 

@@ -92,7 +92,7 @@ GUESSES = {"cifar": SOURCES["supcontrast"], "imagenet": SOURCES["torchvision"]} 
 
 
 @checked
-class Seen:
+class StatedView:
     """What somebody says of how a network sees images; None: nothing."""
 
     size: Annotated[int, Field(ge=8)] | None = None  # side in pixels
@@ -100,12 +100,12 @@ class Seen:
     std: PositiveChannels | None = None
 
     @property
-    def said(self) -> dict[str, Any]:
+    def given(self) -> dict[str, Any]:
         """What is not None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-UNSAID = Seen()
+NOTHING_STATED = StatedView()
 
 
 @dataclass(frozen=True)
@@ -166,13 +166,13 @@ def read(
     encoder: str | None = None,
     stem: str | None = None,
     classes: int | None = None,
-    seen: Seen = UNSAID,
+    stated: StatedView = NOTHING_STATED,
 ) -> Foreign:
     """Another project's checkpoint as a model of ours: its names and shapes say what it is.
 
     encoder, stem: what is expected of it.
     classes: those expected of its linear classifier, which becomes the head.
-    seen: how it sees images, where that is known better.
+    stated: how it sees images, where that is known better.
 
     A head is none, one linear layer, or two with a ReLU between, of whatever widths; another one is
     left over. Raises InputError where the file is missing, damaged, holds more than weights, or is
@@ -203,13 +203,13 @@ def read(
     known = SOURCES.get(source)
     guessed: tuple[str, ...] = ()
     if known is None:
-        guessed = tuple(name for name in asdict(seen) if name not in seen.said)
+        guessed = tuple(name for name in asdict(stated) if name not in stated.given)
     return Foreign(
         model.eval(),
         its_encoder,
         its_stem,
         source,
-        replace(known or GUESSES[its_stem], **seen.said),
+        replace(known or GUESSES[its_stem], **stated.given),
         guessed,
         matched,
         missing,

@@ -138,13 +138,13 @@ def load(
     Raises InputError for an unknown name, a wrong hash, a damaged file or another architecture.
     """
     path = _path(name)
-    seen = foreign.Seen(size=size, mean=mean, std=std)
+    stated = foreign.StatedView(size=size, mean=mean, std=std)
     if _is_foreign(path):
-        theirs = foreign.read(path, seen=seen)
+        theirs = foreign.read(path, stated=stated)
         assert theirs.view.size is not None  # as in all SOURCES
         return Weights(str(name), theirs.model, theirs.view, theirs.view.size, {}, str(theirs))
 
-    refuse_to_see(name, seen)
+    refuse_a_stated_view(name, stated)
     ours = run(name, root, registry)
     view = _view(name, ours, root)
     recipe = Recipe(size=view.size, mean=view.mean, std=view.std)
@@ -183,12 +183,12 @@ def named_runs(
     return [run(name, root, registry) for name in (names or "").split()]
 
 
-def refuse_to_see(name: object, seen: foreign.Seen) -> None:
+def refuse_a_stated_view(name: object, stated: foreign.StatedView) -> None:
     """Raise InputError where somebody says how weights that know it themselves see images."""
-    if seen.said:
+    if stated.given:
         raise InputError(
-            f"{name} knows how it sees images: leave out {' and '.join(seen.said)}, which are for "
-            "another project's checkpoint"
+            f"{name} knows how it sees images: leave out {' and '.join(stated.given)}, which are "
+            "for another project's checkpoint"
         )
 
 
