@@ -315,6 +315,9 @@ def test_runs_of_an_earlier_version_that_are_planned_no_more_are_left_out(tmp_pa
     _, tuning = plan.read(written(tmp_path, LENGTHS, TUNING))
     assert plan.left_out(tuning, [version_of(wider), version_of(TUNING)], no_score) == 2
     assert plan.left_out(tuning, [version_of(wider)], INSIDE) == 2  # no trial stands for the others
+    in_half = trials | {"longer": trials["longer"] | {"precision": "bfloat16"}}
+    halved = wider | {"trials": wider["trials"] | {"simclr": in_half}}
+    assert plan.left_out(tuning, [version_of(halved)], INSIDE) == 2
 
     unreadable = version_of(LENGTHS | {"colour": "red"})
     assert plan.left_out(now, [unreadable], no_score) == 0
@@ -322,7 +325,10 @@ def test_runs_of_an_earlier_version_that_are_planned_no_more_are_left_out(tmp_pa
 
 def test_what_was_cut_from_the_plan_is_told_here():
     """Versions that differ in arms' names, precision, or lengths that were added cut nothing."""
-    cut: dict[str, int] = {}  # runs, by the entry
+    cut = {  # runs, by the entry
+        "supcon-against-ce": 6,  # three seeds of the longest length, in both arms
+        "simclr-done-well": 1,  # one seed at 300 epochs
+    }
     versions = plan.history() or []
     for entry in plan.read():
         assert plan.left_out(entry, versions, no_score) == cut.get(entry.name, 0), entry.name

@@ -269,7 +269,7 @@ def _distinct(entry: Entry, score: Score) -> set[Config]:
     for run in runs(entry, score):
         if entry.trials:
             if run.config is not None:
-                distinct.add(run.config)
+                distinct.add(replace(run.config, precision="auto"))
             continue
         arm = entry.arms[run.arm]
         own = {"epochs": run.like.epochs, "seed": run.like.seed, "precision": "auto"}
