@@ -7,11 +7,13 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from tqdm import tqdm
 from typer.main import get_command
 
 from lib import SCRIPT, InputError, as_command, unknown
@@ -81,8 +83,9 @@ def _with_homes(value: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn an InputError, or a path out of reach, into one line and status 2."""
-    if arguments is None:
+    if arguments is None:  # the process is ours
         arguments = sys.argv[1:]
+        warnings.showwarning = _note
     arguments = [str(argument) for argument in arguments]
     _escape_what_stdout_can_not_say()
     if f"_{SCRIPT.upper()}_COMPLETE" in os.environ:  # a shell asks what may follow
@@ -122,6 +125,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _note(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning in one line, without its place in the sources, above a bar that is shown."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        print(f"note: {message}", file=sys.stderr)
+
+
 def _escape_what_stdout_can_not_say() -> None:
     """A name may have letters that its encoding lacks; a stream in its place, a test's, stays."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -138,6 +147,21 @@ def _out_of_reach(error: OSError) -> str:
 def _refused(error: str) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
+
+
+def _for_each(folders: list[Path], work: Callable[[Path], None]) -> None:
+    """As runs/* may hold what is unfinished or no run, one that is refused keeps no other back."""
+    refused = 0
+    for folder in folders:
+        try:
+            work(folder)
+        except InputError as error:
+            if len(folders) == 1:
+                raise
+            _refused(str(error))
+            refused += 1
+    if refused:
+        raise InputError(f"{refused} of {len(folders)} were refused, see above; the rest is done")
 
 
 Runs = Annotated[
@@ -284,11 +308,14 @@ def probe(
     wanted = ("linear", "knn", *with_)
     probes.refuse_unknown(wanted)
     with distributed.joined(device) as chosen:
-        for folder in run:
+
+        def probe_one(folder: Path) -> None:
             finished = load(folder)
             if probes.missing(finished.record, wanted):
                 finished.evaluate(load_data(finished.config.data), chosen, wanted, wait)
             print("\n".join(answers.in_lines(finished.record)), flush=True)
+
+        _for_each(run, probe_one)
 
 
 @command("publish")
@@ -304,11 +331,13 @@ def publish(
     from lib.evidence import replication
     from lib.runs import records
 
-    for path in run:
+    def publish_one(path: Path) -> None:
         if replication.is_one(path):
             print(replication.publish(path))
         else:
             print(records.publish(path))
+
+    _for_each(run, publish_one)
 
 
 @command("experiments")

@@ -1,5 +1,6 @@
 """What several tests share: a toy data set, its runs, and runs that are stopped on the way."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -143,6 +144,28 @@ def same(one: Run, other: Run) -> bool:
     """Whether two runs have the same weights and the same rows, times and rates apart."""
     equal_rows = without_times(one.curves) == without_times(other.curves)
     return equal_rows and same_weights(one.model, other.model)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes that share the tests share the cores."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        threads = max(1, (os.cpu_count() or 1) // worker["workercount"])
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that tests start
+        torch.set_num_threads(threads)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests go to one process, and those of the built book, the longest, first."""
+
+    def wants_site(item: pytest.Item) -> bool:
+        return "site" in getattr(item, "fixturenames", ())
+
+    items.sort(key=wants_site, reverse=True)
+    for item in items:
+        group = "site" if wants_site(item) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

@@ -333,6 +333,26 @@ def test_an_import_that_is_stopped_leaves_nothing_behind(number, words, tmp_path
     assert not list(out.parent.iterdir())
 
 
+def test_a_warning_is_a_line_without_its_place_in_the_sources(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(3):
+            levels = np.full((20, 20), 4000 + i, np.uint16)  # of 12 bits
+            Image.fromarray(levels).save(tmp_path / "photos" / name / f"{i}.png")
+    command = [sys.executable, "-m", "lib", "import", tmp_path / "photos"]
+    done = subprocess.run(
+        [*command, "--size", "16", "--out", tmp_path / "mine.npz"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=ROOT,
+        timeout=300,
+    )
+    notes = [line for line in done.stderr.splitlines() if "12 of them" in line]
+    assert len(notes) == 1 and notes[0].startswith("note: images of 16 bits")
+    assert "decoding.py" not in done.stderr and "stacklevel" not in done.stderr
+
+
 def test_what_head_does_not_want_is_no_error():
     done = subprocess.run(
         "set -o pipefail; python -m lib records --json | head -1 | wc -l",
@@ -357,6 +377,24 @@ def test_a_run_that_is_not_there_says_what_is(tmp_path, capsys):
         ("exported", "a run is wanted"),
     ):
         assert main(["probe", str(tmp_path / folder)]) == 2 and words in capsys.readouterr().err
+
+
+def test_what_is_refused_among_several_keeps_no_other_back(toy_root, tmp_path, capsys):
+    begin = ["pretrain", "simclr-digits", "--epochs", "0", "--data", "toy", "--set", "images=40"]
+    runs = tmp_path / "runs"
+    assert main([*begin, "--data-root", str(toy_root), "--runs", str(runs)]) == 0
+    (folder,) = runs.iterdir()
+    (runs / "a-half").mkdir()
+    (runs / "a-half" / "checkpoint.safetensors").touch()
+    capsys.readouterr()
+
+    several = [str(runs / "a-half"), str(folder)]
+    assert main(["probe", *several, "--data-root", str(toy_root)]) == 2
+    said = capsys.readouterr()
+    assert "linear" in said.out
+    refused, account = said.err.splitlines()[-2:]
+    assert "not finished: the same pretrain command goes on" in refused
+    assert account == "error: 1 of 2 were refused, see above; the rest is done"
 
 
 def test_what_may_surprise_in_a_data_set_is_said_before_it_is_trained_on(tmp_path, capsys):
