@@ -23,7 +23,8 @@ from lib.distributed.group import Share, barrier
 from lib.encoders import Model
 from lib.hardware import memory_format
 
-BATCH_PIXELS = 2**19  # of a batch, 512 images of 32 x 32: larger ones were not faster, nor smaller
+BATCH_PIXELS = {"cpu": 2**19}  # 512 images of 32 x 32: larger were not faster, nor smaller ones
+BATCH_PIXELS_ELSEWHERE = 2**22  # 4,096 of them: accelerators wait for a batch to begin
 L2_PATH = tuple(10.0**-k for k in range(8))  # strong to weak: each starts from the last
 PATIENCE = 2  # weaker strengths tried in vain before the choice
 FOLDS = 5  # of the cross-validation on small label sets
@@ -51,7 +52,8 @@ def features(model: nn.Module, images: Tensor, recipe: Recipe) -> tuple[Tensor, 
     was_training = model.training
     model.eval()
     own = images[share.own[0]]  # this rank's part; without ranks all
-    for batch in own.split(max(1, BATCH_PIXELS // size**2)):
+    most = BATCH_PIXELS.get(device.type, BATCH_PIXELS_ELSEWHERE)
+    for batch in own.split(max(1, most // size**2)):
         x = apply(batch.to(device), draw(recipe, len(batch), seed=0, step=0))
         h, z = model(x.contiguous(memory_format=memory_format(device)))
         parts_of_h.append(h.float())

@@ -118,7 +118,8 @@ def positives_by_class(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     place = _class_places(labels)
     sums = torch.zeros_like(z).index_add(0, place, z)  # (M, D)  row c: the sum of class c
-    count = torch.zeros_like(place).index_add(0, place, torch.ones_like(place))[place] - 1
+    one = z.new_ones(len(z))  # as numbers of z's: Apple's MPS has not always added integers so
+    count = torch.zeros_like(one).index_add(0, place, one)[place].long() - 1
     # index_select: the backward pass of z[place] adds in any order on several threads
     others = sums.index_select(0, place) - z
     return (z * others).sum(1) / count.clamp(min=1), count

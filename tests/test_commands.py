@@ -1,5 +1,6 @@
 """Commands that are printed, by the command line, its errors, the pages and the chapters, run."""
 
+import ast
 import json
 import re
 import shlex
@@ -86,6 +87,36 @@ def test_every_command_of_the_pages_is_one():
             assert values["claim"] in asked, (page, values)
     assert {name for name, page in seen if page == "rerun.md"} >= COMMANDS.keys() - {"book", "tune"}
     assert len(seen) > 30
+
+
+def imported(code: str) -> dict[str, object]:
+    """What a piece of code imports, by its names there."""
+    names: dict[str, object] = {}
+    for line in ast.walk(ast.parse(code)):
+        if isinstance(line, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(line), names)
+    return names
+
+
+def test_code_that_pages_show_finds_what_it_names():
+    """Solutions of exercises among it: what they import is there, and so are its attributes."""
+    seen = 0
+    for path in PAGES:
+        if path.suffix not in (".md", ".ipynb"):
+            continue
+        names: dict[str, object] = {}
+        if path.suffix == ".ipynb":
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"][1:]:
+                if cell["cell_type"] == "code":
+                    names |= imported("".join(cell["source"]))
+        for block in re.findall(r"```python\n(.*?)```", text(path), re.DOTALL):
+            names |= imported(block)
+            for use in ast.walk(ast.parse(block)):
+                if isinstance(use, ast.Attribute) and isinstance(use.value, ast.Name):
+                    if use.value.id in names:
+                        assert hasattr(names[use.value.id], use.attr), f"{path}: {use.attr}"
+                        seen += 1
+    assert seen > 20
 
 
 def test_the_package_puts_commands_together_in_one_place():

@@ -14,7 +14,7 @@ import torch
 
 from lib import ROOT, evaluation
 from lib.__main__ import main
-from lib.distributed.group import Share, agree, rank, world
+from lib.distributed.group import Share, _tell_of_idle_gpus, agree, rank, world
 from lib.runs import checkpoints, identity, pretrain, records
 from lib.runs.session import ENDED, begin
 from lib.training import Batches, Step, build_model, recipe_for, train
@@ -206,7 +206,7 @@ def test_the_record_says_how_many_ranks_and_the_identity_does_not(group):
     assert record["segments"][0]["ranks"] == {
         "world": len(everyones),
         "backend": "gloo",
-        "batch_norm": "of the whole batch, by sums over ranks (SyncBatchNorm needs a GPU)",
+        "batch_norm": "of the whole batch, by sums over ranks",
     }
 
 
@@ -316,3 +316,12 @@ def test_one_process_needs_no_group():
     assert (world(), rank(), agree(3, -1)) == (1, 0, [3, -1])
     share = Share(7)
     assert share.own == [slice(0, 7)] and share.sizes == [7]
+
+
+def test_idle_gpus_are_told_of(capsys):
+    _tell_of_idle_gpus(None, 8)
+    said = capsys.readouterr().err
+    assert "one of 8 GPUs is used" in said and "torchrun --standalone --nproc-per-node 8" in said
+    _tell_of_idle_gpus(None, 1)
+    _tell_of_idle_gpus("cpu", 8)
+    assert not capsys.readouterr().err

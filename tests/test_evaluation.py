@@ -29,7 +29,7 @@ def test_features_do_not_depend_on_the_batch_and_leave_the_model_as_it_was(
     assert z.shape == (60, 128)
 
     # 60 is no multiple of 7: none may be dropped
-    monkeypatch.setattr(evaluation, "BATCH_PIXELS", 7 * 12**2)
+    monkeypatch.setitem(evaluation.BATCH_PIXELS, "cpu", 7 * 12**2)
     again, _ = evaluation.features(model, toy.test.images, RECIPES["none"])
     assert torch.allclose(h, again, atol=1e-5)
     assert model.training

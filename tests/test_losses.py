@@ -15,14 +15,20 @@ from tests import reference
 
 
 @pytest.fixture(
-    params=[(3, 0), (3, log_sum_exp.KEEP), (512, log_sum_exp.KEEP)],
-    ids=["many tiles", "kept tiles", "one tile"],
+    params=[(3, 0), (3, 2**25), (512, 2**25), (None, 0)],
+    ids=["many tiles", "kept tiles", "one tile", "no tiles"],
 )
 def tile(request, monkeypatch):
-    """Small tiles, so that small cases have many, the last ones smaller, kept or not; or usual."""
+    """Small tiles, so that small cases have many, the last ones smaller, kept or not; or usual.
+
+    Or the whole matrix, as on Apple's devices.
+    """
     size, kept_bytes = request.param
+    if size is None:
+        monkeypatch.setattr(log_sum_exp, "DENSE", {"cpu"})
+        return
     monkeypatch.setitem(log_sum_exp.TILE, "cpu", size)
-    monkeypatch.setattr(log_sum_exp, "KEEP", kept_bytes)
+    monkeypatch.setitem(log_sum_exp.KEEP, "cpu", kept_bytes)
 
 
 def embeddings(*shape, seed=0):

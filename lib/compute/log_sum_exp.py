@@ -22,7 +22,9 @@ from lib import InputError
 
 TILE = {"cpu": 512}  # rows; a tile of 1 MB stays in a core's cache
 TILE_ELSEWHERE = 4096  # on accelerators few large products are faster than many small ones
-KEEP = 2**25  # bytes: up to 32 MB of tiles wait for the backward pass, M = 3,584 on the CPU
+KEEP = {"cpu": 2**25}  # bytes of tiles that wait for the backward pass: up to M = 3,584
+KEEP_ELSEWHERE = 2**28  # up to M = 8,192
+DENSE = {"mps"}  # devices for the M x M matrix: Apple's loses writes into views before macOS 15
 STRIP = {"cpu": 2**18}  # similarities at a time, where a process sums its own rows only
 STRIP_ELSEWHERE = 2**24
 SAFE = 50  # |z_i . z_j| / t up to which exp, its sums and their inverses are normal float32 numbers
@@ -59,6 +61,8 @@ def log_sum_exp_others(
         raise InputError("temperature must be a number, as float(temperature): it gets no gradient")
     if rows is not None:
         return _OwnRows.apply(z, temperature, labels, rows)
+    if z.device.type in DENSE:
+        return _dense(z, temperature, labels)
     if bound is None:
         bound = float(z.detach().square().sum(1).max())
     safe = bound / temperature <= SAFE
@@ -85,9 +89,9 @@ def negatives_ahead(z: Tensor, labels: Tensor) -> Tensor:
     for rows, columns, tile in _tiles(z):
         _similarities(z, 1, None, rows, columns, tile)
         negative = labels[rows, None] != labels[columns]
-        count[rows] += ((tile >= best[rows, None] - 1e-6) & negative).sum(1)
+        count[rows] = count[rows] + ((tile >= best[rows, None] - 1e-6) & negative).sum(1)
         if rows != columns:
-            count[columns] += ((tile >= best[columns] - 1e-6) & negative).sum(0)
+            count[columns] = count[columns] + ((tile >= best[columns] - 1e-6) & negative).sum(0)
     return count
 
 
@@ -179,7 +183,8 @@ def _shape(rows: slice, columns: slice) -> tuple[int, int]:
 def _room(z: Tensor, keep: bool) -> Tensor:
     """Memory for all tiles, one after the other, where it is wanted and small; else none."""
     room = sum(math.prod(_shape(*pair)) for pair in _pairs(z))
-    if not keep or room * z.element_size() > KEEP:
+    most = KEEP.get(z.device.type, KEEP_ELSEWHERE)
+    if not keep or room * z.element_size() > most:
         room = 0
     return z.new_empty(room)
 
@@ -246,7 +251,9 @@ def _dense(z: Tensor, temperature: float, labels: Tensor | None) -> Tensor:
     left_out = torch.eye(len(z), dtype=torch.bool, device=z.device)
     if labels is not None:
         left_out = left_out | (labels[:, None] != labels)
-    return (z @ z.T / temperature).masked_fill(left_out, -math.inf).logsumexp(1)
+    alone = left_out.all(1)  # rows without any j; in place of a gradient that is no number, zero
+    exponents = (z @ z.T / temperature).masked_fill(left_out & ~alone[:, None], -math.inf)
+    return exponents.logsumexp(1).masked_fill(alone, -math.inf)
 
 
 _forward.register_autograd(_differentiate, setup_context=_remember)

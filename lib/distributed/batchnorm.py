@@ -1,4 +1,8 @@
-"""BatchNorm over the whole batch of all ranks, where PyTorch has none: on CPUs."""
+"""BatchNorm over the whole batch of all ranks, by two sums over them, on any device.
+
+PyTorch's SyncBatchNorm runs on GPUs only, and there the host waits in every layer for the ranks'
+counts; here nothing waits.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -33,7 +37,7 @@ def batch_norm(self: _BatchNorm, x: Tensor) -> Tensor:
     shape = [1, -1] + [1] * (x.dim() - 2)
     x = x.to(torch.promote_types(dtype, torch.float32))
 
-    own_count = x.new_tensor([x.numel() / x.shape[1]])
+    own_count = x.new_full([1], x.numel() / x.shape[1])
     sums = _Sum.apply(torch.cat([x.sum(axes), own_count]))
     count = sums[-1].detach()
     mean = sums[:-1] / sums[-1]

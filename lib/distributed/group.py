@@ -53,6 +53,7 @@ def joined(device: str | None = None) -> Iterator[str | None]:
     GPUs it may be NCCL's watchdog that ends a process after TIMEOUT, with its own words.)
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
+        _tell_of_idle_gpus(device, torch.cuda.device_count())
         yield device
         return
 
@@ -70,6 +71,16 @@ def joined(device: str | None = None) -> Iterator[str | None]:
             raise
         raise InputError(sentence) from error
     dist.destroy_process_group()  # not after an error: it would wait for the others
+
+
+def _tell_of_idle_gpus(device: str | None, gpus: int) -> None:
+    """That a run takes one GPU of several, in a line on stderr."""
+    if gpus > 1 and device in (None, "cuda"):
+        print(
+            f"one of {gpus} GPUs is used; for all of them begin the command with torchrun "
+            f"--standalone --nproc-per-node {gpus} -m lib in place of python -m lib",
+            file=sys.stderr,
+        )
 
 
 def _device_of_this_rank(device: str | None) -> str:
@@ -160,23 +171,20 @@ def _patient() -> dist.ProcessGroup:
     return group
 
 
-def about(device: torch.device) -> dict:
+def about() -> dict:
     """What a run's record says of its ranks; nothing without torchrun."""
     if not active():
         return {}
-    norm = "sums over ranks (SyncBatchNorm needs a GPU)"
-    if device.type == "cuda":
-        norm = "torch's SyncBatchNorm"
-    batch_norm = f"of the whole batch, by {norm}"
+    batch_norm = "of the whole batch, by sums over ranks"
     return {"ranks": {"world": world(), "backend": dist.get_backend(), "batch_norm": batch_norm}}
 
 
-def tell(device: torch.device, sentence: str) -> None:
+def tell(sentence: str) -> None:
     """Rank 0 says it on stderr, in a line with what there is to say of the ranks."""
     if rank() > 0:
         return
     if active():
-        ranks = about(device)["ranks"]
+        ranks = about()["ranks"]
         group = f"{ranks['world']} ranks by {ranks['backend']}, BatchNorm {ranks['batch_norm']}"
         sentence = f"{group}; {sentence}"
     print(sentence, file=sys.stderr, flush=True)

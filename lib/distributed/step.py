@@ -80,7 +80,6 @@ class SharedStep(Step):
 def wrap(model: nn.Module) -> nn.Module:
     """A twin on the same weights that averages gradients, its BatchNorm seeing the whole batch.
 
-    torch's SyncBatchNorm runs on GPUs only; on CPUs the same is computed by sums over all ranks.
     Without ranks the model itself.
     """
     parameters = list(model.parameters())
@@ -89,13 +88,16 @@ def wrap(model: nn.Module) -> nn.Module:
     shared = {id(tensor): tensor for tensor in [*parameters, *model.buffers()]}
     twin = copy.deepcopy(model, shared)
 
+    for module in twin.modules():
+        if isinstance(module, _BatchNorm):
+            module.forward = MethodType(batch_norm, module)  # type: ignore[method-assign]
     devices = None
     if parameters[0].device.type == "cuda":
         devices = [torch.cuda.current_device()]
-        twin = nn.SyncBatchNorm.convert_sync_batchnorm(twin)
-    else:
-        for module in twin.modules():
-            if isinstance(module, _BatchNorm):
-                module.forward = MethodType(batch_norm, module)  # type: ignore[method-assign]
     barrier()  # patient: images may have come slowly to some
-    return DistributedDataParallel(twin, gradient_as_bucket_view=True, device_ids=devices)
+    return DistributedDataParallel(
+        twin,
+        device_ids=devices,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # from the same sums all ranks compute the same
+    )

@@ -222,7 +222,7 @@ def _batches_and_step(
     computing = device_of(session.model, images)
     home, where = home_of(images, computing, room_for(images, computing))
     if active() or home != "device":
-        tell(device, where)
+        tell(where)
     if active() or config.accumulate > 1:
         shared = SharedBatches(config, sliced, device, home)
         return shared, SharedStep(config, session.model, optimiser, session.scaler)

@@ -142,7 +142,7 @@ def segment(step: int, device: torch.device) -> dict:
         "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
         "steps": [step, step],
         "seconds": 0.0,
-        **about(device),
+        **about(),
     }
 
 
