@@ -173,6 +173,21 @@ def memory_kept(device: torch.device) -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+@contextmanager
+def fastest_convolutions(device: torch.device) -> Iterator[None]:
+    """Within, cuDNN tries its convolutions on every new shape, and takes the fastest from then on.
+
+    Not in PyTorch's deterministic mode: it need not find the same one the next time.
+    """
+    before = torch.backends.cudnn.benchmark
+    try:
+        if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+            torch.backends.cudnn.benchmark = True
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 @cache
 def matrix_rate(device: torch.device, precision: str) -> float:
     """Floating-point operations a second in the product of two large square matrices.

@@ -183,3 +183,17 @@ def test_memory_is_kept_within_and_given_back_after():
     assert within < outside / 8
     assert resident() < held - 2**25
     assert faults() > outside / 8
+
+
+def test_cudnn_looks_for_the_fastest_convolutions_where_they_may_differ():
+    def looks(device: str) -> bool:
+        with hardware.fastest_convolutions(torch.device(device)):
+            return torch.backends.cudnn.benchmark
+
+    assert looks("cuda") and not looks("cpu")
+    assert not torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not looks("cuda")
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -9,9 +9,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from lib import Diverged, InputError, as_command
+from lib.compute.compilation import STEPS, SWITCH, Compiled, is_offered, mode_of
+from lib.compute.cost import flops
 from lib.config import Config, difference, fitting_batch
 from lib.data.dataset import Dataset
 from lib.distributed.batches import SharedBatches, home_of
@@ -19,7 +22,13 @@ from lib.distributed.group import active, lost, rank, tell
 from lib.distributed.step import SharedStep
 from lib.evaluation import classified, device_of, knn_on_val
 from lib.files import as_path
-from lib.hardware import choose_device, memory_kept, room_for
+from lib.hardware import (
+    choose_device,
+    fastest_convolutions,
+    matrix_rate,
+    memory_kept,
+    room_for,
+)
 from lib.methods import METHODS
 from lib.presets import command, delta
 from lib.runs import checkpoints, provenance, records
@@ -168,7 +177,7 @@ def _train_and_note_the_end(
 ) -> None:
     """Train to the last epoch and save; what ends it too early is noted in the run's folder."""
     try:
-        with session.interruptions, memory_kept(device):
+        with session.interruptions, memory_kept(device), fastest_convolutions(device):
             _train(session, sliced, device, show, keep)
             session.save()
     except BaseException as error:
@@ -227,7 +236,24 @@ def _batches_and_step(
         shared = SharedBatches(config, sliced, device, home)
         return shared, SharedStep(config, session.model, optimiser, session.scaler)
     batches = Batches(config, sliced, device, fits=home == "device")
-    return batches, Step(config, session.model, optimiser, session.scaler)
+    model = _compiled_where_it_pays(session, batches)
+    return batches, Step(config, model, optimiser, session.scaler)
+
+
+def _compiled_where_it_pays(session: Session, batches: Batches) -> nn.Module:
+    """The session's model as a step runs it; where it is compiled, the record says how."""
+    config, model = session.config, session.model
+    steps = config.epochs * len(batches) - session.progress.step
+    if steps < STEPS or not is_offered(batches.device):
+        return model
+    views = config.views * config.batch_size
+    operations = steps * views * flops(model, batches.recipe.side(batches.images))
+    mode = mode_of(operations, matrix_rate(batches.device, config.precision), views)
+    if mode is None:
+        return model
+    session.progress.segments[-1]["compiled"] = mode
+    tell(f"the encoder is compiled ({mode}), which takes a minute; {SWITCH}=0 leaves it as it is")
+    return Compiled(model, mode)
 
 
 def _look(session: Session, sliced: Dataset, row: dict) -> None:

@@ -1,0 +1,56 @@
+"""Whether an encoder is compiled for its training: on GPUs that gain by it, in runs that last."""
+
+import os
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+
+CAPABILITY = (8, 0)  # Ampere and newer, which multiply so fast that all the rest is what takes long
+SWITCH = "CONTRASTIVE_COMPILE"  # of the environment; 0: nothing is compiled
+STEPS = 2000  # fewer are soon done
+PAYS = 15 * 60  # seconds of training, of which compiling takes one or two minutes
+SHARE = 0.3  # of the matrix rate that a training reaches about, to tell how long it takes
+SMALL = 512  # views of a step up to which a GPU waits for its host
+
+
+def is_offered(device: torch.device) -> bool:
+    """Whether it is a GPU of compute capability 8.0 or more, there is Triton, and nobody objects.
+
+    The environment's CONTRASTIVE_COMPILE=0 does.
+    """
+    if device.type != "cuda" or not find_spec("triton") or os.environ.get(SWITCH) == "0":
+        return False
+    return torch.cuda.get_device_capability(device) >= CAPABILITY
+
+
+def mode_of(flops: float, rate: float, views: int) -> str | None:
+    """The mode of ``torch.compile`` for a training of so many operations; None: it does not pay.
+
+    rate: floating-point operations a second in a product of matrices, on that device.
+    views: of a step.
+
+    "reduce-overhead" records a step's kernels as a CUDA graph, which takes memory and pays where a
+    step is short.
+    """
+    if flops / (SHARE * rate) < PAYS:
+        return None
+    return "reduce-overhead" if views <= SMALL else "default"
+
+
+class Compiled(nn.Module):
+    """A model by a compiled forward and backward pass; the weights are the model's own.
+
+    Its results are the model's up to rounding. What can't be compiled runs as it is.
+    """
+
+    def __init__(self, model: nn.Module, mode: str, backend: str = "inductor"):
+        super().__init__()
+        torch._dynamo.config.suppress_errors = True
+        # one shape for whole batches, one for the last of an epoch
+        self.network = torch.compile(model, mode=mode, dynamic=False, backend=backend)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Views (N, 3, S, S) -> h and z, in memory that the next step leaves alone."""
+        h, z = self.network(images)
+        return h, z.clone()
