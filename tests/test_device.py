@@ -1,0 +1,94 @@
+"""The first thing to run on a new machine: its accelerator beside the CPU.
+
+pytest -m device runs it; without an accelerator it is skipped, unless TEST_DEVICE names one (cpu,
+to see that the test itself is right).
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib import evaluation, losses
+from lib.augmentations import RECIPES, views
+from lib.data.dataset import Dataset
+from lib.hardware import choose_device
+from lib.runs import load, pretrain
+from tests.conftest import same_weights, sessions_of, small, stopped
+
+pytestmark = pytest.mark.device
+
+
+@pytest.fixture(scope="module")
+def device() -> torch.device:
+    chosen = choose_device(os.environ.get("TEST_DEVICE"))
+    if chosen.type == "cpu" and "TEST_DEVICE" not in os.environ:
+        pytest.skip("there is no accelerator")
+    return chosen
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("images", [64, 2500], ids=["one tile", "many tiles"])
+@pytest.mark.parametrize("positives", ["out", "in"])
+def test_losses_and_their_gradients(device, images, positives):
+    z, labels = numbers(2, images, 32), torch.arange(images) % 7
+
+    def with_gradients(where: torch.device) -> list[Tensor]:
+        here = z.to(where).requires_grad_()
+        nt_xent = losses.nt_xent(here, 0.5)
+        sup_con = losses.sup_con(here, labels.to(where), 0.1, positives)
+        gradients = [torch.autograd.grad(loss, here)[0] for loss in (nt_xent, sup_con)]
+        return [x.detach().cpu() for x in (nt_xent, sup_con, *gradients)]
+
+    for ours, wanted in zip(with_gradients(device), with_gradients(torch.device("cpu"))):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_contrast(device):
+    z, labels = numbers(2, 2500, 32), torch.arange(2500) % 7
+    ours = losses.contrast(z.to(device), labels.to(device))
+    assert ours == pytest.approx(losses.contrast(z, labels), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["supcontrast", "uva"])
+def test_views(device, recipe):
+    images = (255 * torch.rand(9, 3, 32, 32, generator=torch.Generator().manual_seed(1))).byte()
+    ours = views(images.to(device), RECIPES[recipe], seed=3, step=5)
+    torch.testing.assert_close(
+        ours.cpu(), views(images, RECIPES[recipe], seed=3, step=5), rtol=0, atol=2e-5
+    )
+
+
+def test_neighbours(device):
+    train, test = numbers(3000, 16), numbers(700, 16, seed=1)
+    labels = torch.arange(3000) % 10
+    wanted = evaluation.knn(train, labels, test, 10)
+    ours = evaluation.knn(train.to(device), labels.to(device), test.to(device), 10)
+    assert float((ours.cpu() == wanted).float().mean()) > 0.99
+
+
+def test_three_steps(device, toy: Dataset, tmp_path: Path):
+    config = small(epochs=1, images=108, precision="float32")  # three batches of 32
+    ours = pretrain(config, toy, tmp_path / "ours", device.type, progress=False)
+    wanted = pretrain(config, toy, tmp_path / "wanted", "cpu", progress=False)
+    assert ours.curves[0]["loss"] == pytest.approx(wanted.curves[0]["loss"], rel=1e-3)
+    weights = wanted.model.state_dict()
+    for name, value in ours.model.state_dict().items():
+        torch.testing.assert_close(value, weights[name], rtol=0.02, atol=2e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_a_run_that_was_cut_off_goes_on(device, precision, toy: Dataset, tmp_path: Path):
+    config = small(epochs=2, precision=precision)
+    whole = pretrain(config, toy, tmp_path / "whole", device.type, progress=False)
+    config = whole.config  # its precision is chosen
+    stopped(config, toy, tmp_path / "cut", steps=3, device=device.type)
+    resumed = pretrain(config, toy, tmp_path / "cut", device.type, progress=False)
+    assert [steps[0] for steps in sessions_of(resumed)] == [0, 3]
+    assert resumed.curves[-1]["loss"] == pytest.approx(whole.curves[-1]["loss"], rel=0.02)
+    assert same_weights(load(resumed.folder).model, resumed.model)
