@@ -139,8 +139,8 @@ def expected(heading: str, name: str) -> dict[str, str]:
     for other in others:
         for row in first.keys() - {"temperature", "factor on the loss"}:
             if other[row] != first[row]:
-                first[row] += f"; cross-entropy {other[row]}"
-        first["label smoothing"] = f"cross-entropy {other['label smoothing']}"
+                first[row] += f"; cross-entropy: {other[row]}"
+        first["label smoothing"] = f"cross-entropy: {other['label smoothing']}"
     return first
 
 
