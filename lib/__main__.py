@@ -241,7 +241,8 @@ def pretrain(
     with distributed.joined(device) as chosen:
         with distributed.rank_0_first():  # who downloads
             dataset = load(config.data, data_root)
-        _tell_device(chosen, config.precision if config.epochs else "float32")
+        precision = config.precision if config.epochs else "float32"
+        _tell_device(device, precision, chosen=chosen)
         images = len(dataset.take(config.images).pool(config.pool))
         pool = config.pool
         if pool == "unlabeled" and dataset.unlabeled is None:
@@ -260,16 +261,21 @@ def pretrain(
         print(f"next: {as_command('probe', run.folder, *_at(data_root))}")
 
 
-def _tell_device(device: str | None, precision: str = "auto", note: str = "") -> None:
-    """On stderr what computes, and why no GPU does where there is one."""
+def _tell_device(
+    asked: str | None, precision: str = "auto", note: str = "", chosen: str | None = None
+) -> None:
+    """On stderr what computes, and why no GPU does where there is one.
+
+    asked: the device of the command line; chosen: this rank's.
+    """
     from lib import hardware
     from lib.distributed.group import rank
 
     if rank():
         return
-    unusable = hardware.unusable_gpu() if device is None else None
-    chosen = hardware.choose_device(device)
-    print(f"device: {hardware.in_words(chosen, precision)}{note}", file=sys.stderr, flush=True)
+    unusable = hardware.unusable_gpu() if asked is None else None
+    device = hardware.choose_device(chosen or asked)
+    print(f"device: {hardware.in_words(device, precision)}{note}", file=sys.stderr, flush=True)
     if unusable:
         print(f"note: {unusable}", file=sys.stderr, flush=True)
 
@@ -326,7 +332,7 @@ def probe(
     wanted = ("linear", "knn", *with_)
     probes.refuse_unknown(wanted)
     with distributed.joined(device) as chosen:
-        tell_device = functools.cache(lambda: _tell_device(chosen, "float32"))
+        tell_device = functools.cache(lambda: _tell_device(device, "float32", chosen=chosen))
 
         def probe_one(folder: Path) -> None:
             finished = load(folder)
