@@ -4,9 +4,14 @@ PROFILE ?= quick
 ENV := .venv/bin
 # CPU-only torch: make TORCH_INDEX=https://download.pytorch.org/whl/cpu book
 TORCH_INDEX ?=
-# Cells keep their ids; what papermill, Jupyter and Colab write about a run goes. The same in .pre-commit-config.yaml.
-STRIP := --keep-id --extra-keys "metadata.papermill metadata.language_info metadata.colab cell.metadata.papermill \
-cell.metadata.execution cell.metadata.id cell.metadata.colab cell.metadata.executionInfo cell.metadata.outputId"
+# Cells keep their ids; what papermill, Jupyter and Colab write about a run goes, and metadata.colab.gpuType, by which Colab
+# opens a chapter on a GPU, stays. The same in .pre-commit-config.yaml.
+STRIP := --keep-id --extra-keys "metadata.papermill metadata.language_info metadata.colab.name metadata.colab.version \
+metadata.colab.views metadata.colab.default_view metadata.colab.provenance metadata.colab.collapsed_sections \
+metadata.colab.toc_visible metadata.colab.private_outputs metadata.colab.include_colab_link metadata.colab.authorship_tag \
+metadata.colab.machine_shape metadata.colab.background_execution metadata.colab.last_runtime metadata.colab.gpuClass \
+metadata.colab.history_visible metadata.colab.cell_execution_strategy cell.metadata.papermill cell.metadata.execution \
+cell.metadata.id cell.metadata.colab cell.metadata.executionInfo cell.metadata.outputId"
 # The chapter that make chapter and make watch run: make chapter N=03
 N ?=
 

@@ -241,6 +241,8 @@ def pretrain(
     with distributed.joined(device) as chosen:
         with distributed.rank_0_first():  # who downloads
             dataset = load(config.data, data_root)
+        precision = config.precision if config.epochs else "float32"
+        _tell_device(device, precision, chosen=chosen)
         images = len(dataset.take(config.images).pool(config.pool))
         pool = config.pool
         if pool == "unlabeled" and dataset.unlabeled is None:
@@ -257,6 +259,28 @@ def pretrain(
             outcome = answers.summary(run.record)
         print(f"{run.folder}: {outcome}")
         print(f"next: {as_command('probe', run.folder, *_at(data_root))}")
+
+
+def _tell_device(
+    asked: str | None, precision: str = "auto", note: str = "", chosen: str | None = None
+) -> None:
+    """On stderr what computes, and why no GPU does where there is one.
+
+    asked: the device of the command line; chosen: this rank's.
+    """
+    from lib import hardware
+    from lib.distributed.group import rank
+
+    if rank():
+        return
+    unusable = hardware.unusable_gpu() if asked is None else None
+    device = hardware.choose_device(chosen or asked)
+    print(f"device: {hardware.in_words(device, precision)}{note}", file=sys.stderr, flush=True)
+    if unusable:
+        print(f"note: {unusable}", file=sys.stderr, flush=True)
+
+
+SEVERAL_RUNS = " where a run does not say its precision"
 
 
 def _at(data_root: str | Path | None) -> list[str]:
@@ -308,10 +332,12 @@ def probe(
     wanted = ("linear", "knn", *with_)
     probes.refuse_unknown(wanted)
     with distributed.joined(device) as chosen:
+        tell_device = functools.cache(lambda: _tell_device(device, "float32", chosen=chosen))
 
         def probe_one(folder: Path) -> None:
             finished = load(folder)
             if probes.missing(finished.record, wanted):
+                tell_device()
                 finished.evaluate(load_data(finished.config.data), chosen, wanted, wait)
             print("\n".join(answers.in_lines(finished.record)), flush=True)
 
@@ -382,6 +408,7 @@ def experiments(
     if plan:
         print(*in_words(overview(chosen, ledger, device), ledger), sep="\n")
     else:
+        _tell_device(device, note=SEVERAL_RUNS)
         work(chosen, ledger, budget_minutes, device)
 
 
@@ -399,6 +426,7 @@ def _queue(only: list[str], ledger, device: str | None, budget: float | None, pl
     if plan:
         print(*queue.in_words(), sep="\n")
     else:
+        _tell_device(device, note=SEVERAL_RUNS)
         queue.work(budget)
 
 
@@ -428,6 +456,7 @@ def tune(
         raise InputError(unknown("entry with trials", entry, tried))
     ledger = Ledger(data_root, records.RESULTS, runs or RUNS, device, download=True)
     queue = Queue(entries, ledger, device, only=[entry])
+    _tell_device(device, note=SEVERAL_RUNS)
     queue.work(budget_minutes)
     for arm, trials in queue.trials(tried[entry]).items():
         path = ledger.runs / "tuning" / f"{entry}-{arm}.csv"
@@ -481,6 +510,7 @@ def replicate(
     measured = tables.measures(load_all())
     replication.recorded_sizes(stated[claim], measured)  # before any data is loaded
     dataset = load(str(stated[claim]["ours"]["like_for_like"]["data"]), data_root)
+    _tell_device(device, note=SEVERAL_RUNS)
     prepared = replication.prepare(
         stated[claim], measured, plan.read(), dataset, choose_device(device), minutes
     )
@@ -605,6 +635,7 @@ def embed(
     if out.suffix != ".npz":
         raise InputError(f"--out must be FEATURES.npz, got {out}")
     using = load(weights, data_root, size=size, mean=mean, std=std)
+    _tell_device(device, "float32")
     features, report = estimator.embed(source, using, device)
     estimator.write(out, features)
     print(f"{out}: h {features['h'].shape}, z {features['z'].shape}")
@@ -641,7 +672,9 @@ def predict(
     """
     from lib.weights import estimator
 
-    for file, name, probability in estimator.predict(estimator.read(train), estimator.read(source)):
+    labelled, features = estimator.read(train), estimator.read(source)
+    _tell_device("cpu", "float32")
+    for file, name, probability in estimator.predict(labelled, features):
         print(f"{file}  {name}  {probability:.3f}")
 
 

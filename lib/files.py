@@ -67,6 +67,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what ``write_atomically`` had begun in a folder, in processes that were killed."""
+    for path in folder.glob(".*.*.[0-9]*"):
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def only_writer(path: Path, writing: str, wait: bool = True) -> Iterator[None]:
     """Within, no other process holds the lock file at path; the system takes it from one that dies.

@@ -1,8 +1,14 @@
 """The machine: its devices and their precision, how fast it multiplies, how much memory it has."""
 
 import ctypes
+import os
+import platform
+import re
+import shutil
+import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lib import InputError
+from lib import InputError, in_a_line
 
 if sys.platform != "win32":
     import resource
@@ -25,6 +31,10 @@ MEASURED_SECONDS = 5  # are enough to measure that rate
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # glibc's malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD
 ROOM = 0.5  # of a device's free memory that images may take; training needs the rest
 NO_LIMIT = 2**62  # bytes: room for images that are there already, or where nobody tells
+# PyTorch's builds: of which CUDA, at which index, and the oldest driver of NVIDIA's that they run
+# on (docs.nvidia.com/deploy/cuda-compatibility, "minor version compatibility")
+BUILDS = ((13, "cu130", 580), (12, "cu126", 525))
+INDEX = "https://download.pytorch.org/whl"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,9 +53,10 @@ def choose_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"the device '{name}' can't be used here ({str(error).splitlines()[0]})"
-        ) from error
+        why = str(error).splitlines()[0]
+        if name.startswith("cuda"):
+            why = unusable_gpu() or why
+        raise InputError(f"the device '{name}' can't be used here ({why})") from error
 
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
@@ -58,6 +69,118 @@ def _best_device() -> str:
     if torch.backends.mps.is_available():
         return "mps"
     return "cpu"
+
+
+def unusable_gpu(
+    root: Path = Path("/"),
+    built_for: str | None = torch.version.cuda,
+    begin: Callable[[], None] = torch.cuda.init,
+) -> str | None:
+    """Why PyTorch can't use a GPU of NVIDIA's that is here, and what to do, in one line; else None.
+
+    root: where /proc and /dev are.
+    built_for: the version of CUDA that PyTorch is built for; None: for the CPU alone.
+    begin: raises RuntimeError or AssertionError, with its reason, where no GPU can be used.
+    """
+    driver = nvidia_driver(root)
+    if driver is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's, of an old driver: the line below says more
+        if torch.cuda.is_available():
+            return None
+    try:
+        begin()
+        return None
+    except (RuntimeError, AssertionError) as error:
+        why = in_a_line(error, 200)
+
+    build = _another_build(driver)
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        why = "CUDA_VISIBLE_DEVICES hides it"
+    elif built_for is None:
+        advice = build or "update the driver"
+        why = f"torch {torch.__version__} is built for the CPU alone; {advice}"
+    else:
+        advice = f", or {build}" if build else ""
+        for cuda, _, oldest in BUILDS:
+            if built_for.startswith(f"{cuda}.") and 0 < _major(driver) < oldest:
+                why = (
+                    f"its driver, {driver}, is older than {oldest}, which torch "
+                    f"{torch.__version__} needs; update it{advice}"
+                )
+    return f"there is an NVIDIA GPU, and PyTorch can't use it: {why}"
+
+
+def _another_build(driver: str) -> str | None:
+    """How to install the newest PyTorch that runs on a driver; None where it is too old for any."""
+    known = _major(driver) or BUILDS[-1][2]  # the build for older drivers runs on all
+    for _, name, oldest in BUILDS:
+        if known >= oldest:
+            return (
+                "run: pip install -U -c constraints.txt torch torchvision --extra-index-url "
+                f"{INDEX}/{name}"
+            )
+    return None
+
+
+def _major(driver: str) -> int:
+    """A driver's first number; 0 where it is not known."""
+    return int(driver.partition(".")[0] or 0)
+
+
+def nvidia_driver(root: Path = Path("/")) -> str | None:
+    """The version of NVIDIA's driver, as "580.65.06"; None where there is no sign of a GPU.
+
+    "" where there is a GPU and the version is not told.
+    """
+    told = root / "proc/driver/nvidia/version"
+    if told.is_file():
+        found = re.search(r"\d+\.\d[\d.]*", told.read_text(encoding="utf-8", errors="replace"))
+        return found[0] if found else ""
+    if (root / "dev/nvidia0").exists():
+        return ""
+    return _told_by_nvidia_smi()
+
+
+def _told_by_nvidia_smi() -> str | None:
+    """The driver's version by NVIDIA's own program: all there is to ask on Windows and in WSL.
+
+    It is also on machines without a GPU, where it fails.
+    """
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode or not done.stdout.strip():
+        return None
+    return done.stdout.split()[0]
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return processor("model name") or platform.processor() or platform.machine()
+
+
+def in_words(device: torch.device, precision: str | None = None) -> str:
+    """A device for people: "NVIDIA H100 (cuda), bfloat16".
+
+    precision: as ``choose_precision`` takes it; None where nothing is trained.
+    """
+    kind: str = device.type
+    if kind == "cpu":
+        threads = torch.get_num_threads()
+        kind += f", {threads} thread{'s' if threads > 1 else ''}"
+    words = f"{device_name(device)} ({kind})"
+    if precision is None:
+        return words
+    return f"{words}, {choose_precision(precision, device)}"
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -4,6 +4,8 @@ A chapter is a notebook with flat parameters; a profile, ``book/profiles/NAME.ym
 values.
 """
 
+import sys
+from collections.abc import Container
 from dataclasses import field
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,15 +14,17 @@ from typing import Annotated, Any
 import torch
 from pydantic import AfterValidator, ConfigDict, Field, create_model
 
-from lib import ROOT, InputError, unknown
+from lib import ROOT, InputError, hardware, unknown
 from lib.config import FIELDS, Config, one_of
 from lib.files import checked, read_yaml, validated
 from lib.methods import METHODS
-from lib.presets import PRESETS
+from lib.presets import PRESETS, preset
 from lib.probes.changes import CHANGES
 from lib.probes.published import PROTOCOLS
+from lib.runs import RUNS, backup
 
 PROFILES = ROOT / "book" / "profiles"
+GPU_ON_COLAB = "no GPU: Runtime > Change runtime type > T4 GPU gives one, then run all cells again"
 
 
 def _preset_of(method: str) -> Any:
@@ -57,6 +61,7 @@ KINDS: dict[str, Any] = Config.__annotations__ | {
     "changes": Annotated[str, AfterValidator(_words_of_changes)],
     "maps": Annotated[str, one_of("choice of maps", ("tsne", "both"))],
     "runs": str,
+    "backup": str,
     "weights": str,
     "folder": Annotated[str, AfterValidator(_existing_folder)],
     "per_gpu": Count,
@@ -100,6 +105,15 @@ class Settings(SimpleNamespace):
                 changes[name] = value
         return changes
 
+    @property
+    def like(self) -> Config | None:
+        """The configuration of the first method that the chapter has a preset of; None: of none."""
+        for method in METHODS:
+            name = getattr(self, method, None)
+            if name is not None:
+                return preset(name, **self.delta)
+        return None
+
 
 def found_profile(name: str) -> str:
     """The name itself, but for "auto": "colab" where there is a CUDA device, else "quick"."""
@@ -133,6 +147,9 @@ def load_profile(name: str, folder: Path = PROFILES) -> Profile:
 def settings(chapter: str, profile: str, **given) -> Settings:
     """A chapter's parameters: those given, and where they are None the profile's.
 
+    Prints in a line what they are and what will compute (``in_words``). With ``backup``, a folder
+    or "drive", runs are fetched from there, and copied there from then on (``runs.backup``).
+
     given: every parameter of the chapter but ``profile``.
 
     Parameters that the profile leaves open stay None, which means the preset's own value.
@@ -140,7 +157,36 @@ def settings(chapter: str, profile: str, **given) -> Settings:
     have.
     """
     refuse_wrong(given, f"chapter {chapter}")
-    return filled_in(load_profile(profile), chapter, found_profile(profile), given)
+    chosen = filled_in(load_profile(profile), chapter, found_profile(profile), given)
+    print(in_words(chosen))
+    unusable = hardware.unusable_gpu()
+    if unusable:
+        print(f"note: {unusable}")
+    place = getattr(chosen, "backup", None)
+    if place is not None:
+        print(backup.begin(place, chosen.runs or RUNS))
+    return chosen
+
+
+def in_words(chapter: Settings, modules: Container[str] = sys.modules) -> str:
+    """What a chapter begins with, in a line: profile, data, device, precision and free memory.
+
+    modules: those imported. In Colab's kernels google.colab is one, and a chapter that trains there
+    without a GPU is told how to get one.
+    """
+    device, like = hardware.choose_device(), chapter.like
+    trains = hasattr(chapter, "precision")
+    words = f"profile {chapter.profile}"
+    if like is not None:
+        words += f", {like.data}"
+    precision = like.precision if like is not None and trains else None
+    words += f"; {hardware.in_words(device, precision)}"
+    free = hardware.free_memory(device)
+    if free is not None:
+        words += f", {free / 1e9:.1f} GB of memory free"
+    if trains and device.type == "cpu" and "google.colab" in modules:
+        words += f"; {GPU_ON_COLAB}"
+    return words
 
 
 def filled_in(values: Profile, chapter: str, profile: str, given: dict[str, object]) -> Settings:

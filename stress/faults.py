@@ -62,7 +62,7 @@ def outcome(run: Run) -> tuple[str, int]:
 
 def train(config: Config, dataset: Dataset, folder: Path) -> Run:
     """A run with a checkpoint after every step."""
-    session.CHECKPOINT_SECONDS = 0
+    session.LATEST = 0
     return pretrain(config, dataset, folder, "cpu", progress=False)
 
 

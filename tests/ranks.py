@@ -238,7 +238,7 @@ def go_on(folder: Path, stop: str = "99", number: str = "") -> dict[str, Tensor]
             os.kill(os.getpid(), int(number))
 
     Lift.before_step = before_step
-    session.CHECKPOINT_SECONDS = 0
+    session.LATEST = 0
     run = pretrain(config(**TWELVE_STEPS), toy(), folder / "runs", "cpu", progress=False)
     return result(run.model, run.curves)
 

@@ -1,12 +1,14 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import nbformat
@@ -14,11 +16,23 @@ import pytest
 import torch
 import yaml
 
-from lib import ROOT, InputError, files
+from lib import ROOT, InputError, files, hardware
 from lib.methods import METHODS
 from lib.presets import preset
-from lib.settings import KINDS, PROFILES, Profile, filled_in, found_profile, load_profile, settings
+from lib.settings import (
+    GPU_ON_COLAB,
+    KINDS,
+    PROFILES,
+    Profile,
+    Settings,
+    filled_in,
+    found_profile,
+    in_words,
+    load_profile,
+    settings,
+)
 from tests.conftest import wait_for
+from tests.pretended import gpu
 from tools import book
 from tools.book import BOOK, Book
 
@@ -253,12 +267,49 @@ def test_an_unknown_profile_is_named_with_those_there_are(small):
         book.run("quik", book=small)
 
 
-@pytest.mark.parametrize("available, name", [(False, "quick"), (True, "colab")])
-def test_auto_is_chosen_by_the_device_found(available, name, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    assert found_profile("auto") == name and load_profile("auto") == load_profile(name)
-    assert settings("02_loss", "auto", temperature=None).profile == name
-    assert found_profile("cpu") == "cpu"
+@pytest.mark.parametrize("machine, name", [(nullcontext, "quick"), (gpu, "colab")])
+def test_auto_is_chosen_by_the_device_found(machine, name, monkeypatch):
+    if machine is nullcontext:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with machine():
+        assert found_profile("auto") == name and load_profile("auto") == load_profile(name)
+        assert settings("02_loss", "auto", temperature=None).profile == name
+        assert found_profile("cpu") == "cpu"
+
+
+TRAINS = dict.fromkeys(("data", "simclr", "epochs", "images", "precision"))
+
+
+def test_a_chapter_begins_with_a_line_of_what_will_compute(monkeypatch, capsys):
+    monkeypatch.setattr(hardware, "unusable_gpu", lambda: "there is a GPU, and why not")
+    with gpu(memory=15_000_000_000):
+        settings("03_simclr", "auto", **TRAINS)
+    line, note = capsys.readouterr().out.splitlines()
+    said = "pretended (cuda), float16, 15.0 GB of memory free"
+    assert line == f"profile colab, stl10; {said}"
+    assert note == "note: there is a GPU, and why not"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(hardware, "unusable_gpu", lambda: None)
+    settings("03_simclr", "quick", **TRAINS | {"precision": "bfloat16"})
+    settings("02_loss", "quick", temperature=None)
+    trains, reads = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"profile quick, digits; .+ \(cpu, .+\), bfloat16(, [\d.]+ GB of memory free)?", trains
+    )
+    assert reads.startswith("profile quick; ") and "float" not in reads
+
+
+def test_colab_without_a_gpu_is_told_how_to_get_one_where_it_matters(monkeypatch):
+    trains = Settings(profile="quick", simclr="simclr-digits", precision=None)
+    reads = Settings(profile="quick", temperature=None)
+    on_colab = {"google.colab"}
+    with gpu():
+        assert GPU_ON_COLAB not in in_words(trains, on_colab)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert in_words(trains, on_colab).endswith(GPU_ON_COLAB)
+    assert GPU_ON_COLAB not in in_words(reads, on_colab)
+    assert GPU_ON_COLAB not in in_words(trains, set())
 
 
 def test_a_parameter_given_wins_over_the_chapters_over_the_common():
@@ -580,6 +631,57 @@ def test_plain_papermill_takes_parameters(tmp_path):
     # what the cells say; papermill's own notes hold seconds, which may be any number
     said = [cell.get("outputs", []) for cell in json.loads(out.read_text())["cells"]]
     assert "4.628" not in str(said) and "log(2.151" in str(said)  # exp(cos 40 degrees)
+
+
+def without_empty(notebook: dict) -> dict:
+    """Without the empty mapping that nbstripout leaves where it took all that Colab wrote."""
+    if notebook["metadata"].get("colab") == {}:
+        del notebook["metadata"]["colab"]
+    return notebook
+
+
+ON_A_GPU = {"accelerator": "GPU", "colab": {"gpuType": "T4"}}  # what Colab opens a notebook on
+
+
+@pytest.mark.parametrize("path", book.chapters(), ids=lambda path: path.stem)
+def test_a_chapter_that_trains_a_profiles_preset_opens_on_a_gpu_on_colab(path):
+    """And nothing else of a run is in its metadata."""
+    notebook = without_empty(json.loads(path.read_text()))
+    metadata = notebook["metadata"]
+    del metadata["kernelspec"]
+    code = "".join("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code")
+    trains = "pretrain(" in code and METHODS.keys() & book.parameters(path).keys()
+    assert metadata == (ON_A_GPU if trains else {})
+
+
+WHAT_COLAB_WRITES = {
+    "name": "03_simclr.ipynb",
+    "provenance": [],
+    "toc_visible": True,
+    "include_colab_link": True,
+    "machine_shape": "hm",
+    "collapsed_sections": ["x"],
+    "authorship_tag": "ABX9TyM",
+}
+
+
+def test_strip_takes_what_colab_writes_of_a_run_and_leaves_the_gpu(tmp_path):
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    options = shlex.split(re.search(r"^STRIP := (.+)", makefile, re.M).group(1))
+    copies = {path: tmp_path / path.name for path in book.chapters()}
+    for path, copy in copies.items():
+        notebook = nbformat.read(path, as_version=4)
+        notebook.metadata.setdefault("colab", {}).update(WHAT_COLAB_WRITES)
+        notebook.metadata["language_info"] = {"name": "python"}
+        notebook.cells[0].metadata["colab"] = {"base_uri": "https://localhost:8080/"}
+        notebook.cells[1].metadata["id"] = "abc"
+        nbformat.write(notebook, copy)
+
+    program = Path(sys.executable).with_name("nbstripout")
+    subprocess.run([program, *options, *copies.values()], check=True, timeout=300)
+    for path, copy in copies.items():
+        stripped = without_empty(json.loads(copy.read_bytes()))
+        assert stripped == json.loads(path.read_bytes()), path.name
 
 
 @pytest.mark.parametrize("path", book.chapters(), ids=lambda path: path.stem)

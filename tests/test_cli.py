@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.main import get_command
 
-from lib import ROOT
+from lib import ROOT, hardware
 from lib.__main__ import EXAMPLES, app, main
 from lib.runs import records
 from tests.conftest import wait_for
@@ -105,8 +105,26 @@ def test_bad_input_is_one_line_and_status_2(arguments, words, capsys, tmp_path, 
     if "pretrain" in arguments and "--runs" not in arguments:
         arguments = [*arguments, "--runs", str(tmp_path)]
     assert main(arguments) == 2
-    captured = capsys.readouterr().err.strip()
-    assert captured.startswith("error: ") and words in captured and captured.count("\n") == 0
+    *before, captured = capsys.readouterr().err.splitlines()
+    assert captured.startswith("error: ") and words in captured
+    assert all(line.startswith("device: ") for line in before[:1]) and not before[1:]
+
+
+def test_what_computes_is_told_first_and_not_on_stdout(toy_root, tmp_path, capsys, monkeypatch):
+    """Also why a GPU does not; a run that is only shown computes nothing."""
+    monkeypatch.setattr(hardware, "unusable_gpu", lambda: "there is a GPU, and why not")
+    small = ["--data", "toy", "--epochs", "1", "--set", "batch_size=32", "--data-root", toy_root]
+    assert main(["pretrain", "simclr-digits", *small, "--runs", tmp_path / "runs"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("device: ") and "device: " not in said.out
+    assert re.match(r"device: .*\(\w+.*\), float32\nnote: there is a GPU, and why not\n", said.err)
+
+    (folder,) = (tmp_path / "runs").iterdir()
+    for computed in (True, False):
+        assert main(["probe", folder, "--data-root", toy_root, "--device", "cpu"]) == 0
+        said = capsys.readouterr().err
+        assert re.search(r"^device: .*\(cpu.*\), float32$", said, re.M) or not computed
+        assert ("device: " in said) == computed and "note: " not in said  # the CPU was asked for
 
 
 def test_help_has_examples_that_parse():
@@ -392,7 +410,8 @@ def test_what_is_refused_among_several_keeps_no_other_back(toy_root, tmp_path, c
     assert main(["probe", *several, "--data-root", str(toy_root)]) == 2
     said = capsys.readouterr()
     assert "linear" in said.out
-    refused, account = said.err.splitlines()[-2:]
+    refused, device, account = said.err.splitlines()[-3:]
+    assert device.startswith("device: ")
     assert "not finished: the same pretrain command goes on" in refused
     assert account == "error: 1 of 2 were refused, see above; the rest is done"
 
@@ -418,6 +437,6 @@ def test_a_path_out_of_reach_is_named(words, tmp_path, capsys):
     """Here a name longer than a file system has, as a folder that may not be entered would be."""
     path = tmp_path / ("x" * 300) / "runs"
     assert main([*words, str(path)]) == 2
-    said = capsys.readouterr().err
+    *before, said = capsys.readouterr().err.splitlines()
     assert said.startswith("error: can't ") and "File name too long" in said
-    assert said.count("\n") == 1
+    assert not before or before[0].startswith("device: ") and len(before) == 1

@@ -20,10 +20,13 @@ from lib.hardware import (
     fast_on_gpu,
     matrix_rate,
     memory_kept,
+    nvidia_driver,
     peak_memory,
+    unusable_gpu,
 )
 from lib.presets import preset
 from lib.training import Step, build_optimiser
+from tests.pretended import gpu
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -64,6 +67,104 @@ def test_automatic_precision_is_that_of_the_cpu_at_hand(cpu_with):
     assert hardware.cpu_flags() == {"fpu", "avx512f", "amx_bf16", "amx_tile"}
     assert choose_precision("auto", CPU) == "bfloat16"
     assert choose_precision("float32", CPU) == "float32"
+
+
+# as the kernel's modules tell it, the closed one and the open one
+DRIVERS = {
+    "535.104.05": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 "
+    "UTC 2023\nGCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n",
+    "580.65.06": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build"
+    "  (root@host)  Sun Jul 27 2025\nGCC version:  gcc version 13.3.0\n",
+    "470.256.02": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.256.02  Thu May 2 2024\n",
+}
+
+
+def machine_with(root: Path, driver: str) -> Path:
+    """The root of a machine that has this driver of NVIDIA's."""
+    told = root / "proc" / "driver" / "nvidia" / "version"
+    told.parent.mkdir(parents=True)
+    told.write_text(DRIVERS[driver], encoding="utf-8")
+    return root
+
+
+def refuse() -> None:
+    raise RuntimeError("Found no NVIDIA driver on your system.\nPlease check that you have a GPU")
+
+
+@pytest.mark.parametrize(
+    "driver, built_for, words, index",
+    [
+        ("535.104.05", "13.0", "its driver, 535.104.05, is older than 580", "cu126"),
+        ("535.104.05", None, "is built for the CPU alone", "cu126"),
+        ("580.65.06", None, "is built for the CPU alone", "cu130"),
+        ("470.256.02", "12.6", "470.256.02, is older than 525", None),
+        ("470.256.02", None, "is built for the CPU alone; update the driver", None),
+        ("580.65.06", "13.0", "Found no NVIDIA driver on your system. Please check", None),
+        ("535.104.05", "12.6", "Found no NVIDIA driver on your system. Please check", None),
+    ],
+)
+def test_a_gpu_that_can_not_be_used_says_why_and_what_to_install(
+    driver, built_for, words, index, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    said = unusable_gpu(machine_with(tmp_path, driver), built_for, refuse)
+    assert said.startswith("there is an NVIDIA GPU, and PyTorch can't use it: ") and words in said
+    assert "\n" not in said
+    if index is None:
+        assert "pip install" not in said
+    else:
+        assert said.endswith(f"--extra-index-url https://download.pytorch.org/whl/{index}")
+
+
+def test_a_gpu_that_is_hidden_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    said = unusable_gpu(machine_with(tmp_path, "580.65.06"), "13.0", refuse)
+    assert said.endswith("CUDA_VISIBLE_DEVICES hides it")
+
+
+NVIDIA_SMI = {
+    "a driver": ("echo 537.58", "537.58"),
+    "two GPUs": ("echo 537.58; echo 537.58", "537.58"),
+    "no driver": ("echo NVIDIA-SMI has failed; exit 9", None),
+    "no GPU": ("true", None),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the program is a shell script")
+@pytest.mark.parametrize("case", NVIDIA_SMI)
+def test_where_no_file_tells_the_driver_nvidias_program_is_asked(case, tmp_path, monkeypatch):
+    script, driver = NVIDIA_SMI[case]
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert nvidia_driver(tmp_path) == driver
+    assert (unusable_gpu(tmp_path, None, refuse) is None) == (driver is None)
+
+
+def test_nothing_is_said_where_there_is_no_gpu_or_it_works(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert unusable_gpu(tmp_path, "13.0", refuse) is None
+    machine_with(tmp_path, "535.104.05")
+    assert unusable_gpu(tmp_path, "13.0", begin=lambda: None) is None
+    with gpu():
+        assert unusable_gpu(tmp_path, "13.0", refuse) is None
+
+
+def test_a_gpu_without_a_version_gets_the_build_for_older_drivers(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    assert unusable_gpu(tmp_path, None, refuse).endswith("/cu126")
+
+
+def test_a_device_in_words():
+    with gpu(capability=(9, 0)):
+        assert hardware.in_words(torch.device("cuda"), "auto") == "pretended (cuda), bfloat16"
+    threads = torch.get_num_threads()
+    words = hardware.in_words(CPU, "float32")
+    assert words.endswith(f"(cpu, {threads} thread{'' if threads == 1 else 's'}), float32")
+    assert hardware.in_words(CPU).endswith(")")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

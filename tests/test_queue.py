@@ -349,7 +349,7 @@ from lib.evidence.ledger import Ledger
 from lib.runs import session
 
 place = Path(sys.argv[1])
-queue.POLL_SECONDS = session.CHECKPOINT_SECONDS = 0.2
+queue.POLL_SECONDS = session.LATEST = 0.2
 ledger = Ledger(place / "data", place / "results", place / "runs", "cpu")
 entries = plan.read(place / "experiments.yml")
 queue.Queue(entries, ledger, "cpu", place / "kept").work(package={"changed": False})

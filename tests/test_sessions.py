@@ -144,6 +144,47 @@ def test_a_signal_that_comes_after_the_last_step_is_not_lost(toy, tmp_path, exit
     assert saved == 0
 
 
+@pytest.mark.parametrize(
+    "seconds, megabytes, pause",
+    [
+        (0.01, 1, 60),  # a slim encoder: every minute
+        (0.4, 138, 248),  # ResNet-18: two gigabytes an hour
+        (3, 10, 150),  # a slow disk: a fiftieth of the time
+        (2, 600, 900),  # a quarter of an hour at most
+        (60, 1, 900),
+    ],
+)
+def test_checkpoints_are_as_rare_as_they_are_dear(seconds, megabytes, pause):
+    after = session.pause_after(seconds, megabytes * 10**6)
+    assert after == pytest.approx(pause, abs=1)
+    if pause < session.LATEST:
+        assert seconds / (seconds + after) < 0.02
+        assert megabytes * 3600 / after <= 2000
+
+
+def test_a_checkpoint_says_when_the_next_is_due(toy, tmp_path, monkeypatch):
+    cut = begun(small(), toy, tmp_path)
+    training = training_of(cut, toy)
+
+    def step_and_saved() -> int:
+        next(training)
+        cut.after_step()
+        return step_of(cut.folder)
+
+    assert cut.pause == 60 and step_and_saved() == 0
+    cut.saved -= 61
+    assert step_and_saved() == 2
+
+    size = (cut.folder / NEWEST).stat().st_size
+    monkeypatch.setattr(session, "BYTES_AN_HOUR", 36 * size)
+    cut.save()
+    assert cut.pause == pytest.approx(100)
+    cut.saved -= 99
+    assert step_and_saved() == 2
+    cut.saved -= 2
+    assert step_and_saved() == 4
+
+
 RUN = """
 import signal, sys, torch
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -152,7 +193,7 @@ from lib import data
 from lib.runs import session
 from tests.conftest import arrays, small, trained
 torch.set_num_threads(1)
-session.CHECKPOINT_SECONDS = 0
+session.LATEST = 0
 trained(small(epochs=400), data.build("toy", **arrays()), Path(sys.argv[1]))
 """
 
@@ -345,7 +386,7 @@ def full_at(write: int) -> Callable[[int], None]:
 
 def test_a_full_disk_at_any_write_loses_nothing(toy, tmp_path, monkeypatch):
     """And ``pretrain`` goes on to the same end from wherever it was, with its looks on the way."""
-    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(session, "LATEST", 0)
     config = small(knn_every=1, **FIVE_STEPS)
     whole = trained(config, toy, tmp_path / "whole")
     for write in range(16):  # at the start, each step, each row, the end; the model, the record
@@ -359,7 +400,7 @@ def test_a_full_disk_at_any_write_loses_nothing(toy, tmp_path, monkeypatch):
 
 
 def test_folders_that_cannot_be_flushed_stop_no_run(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(session, "LATEST", 0)
     fsync = os.fsync
     refused = []
 

@@ -271,13 +271,15 @@ class Download:
 
     load: Callable[[Path], Dataset]  # by the data root
     side: int  # of its images, in pixels
+    labelled: int  # official training images, those held out as val included
     folder: str | None = None  # below the data root, where torchvision puts it
+    unlabeled: int = 0
 
 
 DOWNLOADS = {
-    "digits": Download(_digits, 32),
-    "cifar10": Download(partial(_cifar, "cifar10"), 32, "cifar-10-batches-py"),
-    "cifar100": Download(partial(_cifar, "cifar100"), 32, "cifar-100-python"),
-    "stl10": Download(_stl10, 96, "stl10_binary"),
-    "imagenette96": Download(_imagenette96, 96, "imagenette2-320"),
+    "digits": Download(_digits, 32, 1438),
+    "cifar10": Download(partial(_cifar, "cifar10"), 32, 50_000, "cifar-10-batches-py"),
+    "cifar100": Download(partial(_cifar, "cifar100"), 32, 50_000, "cifar-100-python"),
+    "stl10": Download(_stl10, 96, 5_000, "stl10_binary", unlabeled=100_000),
+    "imagenette96": Download(_imagenette96, 96, IMAGENETTE[0], "imagenette2-320"),
 }

@@ -1,18 +1,15 @@
 """What there is already: records, data sets, and the speeds that the records tell."""
 
-import functools
 import json
 from pathlib import Path
 
 from lib import InputError, probes
-from lib.compute.cost import flops
 from lib.config import Config
 from lib.data import Dataset, data_root, load
 from lib.data.downloads import DOWNLOADS
-from lib.encoders import Model
+from lib.evidence import estimates
 from lib.hardware import choose_device
 from lib.runs import NUMERICS, RUNS, identity, provenance, records
-from lib.training import batch_sizes
 
 
 def key(config: Config, numerics: int = NUMERICS) -> str:
@@ -119,7 +116,7 @@ class Ledger:
 
         None where nothing tells yet. The speed is that of the same encoder on the same images, else
         that of another one in floating-point operations; on this device, else on another of its
-        type. A run that is done but not evaluated takes none.
+        type, else what ``estimates`` says of it. A run that is done but not evaluated takes none.
         """
         dataset = self.data(config.data)
         if not config.epochs or self._is_trained(config, dataset):
@@ -127,8 +124,8 @@ class Ledger:
 
         pool = self._pool(config, dataset)
         if pool is None:
-            return None
-        views = config.epochs * config.views * sum(batch_sizes(config, pool))
+            return estimates.minutes(config, self.device["name"])
+        views = estimates.views(config, pool)
 
         measured = self._measured(config)
         for record in reversed(measured):
@@ -140,11 +137,10 @@ class Ledger:
             size = dataset.size[0]
         counted = [record for record in measured if record.get("cost")]
         if not counted or size is None:
-            return None
+            return estimates.minutes(config, self.device["name"])
 
         rate = counted[-1]["views_per_second"] * counted[-1]["cost"]["flops_per_view"]
-        per_view = _flops(config.encoder, config.stem, config.head, config.embedding, size)
-        return views * per_view / rate / 60
+        return estimates.operations(config, pool, size) / rate / 60
 
     def _is_trained(self, config: Config, dataset: Dataset | None) -> bool:
         if dataset is None:
@@ -183,8 +179,3 @@ class Ledger:
 
 def _same(record: dict, config: Config, *names: str) -> bool:
     return all(record["config"][name] == getattr(config, name) for name in names)
-
-
-@functools.cache
-def _flops(encoder: str, stem: str, head: str, embedding: int, size: int) -> int:
-    return flops(Model(encoder, stem, head, embedding), size)

@@ -21,7 +21,7 @@ from lib.distributed.batches import SharedBatches, home_of
 from lib.distributed.group import active, lost, rank, tell
 from lib.distributed.step import SharedStep
 from lib.evaluation import classified, device_of, knn_on_val
-from lib.files import as_path
+from lib.files import as_path, remove_leftovers
 from lib.hardware import (
     choose_device,
     fastest_convolutions,
@@ -94,7 +94,7 @@ def pretrain(
         if (folder / "record.json").is_file():  # by the process that was waited for
             return load(folder)
         if rank() == 0:
-            _remove_leftovers(folder)
+            remove_leftovers(folder)
         session = begin(config, dataset, folder, chosen, plan or {})
         about = _about(session, dataset, sliced) | {
             "code": code,
@@ -164,12 +164,6 @@ def _refuse_unfit(config: Config, sliced: Dataset) -> None:
         f"the pool '{config.pool}' of {sliced.name} has {len(pool)} images, fewer than one batch "
         f"of {least}; set {fitting} for example{more}"
     )
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """What processes that were killed had begun to write."""
-    for path in folder.glob(".*.*.[0-9]*"):
-        path.unlink(missing_ok=True)
 
 
 def _train_and_note_the_end(

@@ -76,13 +76,9 @@ def versions() -> dict:
 
 def device(device: torch.device) -> dict:
     """What the run ran on: type, name, CPU threads, operating system."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = hardware.processor("model name") or platform.processor() or platform.machine()
     return {
         "type": device.type,
-        "name": name,
+        "name": hardware.device_name(device),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
     }

@@ -23,10 +23,21 @@ from lib.runs import checkpoints, provenance
 from lib.runs.checkpoints import RunProgress
 from lib.training import build_model, build_optimiser, build_scaler
 
-CHECKPOINT_SECONDS = 60  # a checkpoint after the first step after so long
+SOONEST, LATEST = 60, 900  # seconds from one checkpoint to the next
+SHARE = 0.02  # of the time that saving may take
+BYTES_AN_HOUR = 2_000_000_000  # that checkpoints may write
 ENDED = "failure.json"  # in a run's folder: how the last session that did not finish ended
 LOCK = ".lock"  # in a run's folder; it stays there, empty: only who holds it matters
 WITHOUT_A_WORD = "killed, or the machine stopped"
+
+
+def pause_after(seconds: float, size: int) -> float:
+    """Seconds from a checkpoint to the next, by what the last one took, and its size in bytes.
+
+    So long that saving takes SHARE of the time and writes BYTES_AN_HOUR, at most. LATEST goes
+    before both, so that no more than that is ever lost.
+    """
+    return min(LATEST, max(SOONEST, seconds / SHARE, 3600 * size / BYTES_AN_HOUR))
 
 
 @dataclass
@@ -42,12 +53,15 @@ class Session:
     interruptions: Interruptions = field(default_factory=Interruptions)
     started: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
+    # seconds from the last checkpoint to the next
+    pause: float = field(default_factory=lambda: pause_after(0, 0))
 
     def save(self) -> None:
         """A checkpoint, this session's segment up to date in it.
 
         Raises Diverged where loss or weights are not finite, InputError where it can't be written.
         """
+        began = time.monotonic()
         self.progress.mean_loss()
         *before, segment = self.progress.segments
         segment = segment | {
@@ -59,6 +73,8 @@ class Session:
             checkpoints.rotate(
                 self.folder, self.config, updated, self.model, self.optimiser, self.scaler
             )
+            size = (self.folder / checkpoints.NEWEST).stat().st_size
+            self.pause = pause_after(time.monotonic() - began, size)
         barrier()
         self.progress.segments = updated.segments
         self.saved = time.monotonic()
@@ -68,7 +84,7 @@ class Session:
 
         Ranks agree on both: what one is told ends all of them after the same step.
         """
-        due = int(time.monotonic() - self.saved > CHECKPOINT_SECONDS)
+        due = int(rank() == 0 and time.monotonic() - self.saved > self.pause)
         caught, due = agree(self.interruptions.caught or 0, due)
         if not caught and not due:
             return

@@ -1,0 +1,203 @@
+"""A copy of the runs in a folder that outlives the machine, as on a mounted Drive.
+
+Runs are trained on the machine's own disk. From time to time what is new there is copied: of a run
+on the way its newest checkpoint, of one that is done its weights and its record. Every file is
+written whole, and looked at before it is fetched: what a copy that was cut off has left is not
+taken for a run. Drive keeps every version of a file that is overwritten in its bin, so after a
+large round the next one comes later: at most BYTES_AN_HOUR are copied.
+"""
+
+import atexit
+import contextlib
+import importlib
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from lib import InputError
+from lib.files import as_path, remove_leftovers, write_atomically
+from lib.runs import checkpoints, records
+from lib.runs.checkpoints import BEFORE, NEWEST
+
+EVERY = 600  # seconds from one round of copies to the next, at least
+BYTES_AN_HOUR = 1_000_000_000  # that are copied
+DRIVE = "drive"  # the name that stands for the folder on Google Drive
+MOUNTED = Path("/content/drive")
+ON_DRIVE = MOUNTED / "MyDrive" / "contrastive-learning-book" / "runs"
+RECORD = "record.json"
+
+
+class Backup:
+    """The runs of a folder, and their copies in another one."""
+
+    def __init__(self, runs: str | Path, folder: str | Path):
+        """runs: the folder of all runs; folder: that of their copies."""
+        self.runs, self.folder = as_path(runs), as_path(folder)
+        # when those files were changed that are copied, and their sizes
+        self._copied: dict[Path, tuple[int, int]] = {}
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    def fetch(self) -> list[str]:
+        """Copy back what the folder has and the runs lack. Returns the names of those runs.
+
+        A run that is on the way in both is fetched where the copy is further. Files that are not
+        whole are told in a warning, and their run is not taken.
+        """
+        fetched = []
+        for copy in _runs(self.folder):
+            remove_leftovers(copy)
+            own = self.runs / copy.name
+            files = _worth_copying(copy)
+            if (own / RECORD).is_file() or not files:
+                continue
+            if files[-1].name != RECORD and _step(own) >= _step(copy) >= 0:
+                continue
+            try:
+                contents = {path.name: _whole(path) for path in files}
+            except InputError as error:
+                warnings.warn(f"{error}; {copy.name} is not fetched", stacklevel=2)
+                continue
+            for name, content in contents.items():
+                write_atomically(own / name, content)
+            fetched.append(copy.name)
+        return fetched
+
+    def copy(self) -> int:
+        """Copy what is new. Returns how many bytes were written.
+
+        Raises InputError where a file can't be written.
+        """
+        written = 0
+        with self._lock:
+            for own in _runs(self.runs):
+                files = _worth_copying(own)
+                for path in files:
+                    written += self._copy(path, self.folder / own.name / path.name)
+                if files and files[-1].name == RECORD:
+                    (self.folder / own.name / NEWEST).unlink(missing_ok=True)
+        return written
+
+    def _copy(self, path: Path, target: Path) -> int:
+        """Copy a file where it has changed, and is not renamed or deleted meanwhile."""
+        try:
+            about = path.stat()
+            changed = (about.st_mtime_ns, about.st_size)
+            if self._copied.get(path) == changed:
+                return 0
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return 0
+
+        written = 0
+        if not target.is_file() or target.read_bytes() != content:
+            write_atomically(target, content)
+            written = len(content)
+        self._copied[path] = changed
+        return written
+
+    def start(self) -> None:
+        """Copy from now on, in a thread, and once more when the process ends."""
+        threading.Thread(target=self._keep_on, name="backup", daemon=True).start()
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """Copy once more, and no longer."""
+        atexit.unregister(self.stop)
+        self._stopped.set()
+        self._round()
+
+    def _keep_on(self) -> None:
+        written = 0
+        while not self._stopped.wait(max(EVERY, 3600 * written / BYTES_AN_HOUR)):
+            written = self._round()
+
+    def _round(self) -> int:
+        """Copy; where that fails say so, and leave it to the next round."""
+        try:
+            return self.copy()
+        except (InputError, OSError) as error:
+            print(f"note: the runs are not copied: {error}", file=sys.stderr, flush=True)
+            return 0
+
+
+def _runs(folder: Path) -> Iterator[Path]:
+    """The folders in a folder of runs."""
+    if folder.is_dir():
+        yield from sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _worth_copying(folder: Path) -> list[Path]:
+    """What of a run's folder is worth a copy, in the order of copying; nothing of any other folder.
+
+    Of a finished run the record is the last: where it is there, all is.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    kept = [path for path in weights if path.name not in (NEWEST, BEFORE)]
+    for last in (folder / RECORD, folder / NEWEST):
+        if last.is_file():
+            return [*kept, last]
+    return []
+
+
+def _step(folder: Path) -> int:
+    """How far the run in a folder is, by its checkpoints; -1 where none is whole."""
+    steps = [-1]
+    for path in (folder / NEWEST, folder / BEFORE):
+        if path.is_file():
+            with contextlib.suppress(InputError):
+                steps.append(checkpoints.read(path)[1].step)
+    return max(steps)
+
+
+def _whole(path: Path) -> bytes:
+    """A file's content. Raises InputError where it is missing, or not as it was written."""
+    if path.name == RECORD:
+        records.read(path)
+        return path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror})") from error
+    if not checkpoints.unbroken(content):
+        raise InputError(f"{path} is not whole")
+    return content
+
+
+def place(where: str) -> Path:
+    """The folder of that name; "drive": one on Google Drive, which is mounted, on Colab.
+
+    Raises InputError where there is no Drive to mount.
+    """
+    if where != DRIVE:
+        return as_path(where)
+    try:
+        drive = importlib.import_module("google.colab.drive")
+    except ImportError as error:
+        raise InputError(
+            f"backup='{DRIVE}' mounts Google Drive, which Colab alone can; name a folder instead"
+        ) from error
+    drive.mount(str(MOUNTED))
+    return ON_DRIVE
+
+
+_under_way: list[Backup] = []
+
+
+def begin(where: str, runs: str | Path) -> str:
+    """Fetch from a place what the folder of runs lacks, and copy there from now on.
+
+    A second call takes the first one's place. Returns what it does, in a sentence.
+    """
+    while _under_way:
+        _under_way.pop().stop()
+    made = Backup(runs, place(where))
+    fetched = len(made.fetch())
+    made.start()
+    _under_way.append(made)
+    return (
+        f"backup: {fetched} runs fetched from {made.folder}; every {EVERY // 60} minutes what is "
+        "new in the runs is copied there (no data sets: those are downloaded again)"
+    )
