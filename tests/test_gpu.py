@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lib import InputError, hardware, probes
+from lib import InputError, evaluation, hardware, probes
+from lib.augmentations import RECIPES, views
 from lib.compute.cost import memory
 from lib.config import Config
 from lib.data.dataset import Dataset
@@ -123,6 +125,33 @@ def test_a_model_comes_back_when_what_it_was_lent_for_fails():
     assert model.weight.device.type == "cpu"
 
 
+@pytest.mark.parametrize("trains", [False, True])
+def test_features_of_views_are_computed_on_the_gpu_and_come_back(toy, trains):
+    """By a copy: the model stays where it is, and what BatchNorm has counted as it was."""
+    computed = []
+
+    class Noting(Model):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            computed.append((x.device.type, len(x)))
+            return super().forward(x)
+
+    model = Noting("slim").train(trains)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = views(toy.val.images, RECIPES["digits"], seed=0, step=0)  # (2, 20, 3, 12, 12)
+    with gpu():
+        h, z = evaluation.view_features(model, x, batch=16)
+    assert computed == [("cuda", 16), ("cuda", 16), ("cuda", 8)]
+    assert (h.shape, z.shape) == ((2, 20, 128), (2, 20, 128))
+    assert h.device.type == z.device.type == "cpu"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training == trains
+
+    wanted = [model(part)[0] for part in x.flatten(0, 1).split(16)]
+    torch.testing.assert_close(h.flatten(0, 1), torch.cat(wanted), rtol=1e-3, atol=1e-4)
+    exact, _ = evaluation.view_features(model, x, 16, "cpu")
+    assert torch.equal(exact.flatten(0, 1), torch.cat(wanted))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_is_the_cpus(toy, tmp_path, case):
     """By SGD, whose steps are in proportion to the gradient, rounding and all."""
@@ -210,6 +239,16 @@ def test_a_runs_peak_memory_is_its_own(toy, tmp_path, monkeypatch):
     cost = run.record["cost"]
     assert OnGpu.largest == 4 * 1024**2
     assert 10**5 < cost["peak_bytes"] < 4 * 10**6
+
+
+def test_a_run_of_a_newer_gpu_is_read_on_an_older_one(toy, tmp_path, monkeypatch):
+    """Which has no bfloat16."""
+    shorter = replace(published.PROTOCOLS["supcontrast"], epochs=1)
+    monkeypatch.setitem(published.PROTOCOLS, "supcontrast", shorter)
+    run = trained_on("cpu", two_epochs(precision="bfloat16"), toy, tmp_path)
+    with gpu(capability=(7, 5)):
+        found = run.evaluate(toy, "cuda", ["supcontrast"])
+    assert found["h"]["supcontrast"]["precision"] == "float32"
 
 
 PROBES = {"simclr": probes.PROBES, "ce": ("linear", "calibration")}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lib import hardware
 from lib.augmentations import RECIPES, views
 from lib.compute.cost import flops
+from lib.config import COMPUTED
 from lib.encoders import Model
 from lib.hardware import (
     choose_precision,
@@ -24,6 +25,7 @@ from lib.hardware import (
 )
 from lib.presets import preset
 from lib.training import Step, build_optimiser
+from tests.pretended import gpu
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -64,6 +66,18 @@ def test_automatic_precision_is_that_of_the_cpu_at_hand(cpu_with):
     assert hardware.cpu_flags() == {"fpu", "avx512f", "amx_bf16", "amx_tile"}
     assert choose_precision("auto", CPU) == "bfloat16"
     assert choose_precision("float32", CPU) == "float32"
+
+
+def test_which_precisions_a_device_computes():
+    def of(device: str) -> list[str]:
+        return [name for name in COMPUTED if hardware.computes(torch.device(device), name)]
+
+    assert of("cpu") == list(COMPUTED)
+    assert of("mps") == ["float32"]
+    with gpu(capability=(7, 5)):
+        assert of("cuda") == ["float32", "float16"]
+    with gpu(capability=(8, 0)):
+        assert of("cuda") == list(COMPUTED)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

@@ -231,13 +231,18 @@ def _batches_and_step(
 
 
 def _look(session: Session, sliced: Dataset, row: dict) -> None:
-    """Add to the epoch's row what is looked at every so many epochs."""
-    config, epoch = session.config, row["epoch"]
-    if config.knn_every and epoch % config.knn_every == 0:
-        row["knn"] = knn_on_val(session.model, sliced, recipe_for(config, sliced, "none"))
-    if config.test_every and epoch % config.test_every == 0:
-        recipe = recipe_for(config, sliced, "none")
-        row["test_correct"] = classified(session.model, sliced.test, recipe)
+    """Add to the epoch's row what is looked at every so many epochs, in the run's precision."""
+    config, epoch, model = session.config, row["epoch"], session.model
+    asks_knn = config.knn_every and epoch % config.knn_every == 0
+    asks_test = config.test_every and epoch % config.test_every == 0
+    if not asks_knn and not asks_test:
+        return
+    recipe = recipe_for(config, sliced, "none")
+    row["look_precision"] = config.precision
+    if asks_knn:
+        row["knn"] = knn_on_val(model, sliced, recipe, config.precision)
+    if asks_test:
+        row["test_correct"] = classified(model, sliced.test, recipe, config.precision)
 
 
 def _about(session: Session, dataset: Dataset, sliced: Dataset) -> dict:
