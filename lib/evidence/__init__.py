@@ -2,5 +2,6 @@
 
 ``statistics`` has the intervals, ``tables`` turns records into tables, ``comparisons`` sets two
 groups of runs beside each other, ``claims`` holds published numbers against ours. ``experiments``
-and ``plan`` are what is to be run, ``ledger`` what there is of it, ``queue`` works it off.
+and ``plan`` are what is to be run, ``ledger`` what there is of it, ``timing`` how long a run takes,
+``queue`` works off the plan.
 """

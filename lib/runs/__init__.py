@@ -5,8 +5,18 @@ names it. ``session`` decides when it is saved, ``checkpoints`` how; ``trouble``
 time. ``provenance`` and ``records`` say what it was; ``packing`` makes one file of it.
 """
 
-from lib.runs.identities import NUMERICS, computed_on, identity
+from lib.runs.identities import NUMERICS, computed_on, furthest, identity, is_open
 from lib.runs.pretraining import pretrain
 from lib.runs.run import RUNS, Run, load
 
-__all__ = ["NUMERICS", "RUNS", "Run", "computed_on", "identity", "load", "pretrain"]
+__all__ = [
+    "NUMERICS",
+    "RUNS",
+    "Run",
+    "computed_on",
+    "furthest",
+    "identity",
+    "is_open",
+    "load",
+    "pretrain",
+]
