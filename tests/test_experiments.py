@@ -207,7 +207,7 @@ def test_nothing_is_begun_that_does_not_fit_into_the_budget(place, capsys):
 
 def test_a_run_whose_cost_nobody_measured_is_timed_before_it_is_begun(place, capsys):
     """Hours of it, where a minute is left; the run of a few seconds is begun."""
-    long = LATE | {"delta": SMALL | {"epochs": 10**6, "encoder": "resnet9"}}
+    long = LATE | {"worth": 0, "delta": SMALL | {"epochs": 10**6, "encoder": "resnet9"}}
     written(place, long, EARLY)
     here = ledger(place)
     config = chosen(place, "late")[0].configs[0]

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lib import InputError, evaluation, hardware, probes
 from lib.augmentations import RECIPES, views
+from lib.compute.bits import pack_bits, unpack_bits
 from lib.compute.cost import memory
 from lib.config import Config
 from lib.data.dataset import Dataset
@@ -32,6 +33,7 @@ CASES = {
     "resized": {"size": 16},
 }
 CUDA = torch.device("cuda")
+FEW = 20  # of so many images one may lie on the fence between two classes
 
 
 @pytest.fixture(autouse=True)
@@ -271,12 +273,46 @@ def test_every_probe_finds_what_it_finds_on_the_cpu(toy, tmp_path, method, wante
     answers = []
     for device in (torch.device("cpu"), CUDA):
         with gpu(), hardware.lent(run.model, device) as model:
-            answer = probes.ask(model, toy, recipe, method, wanted)
-        answers.append(tree_leaves(answer))
-
+            answers.append(probes.ask(model, toy, recipe, method, wanted))
     on_cpu, on_gpu = answers
-    for one, other in zip(on_gpu, on_cpu, strict=True):
-        if isinstance(other, float):
-            assert one == pytest.approx(other, rel=1e-3)
-        else:
-            assert one == other
+    assert_alike(on_gpu, on_cpu)
+
+
+def assert_alike(one: Any, other: Any, n: int = 0) -> None:
+    """Answers about n images, equal but for a few images on the fence between two classes.
+
+    The linear probe's search ends within a tolerance of the minimum, and sums in another order on a
+    GPU; so do different numbers of threads and kinds of CPU. Such images may fall on either side.
+    """
+    if isinstance(other, dict):
+        assert one.keys() == other.keys()
+        n = other.get("n", n)
+        for key, value in other.items():
+            if key == "bits":
+                differ = unpack_bits(one[key], n) != unpack_bits(value, n)
+                assert differ.sum() <= n // FEW
+            else:
+                assert_alike(one[key], value, n)
+    elif isinstance(other, list):
+        for ours, theirs in zip(one, other, strict=True):
+            assert_alike(ours, theirs, n)
+    elif isinstance(other, float):
+        assert one == pytest.approx(other, rel=0.05, abs=0.05)
+    elif isinstance(other, int):
+        assert abs(one - other) <= n // FEW
+    else:
+        assert one == other
+
+
+def test_answers_that_differ_in_more_than_a_few_images_are_not_alike():
+    right = torch.arange(100) < 50
+    answer = {"n": 100, "correct": 50, "bits": pack_bits(right), "l2": 0.01}
+    assert_alike(answer | {"correct": 45}, answer)
+    for change in (
+        {"correct": 44},
+        {"bits": pack_bits(right.roll(3))},
+        {"l2": 1.0},
+        {"n": 94},
+    ):
+        with pytest.raises(AssertionError):
+            assert_alike(answer | change, answer)
