@@ -7,6 +7,7 @@ where its method needs them; then val favours weak penalties a little. Test stay
 way. Further probes are in ``lib.probes``.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lib.augmentations import Recipe, apply, draw
 from lib.compute.bits import pack_bits
@@ -21,10 +23,11 @@ from lib.compute.logistic import minimise, principal_axes
 from lib.data.dataset import Dataset, Split
 from lib.distributed.group import Share, barrier
 from lib.encoders import Model
-from lib.hardware import memory_format
+from lib.hardware import autocast, choose_device, memory_format
 
 BATCH_PIXELS = {"cpu": 2**19}  # 512 images of 32 x 32: larger were not faster, nor smaller ones
 BATCH_PIXELS_ELSEWHERE = 2**22  # 4,096 of them: accelerators wait for a batch to begin
+VIEWS = 512  # of a batch, where they are given
 L2_PATH = tuple(10.0**-k for k in range(8))  # strong to weak: each starts from the last
 PATIENCE = 2  # weaker strengths tried in vain before the choice
 FOLDS = 5  # of the cross-validation on small label sets
@@ -34,12 +37,15 @@ Labelled = tuple[Tensor, Tensor]  # features (N, D) and their classes (N,)
 
 
 @torch.no_grad()
-def features(model: nn.Module, images: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+def features(
+    model: nn.Module, images: Tensor, recipe: Recipe, precision: str = "float32"
+) -> tuple[Tensor, Tensor]:
     """h (N, width) and z (N, D), float32, of images (N, 3, H, W) uint8, on the model's device.
 
     model: gives h and z, as ``encoders.Model``.
     recipe: the view that evaluation sees, usually ``RECIPES["none"]`` with the run's size and
         normalisation.
+    precision: in which the model multiplies; all that is published of features is of float32.
 
     Ranks (lib.distributed) compute a part each, and all get all.
     """
@@ -55,13 +61,37 @@ def features(model: nn.Module, images: Tensor, recipe: Recipe) -> tuple[Tensor, 
     most = BATCH_PIXELS.get(device.type, BATCH_PIXELS_ELSEWHERE)
     for batch in own.split(max(1, most // size**2)):
         x = apply(batch.to(device), draw(recipe, len(batch), seed=0, step=0))
-        h, z = model(x.contiguous(memory_format=memory_format(device)))
+        with autocast(device, precision):
+            h, z = model(x.contiguous(memory_format=memory_format(device)))
         parts_of_h.append(h.float())
         parts_of_z.append(z.float())
     model.train(was_training)
 
     h, z = torch.cat(parts_of_h), torch.cat(parts_of_z)
     return share.gather(h[None])[0], share.gather(z[None])[0]
+
+
+@torch.no_grad()
+def view_features(
+    model: nn.Module, x: Tensor, batch: int = VIEWS, device: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """h (V, N, width) and z (V, N, D), on the CPU, of views x (V, N, 3, S, S), on a device.
+
+    model: on the CPU, in training or eval mode as it is. A copy computes, so that BatchNorm counts
+        nothing.
+    batch: views at a time; in training mode these are normalised by their own statistics.
+    device: "cuda", "mps" or "cpu"; default the best there is.
+    """
+    chosen = choose_device(device)
+    working = copy.deepcopy(model).to(chosen)
+    batches = x.flatten(0, 1).split(batch)
+    parts_of_h, parts_of_z = [], []
+    for part in tqdm(batches, desc="features", unit="batch", delay=2, leave=False):
+        h, z = working(part.to(chosen))
+        parts_of_h.append(h.cpu())
+        parts_of_z.append(z.cpu())
+    h, z = torch.cat(parts_of_h), torch.cat(parts_of_z)
+    return h.unflatten(0, x.shape[:2]), z.unflatten(0, x.shape[:2])
 
 
 def device_of(model: nn.Module, images: Tensor) -> torch.device:
@@ -229,18 +259,24 @@ def knn(
     return torch.cat(predicted)
 
 
-def knn_on_val(model: Model, dataset: Dataset, recipe: Recipe) -> float:
-    """kNN accuracy of h, train against val: cheap enough to follow a run by; no look at test."""
-    train, _ = features(model, dataset.train.images, recipe)
-    val, _ = features(model, dataset.val.images, recipe)
+def knn_on_val(model: Model, dataset: Dataset, recipe: Recipe, precision: str = "float32") -> float:
+    """kNN accuracy of h, train against val: cheap enough to follow a run by; no look at test.
+
+    precision: of the ``features``.
+    """
+    train, _ = features(model, dataset.train.images, recipe, precision)
+    val, _ = features(model, dataset.val.images, recipe, precision)
     labels = labels_at(dataset.train, train.device)
     predicted = knn(train, labels, val, len(dataset.classes))
     return float((predicted == labels_at(dataset.val, val.device)).float().mean())
 
 
-def classified(model: nn.Module, split: Split, recipe: Recipe) -> int:
-    """How many images of a split a classifier, whose z are logits, gets right."""
-    _, logits = features(model, split.images, recipe)
+def classified(model: nn.Module, split: Split, recipe: Recipe, precision: str = "float32") -> int:
+    """How many images of a split a classifier, whose z are logits, gets right.
+
+    precision: of the ``features``.
+    """
+    _, logits = features(model, split.images, recipe, precision)
     return int((logits.argmax(1) == labels_at(split, logits.device)).sum())
 
 

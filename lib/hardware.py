@@ -230,6 +230,22 @@ def processor(field: str) -> str:
     return ""
 
 
+def computes(device: torch.device, precision: str) -> bool:
+    """Whether a device can train in that precision, which is not "auto".
+
+    GPUs before compute capability 8.0 have no bfloat16. On Apple's MPS float32 alone is sure.
+    """
+    if device.type == "cuda" and precision == "bfloat16":
+        return fast_on_gpu(torch.cuda.get_device_capability(device)) == "bfloat16"
+    return precision == "float32" or device.type in ("cuda", "cpu")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Within, matrices are multiplied in a precision, not "auto"; float32 leaves all as it is."""
+    dtype = getattr(torch, precision)
+    return torch.autocast(device.type, dtype, enabled=precision != "float32")
+
+
 def memory_format(device: torch.device) -> torch.memory_format:
     """The layout that makes convolutions fast: channels last.
 

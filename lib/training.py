@@ -22,7 +22,7 @@ from lib.compute.kmeans import KMeans
 from lib.config import Config
 from lib.data.dataset import Dataset, epoch_order
 from lib.encoders import Model
-from lib.hardware import memory_format, read_ahead, send
+from lib.hardware import autocast, memory_format, read_ahead, send
 from lib.losses import contrast
 from lib.methods import METHODS
 
@@ -110,8 +110,7 @@ class Step:
 def embed(config: Config, model: nn.Module, x: Tensor) -> Tensor:
     """Views (V, N, 3, S, S) -> z (V, N, D), in the run's precision, which is not "auto" by then."""
     images = x.flatten(0, 1).contiguous(memory_format=memory_format(x.device))  # (V N, 3, S, S)
-    precision = getattr(torch, config.precision)
-    with torch.autocast(x.device.type, precision, enabled=config.precision != "float32"):
+    with autocast(x.device, config.precision):
         _, z = model(images)
     return z.unflatten(0, x.shape[:2])
 

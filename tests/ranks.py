@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ from lib.distributed.group import Share, joined, rank, world
 from lib.distributed.step import SharedStep
 from lib.encoders import ENCODERS, Model
 from lib.presets import preset
-from lib.runs import pretrain, session
+from lib.runs import identity, pretrain, session
+from lib.runs.pretraining import _in_its_precision
 from lib.training import (
     Batches,
     Progress,
@@ -208,6 +210,7 @@ def everything(folder: Path) -> dict:
     made["record"] = run.record
     made["evaluation"] = run.evaluate(toy(), "cpu")
     made["features"] = features()
+    made["settled"] = settled(folder)
     return made
 
 
@@ -217,6 +220,16 @@ def features() -> dict[int, Tensor]:
     recipe = recipe_for(config(), toy(), "none")
     images = toy().test.images
     return {n: evaluation.features(model, images[:n], recipe)[1] for n in (1, 3, 60)}
+
+
+def settled(folder: Path) -> str:
+    """The precision of a run that leaves it open, where rank 0 alone sees one in bfloat16."""
+    left_open = config(precision="auto")
+    if rank() == 0:
+        begun = folder / "0" / identity(replace(left_open, precision="bfloat16"), toy())
+        begun.mkdir(parents=True)
+        (begun / "record.json").touch()
+    return _in_its_precision(left_open, toy(), folder / str(rank()), CPU).precision
 
 
 def go_on(folder: Path, stop: str = "99", number: str = "") -> dict[str, Tensor]:

@@ -109,6 +109,10 @@ def differ(one, other):
     return names
 
 
+def test_ranks_go_on_with_the_run_that_rank_0_finds(group):
+    assert {made["settled"] for made in group[0]} == {"bfloat16"}
+
+
 IN_CHUNKS = [case for case in CASES if "k=3" in case]
 NORM_IN_CHUNKS = [case for case in IN_CHUNKS if "norm" in case]
 

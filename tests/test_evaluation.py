@@ -37,6 +37,16 @@ def test_features_do_not_depend_on_the_batch_and_leave_the_model_as_it_was(
         assert torch.equal(value, before[name])
 
 
+def test_features_are_computed_in_the_precision_asked_for_and_given_in_float32(toy: Dataset):
+    model = Model("slim").eval()
+    given = model, toy.test.images, RECIPES["none"]
+    in_bfloat16 = evaluation.features(*given, "bfloat16")
+    for ours, exact in zip(in_bfloat16, evaluation.features(*given)):
+        assert ours.dtype == torch.float32
+        assert not torch.equal(ours, exact)
+        assert torch.allclose(ours, exact, rtol=0.1, atol=0.1)
+
+
 def by_scikit_learn(
     probe: Probe, x: Tensor, y: Tensor, **options
 ) -> tuple[np.ndarray, LogisticRegression]:

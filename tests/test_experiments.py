@@ -1,10 +1,13 @@
 """Experiments: what is missing is trained, evaluated and published, and nothing twice."""
 
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -15,7 +18,7 @@ from lib.data import load
 from lib.encoders import Model
 from lib.evidence import experiments
 from lib.evidence.experiments import Experiment
-from lib.evidence.ledger import Ledger
+from lib.evidence.ledger import Ledger, in_total
 from lib.evidence.queue import Queue
 from lib.presets import preset
 from lib.runs import provenance, records
@@ -200,6 +203,44 @@ def test_nothing_is_begun_that_does_not_fit_into_the_budget(place, capsys):
     minutes = ledger(place).minutes(preset("simclr-digits", **delta))
     finish(place, budget=minutes / 2)
     assert "4 runs are left" in lines(capsys)[-1]
+
+
+def test_a_run_whose_cost_nobody_measured_is_timed_before_it_is_begun(place, capsys):
+    """Hours of it, where a minute is left; the run of a few seconds is begun."""
+    long = LATE | {"worth": 0, "delta": SMALL | {"epochs": 10**6, "encoder": "resnet9"}}
+    written(place, long, EARLY)
+    here = ledger(place)
+    config = chosen(place, "late")[0].configs[0]
+    assert here.minutes(config) is None
+    experiments.work(chosen(place), here, 1.0, "cpu", COMMITTED)
+    made = [record["config"]["epochs"] for record in published(place).values()]
+    assert made == [1]
+    assert lines(capsys)[-1] == "4 runs are left: they did not fit into 1 minutes"
+    assert not list((place / "runs").glob("*-e1000000-*"))
+
+    told = here.minutes(config)
+    assert told > 60
+    assert here.minutes(replace(config, epochs=10**5)) == pytest.approx(told / 10)
+    assert here.timed_minutes(config) == told  # once
+
+
+def test_a_run_that_can_not_begin_takes_no_time_and_says_why(place):
+    delta = SMALL | {"batch_size": 10_000}
+    written(place, EARLY | {"delta": delta})
+    with pytest.raises(InputError, match="early: .*fewer than one batch"):
+        finish(place, budget=1.0)
+
+
+def test_an_estimate_that_nothing_tells_is_unknown_and_not_0(place):
+    words = experiments.in_words(
+        experiments.overview(chosen(place), ledger(place), "cpu"), ledger(place)
+    )
+    assert words[-1] == "an unknown number of minutes of training are missing on this cpu"
+    assert "?" in words[0]
+    assert in_total(pd.Series([1.5, 2.0]), "hours", digits=1) == "3.5 hours"
+    assert in_total(pd.Series([1.5, math.nan]), "hours") == "2 hours and an unknown number more"
+    assert in_total(pd.Series([0.0, math.nan]), "hours") == "an unknown number of hours"
+    assert in_total(pd.Series([0.0]), "hours") == "0 hours"
 
 
 def test_minutes_are_told_by_the_speed_that_was_measured(place):

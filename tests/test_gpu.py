@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
-from lib import InputError, hardware, probes
+from lib import InputError, evaluation, hardware, probes
+from lib.augmentations import RECIPES, views
+from lib.compute.bits import pack_bits, unpack_bits
 from lib.compute.cost import memory
 from lib.config import Config
 from lib.data.dataset import Dataset
@@ -30,6 +33,7 @@ CASES = {
     "resized": {"size": 16},
 }
 CUDA = torch.device("cuda")
+FEW = 20  # of so many images one may lie on the fence between two classes
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +127,33 @@ def test_a_model_comes_back_when_what_it_was_lent_for_fails():
     assert model.weight.device.type == "cpu"
 
 
+@pytest.mark.parametrize("trains", [False, True])
+def test_features_of_views_are_computed_on_the_gpu_and_come_back(toy, trains):
+    """By a copy: the model stays where it is, and what BatchNorm has counted as it was."""
+    computed = []
+
+    class Noting(Model):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            computed.append((x.device.type, len(x)))
+            return super().forward(x)
+
+    model = Noting("slim").train(trains)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = views(toy.val.images, RECIPES["digits"], seed=0, step=0)  # (2, 20, 3, 12, 12)
+    with gpu():
+        h, z = evaluation.view_features(model, x, batch=16)
+    assert computed == [("cuda", 16), ("cuda", 16), ("cuda", 8)]
+    assert (h.shape, z.shape) == ((2, 20, 128), (2, 20, 128))
+    assert h.device.type == z.device.type == "cpu"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training == trains
+
+    wanted = [model(part)[0] for part in x.flatten(0, 1).split(16)]
+    torch.testing.assert_close(h.flatten(0, 1), torch.cat(wanted), rtol=1e-3, atol=1e-4)
+    exact, _ = evaluation.view_features(model, x, 16, "cpu")
+    assert torch.equal(exact.flatten(0, 1), torch.cat(wanted))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_is_the_cpus(toy, tmp_path, case):
     """By SGD, whose steps are in proportion to the gradient, rounding and all."""
@@ -212,6 +243,16 @@ def test_a_runs_peak_memory_is_its_own(toy, tmp_path, monkeypatch):
     assert 10**5 < cost["peak_bytes"] < 4 * 10**6
 
 
+def test_a_run_of_a_newer_gpu_is_read_on_an_older_one(toy, tmp_path, monkeypatch):
+    """Which has no bfloat16."""
+    shorter = replace(published.PROTOCOLS["supcontrast"], epochs=1)
+    monkeypatch.setitem(published.PROTOCOLS, "supcontrast", shorter)
+    run = trained_on("cpu", two_epochs(precision="bfloat16"), toy, tmp_path)
+    with gpu(capability=(7, 5)):
+        found = run.evaluate(toy, "cuda", ["supcontrast"])
+    assert found["h"]["supcontrast"]["precision"] == "float32"
+
+
 PROBES = {"simclr": probes.PROBES, "ce": ("linear", "calibration")}
 
 
@@ -232,12 +273,46 @@ def test_every_probe_finds_what_it_finds_on_the_cpu(toy, tmp_path, method, wante
     answers = []
     for device in (torch.device("cpu"), CUDA):
         with gpu(), hardware.lent(run.model, device) as model:
-            answer = probes.ask(model, toy, recipe, method, wanted)
-        answers.append(tree_leaves(answer))
-
+            answers.append(probes.ask(model, toy, recipe, method, wanted))
     on_cpu, on_gpu = answers
-    for one, other in zip(on_gpu, on_cpu, strict=True):
-        if isinstance(other, float):
-            assert one == pytest.approx(other, rel=1e-3)
-        else:
-            assert one == other
+    assert_alike(on_gpu, on_cpu)
+
+
+def assert_alike(one: Any, other: Any, n: int = 0) -> None:
+    """Answers about n images, equal but for a few images on the fence between two classes.
+
+    The linear probe's search ends within a tolerance of the minimum, and sums in another order on a
+    GPU; so do different numbers of threads and kinds of CPU. Such images may fall on either side.
+    """
+    if isinstance(other, dict):
+        assert one.keys() == other.keys()
+        n = other.get("n", n)
+        for key, value in other.items():
+            if key == "bits":
+                differ = unpack_bits(one[key], n) != unpack_bits(value, n)
+                assert differ.sum() <= n // FEW
+            else:
+                assert_alike(one[key], value, n)
+    elif isinstance(other, list):
+        for ours, theirs in zip(one, other, strict=True):
+            assert_alike(ours, theirs, n)
+    elif isinstance(other, float):
+        assert one == pytest.approx(other, rel=0.05, abs=0.05)
+    elif isinstance(other, int):
+        assert abs(one - other) <= n // FEW
+    else:
+        assert one == other
+
+
+def test_answers_that_differ_in_more_than_a_few_images_are_not_alike():
+    right = torch.arange(100) < 50
+    answer = {"n": 100, "correct": 50, "bits": pack_bits(right), "l2": 0.01}
+    assert_alike(answer | {"correct": 45}, answer)
+    for change in (
+        {"correct": 44},
+        {"bits": pack_bits(right.roll(3))},
+        {"l2": 1.0},
+        {"n": 94},
+    ):
+        with pytest.raises(AssertionError):
+            assert_alike(answer | change, answer)

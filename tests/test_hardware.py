@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lib import hardware
 from lib.augmentations import RECIPES, views
 from lib.compute.cost import flops
+from lib.config import COMPUTED
 from lib.encoders import Model
 from lib.hardware import (
     choose_precision,
@@ -165,6 +166,18 @@ def test_a_device_in_words():
     words = hardware.in_words(CPU, "float32")
     assert words.endswith(f"(cpu, {threads} thread{'' if threads == 1 else 's'}), float32")
     assert hardware.in_words(CPU).endswith(")")
+
+
+def test_which_precisions_a_device_computes():
+    def of(device: str) -> list[str]:
+        return [name for name in COMPUTED if hardware.computes(torch.device(device), name)]
+
+    assert of("cpu") == list(COMPUTED)
+    assert of("mps") == ["float32"]
+    with gpu(capability=(7, 5)):
+        assert of("cuda") == ["float32", "float16"]
+    with gpu(capability=(8, 0)):
+        assert of("cuda") == list(COMPUTED)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

@@ -332,6 +332,16 @@ def test_the_budget_is_kept(place):
     assert counts(made) == {"runs": 4, "missing": 4}
 
 
+def test_a_run_that_nothing_tells_the_cost_of_is_timed_before_it_is_begun(place):
+    arm = {"preset": "simclr-digits", "delta": SMALL, "seeds": {10**6: 1}}
+    made = queue(place, main_with({"long": arm}))
+    assert any("an unknown number of hours are left" in line for line in made.in_words())
+    made.work(budget=0.5, package=COMMITTED)
+    assert counts(made) == {"runs": 1, "missing": 1}
+    assert not list((place / "runs").glob("simclr*"))
+    assert not any("unknown" in line for line in made.in_words())
+
+
 def test_data_that_are_not_there_are_told(place):
     made = queue(place, main_with({"a": {"preset": "simclr-cifar10-slim", "seeds": {1: 1}}}))
     made.work(package=COMMITTED)

@@ -131,6 +131,14 @@ def the_result(**values) -> dict:
         ({"id": 3}, "id must be text, got 3"),
         ({"seconds": "3"}, "seconds must be a number, got '3'"),
         ({"curves": [{}, 3]}, "curves must be mappings, got 3"),
+        (
+            {"curves": [{"look_precision": "half"}]},
+            "unknown precision 'half'; known: float32, bfloat16, float16",
+        ),
+        (
+            the_result(n=2, correct=1, precision="half"),
+            "unknown precision 'half'; known: float32, bfloat16, float16",
+        ),
         ({"segments": {}}, "segments must be a list, got {}"),
         ({"config": {}}, "config: the field 'name' is missing"),
         ({"config": 3}, "config must be a mapping, got 3"),

@@ -12,7 +12,7 @@ import yaml
 from lib import InputError
 from lib.__main__ import main
 from lib.data import Dataset, load
-from lib.evidence import claims, plan, replication, tables
+from lib.evidence import claims, plan, replication, tables, timing
 from lib.evidence.ledger import Ledger
 from lib.evidence.plan import Entry
 from lib.evidence.queue import Queue
@@ -172,7 +172,7 @@ def test_from_the_command_line_to_the_evidence(place, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("epochs, batch_size", [(1, 128), (2, 32)])
 def test_an_epoch_is_timed_however_short_the_run(toy, epochs, batch_size):
     config = preset("simclr-digits", **SMALL | {"epochs": epochs, "batch_size": batch_size})
-    minutes = replication.epoch_minutes(config, toy, CPU)
+    minutes = timing.epoch_minutes(config, toy, CPU)
     assert 0 < minutes < 1
 
 

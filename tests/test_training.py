@@ -21,12 +21,13 @@ from lib.compute.cost import flops
 from lib.config import Config
 from lib.data import pictures
 from lib.data.dataset import Dataset
-from lib.encoders import Model
+from lib.encoders import ENCODERS, Model
 from lib.methods import METHODS
 from lib.presets import PRESETS, preset
-from lib.probes import few_labels
+from lib.probes import few_labels, published
 from lib.runs import Run, checkpoints, identity, load, records
 from lib.runs.checkpoints import RunProgress
+from lib.runs.pretraining import _look
 from lib.runs.session import ENDED, only_writer
 from lib.training import (
     Batches,
@@ -48,6 +49,7 @@ from tests.conftest import (
     small,
     stopped,
     trained,
+    training_of,
     without_times,
 )
 
@@ -604,6 +606,44 @@ def test_bfloat16_trains_too(toy, tmp_path):
         assert parameter.dtype == torch.float32
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_is_followed_in_its_precision_and_read_in_float32(
+    precision, toy, tmp_path, monkeypatch
+):
+    """By an encoder that notes whether it trains and what it gives."""
+    noted = set()
+
+    class Noting(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            h = super().forward(x.flatten(1))
+            noted.add((self.training, h.dtype))
+            return h
+
+    monkeypatch.setitem(ENCODERS, "noting", lambda stem: (Noting(3 * 12**2, 8), 8))
+    shorter = replace(published.PROTOCOLS["supcontrast"], epochs=1)
+    monkeypatch.setitem(published.PROTOCOLS, "supcontrast", shorter)
+    own = getattr(torch, precision)
+
+    looks = {"knn_every": 1, "test_every": 2}
+    config = small("ce", encoder="noting", epochs=2, precision=precision, **looks)
+    session = begun(config, toy, tmp_path)
+    for row in filter(None, training_of(session, toy)):
+        _look(session, toy, row)
+    assert noted == {(True, own), (False, own)}
+    assert [row["look_precision"] for row in session.progress.curves] == [precision] * 2
+
+    run = trained(config, toy, tmp_path / "whole")
+    recipe = run.recipe(toy)
+    assert run.curves[1]["knn"] == evaluation.knn_on_val(run.model, toy, recipe, precision)
+    noted.clear()
+    run.evaluate(toy, "cpu", ("linear", "knn"))
+    assert noted == {(False, torch.float32)}
+    run.evaluate(toy, "cpu", ("supcontrast",))
+    assert noted == {(False, torch.float32), (False, own)}
+    on_h = records.read(run.folder / "record.json")["evaluation"]["h"]
+    assert on_h["supcontrast"]["precision"] == on_h["supcontrast-last"]["precision"] == precision
+
+
 def test_float16_trains_with_a_scale_that_survives_a_resume(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(hardware, "SIDE_ELSEWHERE", 64)  # of 2048 a CPU takes a minute in float16
     config = small("supcon", precision="float16")
@@ -628,7 +668,8 @@ def test_the_best_look_at_test_is_shown_beside_and_chooses_nothing(toy, tmp_path
     answers = looked.evaluate(toy, "cpu")["z"]
     assert len(looks) == 2
     assert looks[-1] == answers["classifier"]["correct"]
-    assert answers["classifier-best"] == {"n": 60, "correct": max(looks)}
+    best = {"n": 60, "correct": max(looks), "precision": "float32"}
+    assert answers["classifier-best"] == best
 
     alone = trained(replace(config, test_every=1), toy, tmp_path)
     assert alone.evaluate(toy, "cpu", ("labels",)) == {}

@@ -2,6 +2,6 @@
 
 ``statistics`` has the intervals, ``tables`` turns records into tables, ``comparisons`` sets two
 groups of runs beside each other, ``claims`` holds published numbers against ours. ``experiments``
-and ``plan`` are what is to be run, ``ledger`` what there is of it, ``queue`` works it off,
-``estimates`` says how long a GPU takes.
+and ``plan`` are what is to be run, ``ledger`` what there is of it, ``queue`` works off the plan.
+``timing`` measures how long a run takes here, ``estimates`` says how long a GPU takes.
 """

@@ -18,12 +18,12 @@ from pydantic import Field, model_validator
 
 from lib import ROOT, InputError, unknown
 from lib.config import PRECISIONS, Config, one_of
-from lib.evidence.ledger import Ledger, key
+from lib.evidence.ledger import Ledger, in_total, key
 from lib.files import checked, read_yaml, validated
 from lib.hardware import choose_device
 from lib.presets import preset
 from lib.probes import PROBES
-from lib.runs import computed_on, pretrain, provenance, records
+from lib.runs import computed_on, is_open, pretrain, provenance, records
 
 EXPERIMENTS = ROOT / "book" / "experiments.yml"
 SCALES = ("slice", "full")
@@ -155,7 +155,10 @@ def _in_any_precision(configs: list[Config]) -> Iterator[Config]:
 
 
 def tasks(experiments: list[Experiment], device: str | None = None) -> list[Task]:
-    """Every run once, in order of worth; the same run in two experiments is evaluated for both."""
+    """Every run once, in order of worth; the same run in two experiments is evaluated for both.
+
+    A precision that the device decides stays open: what there is of the run decides it.
+    """
     chosen = choose_device(device)
     ranked = []
     for experiment in experiments:
@@ -166,7 +169,8 @@ def tasks(experiments: list[Experiment], device: str | None = None) -> list[Task
 
     by_run: dict[str, Task] = {}
     for _, experiment, config in ranked:
-        config = computed_on(config, chosen)
+        if not is_open(config):
+            config = computed_on(config, chosen)
         run = key(config)
         task = by_run.get(run, Task(config))
         by_run[run] = Task(
@@ -192,12 +196,13 @@ def overview(
         rows[experiment.name] = {"experiment": experiment.name} | about | counts
 
     for task in tasks(experiments, device):
-        status = "missing" if ledger.todo(task.config, task.wanted) else "done"
+        config = ledger.settled(task.config, task.wanted)
+        status = "missing" if ledger.todo(config, task.wanted) else "done"
         for name in task.experiments:
             rows[name]["runs"] += 1
             rows[name][status] += 1
         if status == "missing":
-            minutes = ledger.minutes(task.config)
+            minutes = ledger.minutes(config)
             rows[task.experiments[0]]["minutes"] += math.nan if minutes is None else minutes
     return pd.DataFrame(rows.values())
 
@@ -205,10 +210,7 @@ def overview(
 def in_words(table: pd.DataFrame, ledger: Ledger) -> list[str]:
     """An overview in lines for people."""
     kind = ledger.device["type"]
-    total = f"{table.minutes.sum():.0f} minutes of training are missing on this {kind}"
-    if table.minutes.isna().any():
-        total += ", and what is marked ?"
-
+    total = f"{in_total(table.minutes, 'minutes')} of training are missing on this {kind}"
     lines = [table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"), total]
     for why in ledger.missing.values():
         lines.append(f"note: {why}; its runs are told by their configuration alone")
@@ -224,35 +226,36 @@ def work(
 ) -> None:
     """Train, evaluate and publish what is missing, most valuable first.
 
-    budget: minutes. A run is begun where its estimate fits into what is left of them: the training,
-        and what evaluating cost so far.
+    budget: minutes. A run is begun where its estimate fits into what is left of them: the training
+        (where no record tells how long, three steps of it do) and what evaluating cost so far.
     package: what ``provenance.code`` says of the code; None: it is asked.
 
     Raises InputError where the package differs from its commit, which no record could name, and at
     the end where runs failed.
     """
     provenance.refuse_uncommitted(package)
-    started = time.monotonic()
+    ending = math.inf if budget is None else time.monotonic() + 60 * budget
     overheads: list[float] = []  # minutes of evaluating, run by run
     failed: list[str] = []
     left_out = 0
     for task in tasks(experiments, device):
+        task = replace(task, config=ledger.settled(task.config, task.wanted))
         if not ledger.todo(task.config, task.wanted):
             continue
 
-        spent = (time.monotonic() - started) / 60
-        needed = (ledger.minutes(task.config) or 0) + sum(overheads) / max(len(overheads), 1)
-        if budget is not None and spent + needed >= budget:
+        overhead = sum(overheads) / max(len(overheads), 1)
+        if not ledger.fits(task.config, (ending - time.monotonic()) / 60 - overhead):
             left_out += 1
             continue
 
+        begun = time.monotonic()
         try:
             record = _finish(task, ledger, device)
         except InputError as error:
             failed.append(f"{task.experiments[0]}: {error}")
             continue
 
-        minutes = (time.monotonic() - started) / 60 - spent
+        minutes = (time.monotonic() - begun) / 60
         overheads.append(max(minutes - record["seconds"] / 60, 0))
         print(f"{task.experiments[0]}: {record['id']} in {minutes:.1f} minutes", flush=True)
 

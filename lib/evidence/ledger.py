@@ -1,15 +1,33 @@
 """What there is already: records, data sets, and the speeds that the records tell."""
 
 import json
+import math
+import time
+from dataclasses import asdict
 from pathlib import Path
+
+import pandas as pd
 
 from lib import InputError, probes
 from lib.config import Config
 from lib.data import Dataset, data_root, load
 from lib.data.downloads import DOWNLOADS
 from lib.evidence import estimates
+from lib.evidence.timing import epoch_minutes
 from lib.hardware import choose_device
-from lib.runs import NUMERICS, RUNS, identity, provenance, records
+from lib.runs import (
+    NUMERICS,
+    RUNS,
+    checkpoints,
+    computed_on,
+    furthest,
+    identity,
+    provenance,
+    records,
+)
+from lib.training import batch_sizes
+
+STEPS = 1, 2  # of a run whose cost nothing tells: to warm up, and timed
 
 
 def key(config: Config, numerics: int = NUMERICS) -> str:
@@ -38,10 +56,12 @@ class Ledger:
         """
         self.root, self.results, self.runs = data_root(root), Path(results), Path(runs)
         self.download = download
-        self.device = provenance.device(choose_device(device))
+        self.computing = choose_device(device)
+        self.device = provenance.device(self.computing)
         self.records: dict[str, list[dict]] = {}  # by key, newest first
         self.missing: dict[str, str] = {}  # data sets that are not there, and why
         self._data: dict[str, Dataset | None] = {}
+        self._timed: list[dict] = []  # what was timed here, as far as a record would tell it
         self._read: dict[Path, int] = {}  # files of results, when they were changed last
         self.refresh()
 
@@ -92,6 +112,28 @@ class Ledger:
                 return record
         return None
 
+    def settled(self, config: Config, wanted: tuple[str, ...] = ()) -> Config:
+        """The configuration in the precision that counts, where it leaves that open.
+
+        That of a run which is finished or begun in any, by a record or in the folder of runs
+        (``runs.furthest``); else the device's own.
+
+        wanted: probes. A published run that lacks one counts as begun, where it is not here.
+        """
+
+        def steps(run: Config) -> float | None:
+            dataset, record = self.data(run.data), self.record(run)
+            if record is not None and not self.todo(run, wanted):
+                return math.inf
+            taken = None
+            if dataset is not None:
+                taken = checkpoints.steps_taken(self.runs / identity(run, dataset))
+            if taken is None and record is not None and "failed" not in record:
+                return 0
+            return taken
+
+        return furthest(config, self.computing, steps) or computed_on(config, self.computing)
+
     def asked(self, config: Config) -> list[str]:
         """The probes that the published record of the same run has results of.
 
@@ -112,11 +154,21 @@ class Ledger:
         return tuple(probes.missing(record, wanted))
 
     def minutes(self, config: Config) -> float | None:
-        """How long training will take, by the views and the latest measured speed.
+        """How long training will take: as measured, else as ``estimates`` says of such a GPU.
 
-        None where nothing tells yet. The speed is that of the same encoder on the same images, else
-        that of another one in floating-point operations; on this device, else on another of its
-        type, else what ``estimates`` says of it. A run that is done but not evaluated takes none.
+        None where nothing tells yet.
+        """
+        measured = self.measured_minutes(config)
+        if measured is None:
+            return estimates.minutes(config, self.device["name"])
+        return measured
+
+    def measured_minutes(self, config: Config) -> float | None:
+        """How long training will take, by the views and the latest measured speed; None without.
+
+        The speed is that of the same encoder on the same images, else that of another one in
+        floating-point operations; on this device, else on another of its type. A run that is done
+        but not evaluated takes none.
         """
         dataset = self.data(config.data)
         if not config.epochs or self._is_trained(config, dataset):
@@ -124,12 +176,12 @@ class Ledger:
 
         pool = self._pool(config, dataset)
         if pool is None:
-            return estimates.minutes(config, self.device["name"])
+            return None
         views = estimates.views(config, pool)
 
         measured = self._measured(config)
-        for record in reversed(measured):
-            if _same(record, config, "encoder", "stem", "data", "size"):
+        for record in (*self._timed, *reversed(measured)):
+            if _same(record, config, "encoder", "stem", "data", "size", "precision"):
                 return views / record["views_per_second"] / 60
 
         size = config.size
@@ -137,10 +189,42 @@ class Ledger:
             size = dataset.size[0]
         counted = [record for record in measured if record.get("cost")]
         if not counted or size is None:
-            return estimates.minutes(config, self.device["name"])
+            return None
 
         rate = counted[-1]["views_per_second"] * counted[-1]["cost"]["flops_per_view"]
         return estimates.operations(config, pool, size) / rate / 60
+
+    def timed_minutes(self, config: Config) -> float | None:
+        """``measured_minutes``, by a run's own first steps where nothing tells.
+
+        None where its data can't be had; 0 where it can't begin, which it says when it is to.
+        """
+        minutes, dataset = self.measured_minutes(config), self.data(config.data)
+        if minutes is not None or dataset is None:
+            return minutes
+        try:
+            an_epoch = epoch_minutes(config, dataset, self.computing, *STEPS)
+        except InputError:
+            return 0.0
+        pool = len(dataset.take(config.images).pool(config.pool))
+        views = config.views * sum(batch_sizes(config, pool))
+        self._timed.append({"config": asdict(config), "views_per_second": views / an_epoch / 60})
+        return config.epochs * an_epoch
+
+    def fits(self, config: Config, minutes: float) -> bool:
+        """Whether a run would be trained in less than so many minutes, its timing included.
+
+        minutes: infinity where it does not matter, and nothing is timed.
+
+        A run whose data can't be had fits: it says so when it is to begin.
+        """
+        if minutes == math.inf:
+            return True
+        if minutes <= 0:
+            return False
+        started = time.monotonic()
+        needed = self.timed_minutes(config) or 0.0
+        return (time.monotonic() - started) / 60 + needed < minutes
 
     def _is_trained(self, config: Config, dataset: Dataset | None) -> bool:
         if dataset is None:
@@ -175,6 +259,16 @@ class Ledger:
     def everything(self) -> list[dict]:
         """All records."""
         return [record for versions in self.records.values() for record in versions]
+
+
+def in_total(amounts: pd.Series, unit: str, digits: int = 0) -> str:
+    """``12 hours``; with what is unknown (NaN): ``12 hours and an unknown number more``."""
+    known = f"{amounts.sum():.{digits}f} {unit}"
+    if not amounts.isna().any():
+        return known
+    if not amounts.sum():
+        return f"an unknown number of {unit}"
+    return f"{known} and an unknown number more"
 
 
 def _same(record: dict, config: Config, *names: str) -> bool:

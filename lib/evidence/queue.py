@@ -19,14 +19,16 @@ from lib import Diverged, InputError, probes
 from lib.config import COMPUTED, FIELDS, Config
 from lib.data.dataset import Dataset
 from lib.evidence import plan
-from lib.evidence.ledger import Ledger
+from lib.evidence.ledger import Ledger, in_total
 from lib.evidence.plan import Arm, Entry, Planned, Version
-from lib.hardware import choose_device
-from lib.runs import computed_on, identity, packing, pretrain, provenance, records
+from lib.hardware import choose_device, computes
+from lib.runs import computed_on, identity, is_open, packing, pretrain, provenance, records
 
 CLAIM_SECONDS = 1  # to wait for a lock: whoever only looks whether it is held lets it go at once
 POLL_SECONDS = 30  # between looks at runs that other processes are at
 KEPT = records.RESULTS / "encoders"
+
+Trainings = list[tuple[Planned, Config]]  # runs of the plan whose settings are known, and these
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ class Queue:
     def score(self, config: Config) -> float | None:
         """A trial's accuracy on validation, by the linear probe on h.
 
-        0 where it failed, None without a record.
+        0 where it failed, None without a record. A precision that is left open may be any.
         """
-        for precision in COMPUTED:
+        for precision in COMPUTED if config.precision == "auto" else [config.precision]:
             record = self.ledger.record(replace(config, precision=precision))
             if record is None:
                 continue
@@ -88,14 +90,14 @@ class Queue:
         """
         for entry in self.entries:
             runs = plan.runs(entry, self.score)
-            precisions = self._begun_precisions(runs)
+            precisions = self._precisions(runs)
             for planned in runs:
                 if planned.config is None:
                     yield State(planned, None, "waiting")
                     continue
 
                 config = planned.config
-                if config.precision == "auto" and config.epochs and config.seed in precisions:
+                if is_open(config) and config.seed in precisions:
                     config = replace(config, precision=precisions[config.seed])
                 config = computed_on(config, self.device)
                 status = self._status(planned, config)
@@ -106,7 +108,8 @@ class Queue:
     def work(self, budget: float | None = None, package: dict | None = None) -> None:
         """Make what is missing, until nothing is left.
 
-        budget: minutes. A run is begun where it fits into what is left of them.
+        budget: minutes. A run is begun where it fits into what is left of them; where no record
+            tells that, three steps of it do.
         package: what ``provenance.code`` says of the code; None: it is asked.
 
         Raises InputError where the package differs from its commit, which no record could name,
@@ -115,15 +118,11 @@ class Queue:
         provenance.refuse_uncommitted(package)
         self._refuse_unlike_choices()
 
-        started = time.monotonic()
+        ending = math.inf if budget is None else time.monotonic() + 60 * budget
         failed: dict[str, str] = {}  # why, by the run's identity
         while True:
-            minutes_left = math.inf
-            if budget is not None:
-                minutes_left = budget - (time.monotonic() - started) / 60
-
             self.ledger.refresh()
-            made, others_work = self._make_one(minutes_left, failed)
+            made, others_work = self._make_one(ending, failed)
             if made:
                 continue
             if not others_work:
@@ -214,8 +213,9 @@ class Queue:
         """The table, what is left, and what is to be entered in the plan, in lines for people."""
         table = self.table()
         left = (
-            f"{table.done.sum()} of {table.runs.sum()} runs are done; {table.hours.sum():.1f} "
-            f"hours are left for one process of {self.ledger.device['threads']} threads"
+            f"{table.done.sum()} of {table.runs.sum()} runs are done; "
+            f"{in_total(table.hours, 'hours', digits=1)} are left for one process of "
+            f"{self.ledger.device['threads']} threads"
         )
 
         lines = [table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"), left]
@@ -246,8 +246,10 @@ class Queue:
                     chosen = plan.choice(self.tuning[arm.tuned], arm.tuned, self.score)
                     yield entry, name, arm, chosen
 
-    def _make_one(self, minutes_left: float, failed: dict[str, str]) -> tuple[bool, bool]:
+    def _make_one(self, ending: float, failed: dict[str, str]) -> tuple[bool, bool]:
         """Make the first run that is missing and free.
+
+        ending: when all must be done, as time.monotonic() counts; infinity: no matter when.
 
         Returns whether there was one, and whether others are being made.
         """
@@ -259,7 +261,7 @@ class Queue:
             name = self._identity(config)
             if name is None or name in failed:
                 continue
-            if minutes_left < math.inf and (self._minutes(state) or 0) >= minutes_left:
+            if not self.ledger.fits(config, (ending - time.monotonic()) / 60):
                 continue
 
             with self._claim(name) as mine:
@@ -318,22 +320,37 @@ class Queue:
         table = self.table()
         done = table.done.sum() + table.failed.sum()
         left = table.runs.sum() - done
-        hours = table.hours.sum()
-        return f"{done} runs are done, {left} left, {hours:.1f} hours for one process"
+        hours = in_total(table.hours, "hours", digits=1)
+        return f"{done} runs are done, {left} left, {hours} for one process"
 
-    def _begun_precisions(self, runs: list[Planned]) -> dict[int, str]:
-        """By seed, where the precision is left open, that of its first training begun."""
-        begun: dict[int, str] = {}
-        for planned in runs:
-            config = planned.config
-            if config is None or config.precision != "auto" or not config.epochs:
+    def _precisions(self, runs: list[Planned]) -> dict[int, str]:
+        """By seed, where the precision is left open, that of its first training begun.
+
+        One that this device can't compute counts where all of the seed is done in it: pairs are of
+        one precision.
+        """
+        precisions: dict[int, str] = {}
+        for seed, trainings in _open_trainings(runs).items():
+            precision = self._first_begun(trainings)
+            if precision is None:
                 continue
-            if config.seed in begun:
-                continue
+            if computes(self.device, precision) or self._are_done(trainings, precision):
+                precisions[seed] = precision
+        return precisions
+
+    def _first_begun(self, trainings: Trainings) -> str | None:
+        """The precision in which the first of them is begun that is."""
+        for _, config in trainings:
             for precision in COMPUTED:
                 if self._is_begun(replace(config, precision=precision)):
-                    begun[config.seed] = precision
-        return begun
+                    return precision
+        return None
+
+    def _are_done(self, trainings: Trainings, precision: str) -> bool:
+        for planned, config in trainings:
+            if self._status(planned, replace(config, precision=precision)) == "missing":
+                return False
+        return True
 
     def _is_begun(self, config: Config) -> bool:
         if self.ledger.record(config):
@@ -386,3 +403,12 @@ class Queue:
             return False
         with self._claim(name, seconds=0) as free:
             return not free
+
+
+def _open_trainings(runs: list[Planned]) -> dict[int, Trainings]:
+    """By seed, those whose precision is left open, in the order of work."""
+    by_seed: dict[int, Trainings] = {}
+    for planned in runs:
+        if planned.config is not None and is_open(planned.config):
+            by_seed.setdefault(planned.config.seed, []).append((planned, planned.config))
+    return by_seed

@@ -7,7 +7,6 @@ recorded ones would lie (``statistics.one_more``), which is said beforehand.
 """
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,12 +26,10 @@ from lib.evidence.comparisons import Comparison
 from lib.evidence.plan import Entry, Planned
 from lib.evidence.statistics import Interval, one_more
 from lib.evidence.tables import config_columns
+from lib.evidence.timing import epoch_minutes
 from lib.files import parse_json, validated
-from lib.hardware import memory_format
 from lib.runs import RUNS, computed_on, pretrain, provenance, records
-from lib.training import Batches, Progress, Step, build_model, build_optimiser, build_scaler, train
 
-WARM_UP, TIMED = 3, 8  # steps of a run, whose speed tells how long it takes
 REPLICATIONS = records.RESULTS / "replications"
 
 Outcome = Literal["verified", "not verified", "too small to tell"]
@@ -267,29 +264,6 @@ def read(path: Path) -> dict:
 def load_all(results: Path = REPLICATIONS) -> list[dict]:
     """Every replication in a folder, ordered by file name."""
     return [read(path) for path in sorted(Path(results).glob("*.json"))]
-
-
-def epoch_minutes(config: Config, dataset: Dataset, device: torch.device) -> float:
-    """How long an epoch takes here, by the first steps of a run."""
-    config = replace(config, epochs=WARM_UP + TIMED)  # so that there are as many steps
-    sliced = dataset.take(config.images)
-    batches = Batches(config, sliced, device)
-    model = build_model(config, sliced).to(memory_format=memory_format(device)).to(device)
-    optimiser = build_optimiser(config, model)
-    assert optimiser is not None  # a configuration that trains has parameters
-    take_step = Step(config, model, optimiser, build_scaler(config, device))
-    progress = Progress()
-    training = train(config, batches, take_step, progress)
-
-    def take(steps: int) -> None:
-        while progress.step < steps:
-            next(training)
-        float(progress.total)  # waits for the device
-
-    take(WARM_UP)
-    started = time.monotonic()
-    take(WARM_UP + TIMED)
-    return (time.monotonic() - started) / TIMED * len(batches) / 60
 
 
 def _planned(size: OurSize, entries: list[Entry]) -> list[Planned]:

@@ -65,6 +65,7 @@ def ask(
     wanted: Iterable[str] = ("linear", "knn"),
     fresh: Callable[[], nn.Module] | None = None,
     seed: int = 0,
+    precision: str = "float32",
 ) -> dict:
     """Ask a model: ``{"evaluation": {"h": {"linear": ..., "knn": ...}, "z": ...}, FIELD: rows}``.
 
@@ -74,6 +75,8 @@ def ask(
     wanted: which of PROBES.
     fresh: makes the encoder as it was before training, for a probe that trains it from scratch.
     seed: the run's, for a probe that trains further.
+    precision: in which the encoder multiplies under SupContrast's probe, which computes features
+        anew in every step; all other features are float32.
 
     Each result in "evaluation": n test images, how many were correct, which ones (packed bits), and
     for a linear probe the L2 strength and the accuracy on val it was chosen by. A published probe
@@ -81,7 +84,7 @@ def ask(
     "NAME-last". Fields of tables are there where their probe is wanted.
     """
     chosen = frozenset(wanted)
-    seen = Seen(model, dataset, recipe, method, fresh, seed)
+    seen = Seen(model, dataset, recipe, method, fresh, seed, precision)
     evaluation: dict[str, dict] = {}
     tables: dict[str, list[dict]] = {}
 

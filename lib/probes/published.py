@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lib.augmentations import RECIPES, apply, draw
 from lib.data.dataset import epoch_order
 from lib.evaluation import Labelled, device_of, result
-from lib.hardware import memory_format, room_for
+from lib.hardware import autocast, memory_format, room_for
 from lib.methods import METHODS
 from lib.probes.seen import Seen
 
@@ -59,11 +59,18 @@ def ask_uva(seen: Seen) -> dict[str, dict]:
 
 
 def ask_supcontrast(seen: Seen) -> dict[str, dict]:
-    """SupContrast's probe on h: its best epoch by test accuracy, and the last one."""
+    """SupContrast's probe on h: its best epoch by test accuracy, and the last one.
+
+    The views of a hundred epochs are encoded in seen's precision, which the results name; the test
+    images, once, in float32.
+    """
     protocol = supcontrast(seen.method)
     batch = augmented(seen, protocol.augment)
     _, y = seen.train_and_val("h")
-    return {"h": _results(seen, "supcontrast", protocol, "h", batch, y)}
+    results = _results(seen, "supcontrast", protocol, "h", batch, y)
+    for answer in results.values():
+        answer["precision"] = seen.precision
+    return {"h": results}
 
 
 def supcontrast(method: str) -> Protocol:
@@ -82,7 +89,8 @@ def features_of(x: Tensor) -> Batch:
 def augmented(seen: Seen, name: str) -> Batch:
     """Batches of h of new views of train + val, as SupContrast's linear stage sees them.
 
-    name: of the views' recipe; its size and normalisation are those of evaluation.
+    name: of the views' recipe; its size and normalisation are those of evaluation. The encoder
+        multiplies in seen's precision.
     """
     images = seen.dataset.pool("train+val").images
     device = device_of(seen.model, images)
@@ -96,7 +104,8 @@ def augmented(seen: Seen, name: str) -> Batch:
     def batch(places: Tensor, step: int) -> Tensor:
         x = images[places.to(images.device)].to(device)
         x = apply(x, draw(recipe, len(places), seed=0, step=step))
-        h = seen.model.encoder(x.contiguous(memory_format=memory_format(device)))
+        with autocast(device, seen.precision):
+            h = seen.model.encoder(x.contiguous(memory_format=memory_format(device)))
         return h.float()
 
     return batch

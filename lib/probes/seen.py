@@ -33,6 +33,7 @@ class Seen:
         method: str = "simclr",
         fresh: Callable[[], nn.Module] | None = None,
         seed: int = 0,
+        precision: str = "float32",
     ):
         """model: it is in eval mode from now on.
 
@@ -40,6 +41,7 @@ class Seen:
         method: by which the model was trained.
         fresh: makes its encoder as it was before training, by the global random state.
         seed: the run's, for a probe that trains further.
+        precision: in which a probe that computes new features in every step does so.
         """
         self.model = model.eval()
         self.dataset = dataset
@@ -47,6 +49,7 @@ class Seen:
         self.method = method
         self.fresh = fresh
         self.seed = seed
+        self.precision = precision
 
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}  # by split
         self._pools: dict[str, Labelled] = {}  # by kind of features

@@ -6,8 +6,18 @@ time. ``provenance`` and ``records`` say what it was; ``packing`` makes one file
 ``backup`` copies it to where it outlives the machine.
 """
 
-from lib.runs.identities import NUMERICS, computed_on, identity
+from lib.runs.identities import NUMERICS, computed_on, furthest, identity, is_open
 from lib.runs.pretraining import pretrain
 from lib.runs.run import RUNS, Run, load
 
-__all__ = ["NUMERICS", "RUNS", "Run", "computed_on", "identity", "load", "pretrain"]
+__all__ = [
+    "NUMERICS",
+    "RUNS",
+    "Run",
+    "computed_on",
+    "furthest",
+    "identity",
+    "is_open",
+    "load",
+    "pretrain",
+]

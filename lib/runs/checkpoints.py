@@ -6,8 +6,10 @@ taken as zeros), so that no damage goes unnoticed. There are two generations: th
 until the newer is whole.
 """
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import warnings
@@ -18,6 +20,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field, with_config
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor
@@ -188,6 +191,23 @@ def resume(
         return progress
     if damage:
         raise InputError(f"{'; '.join(damage)}; delete {folder} to train anew")
+    return None
+
+
+def steps_taken(folder: Path) -> float | None:
+    """How many steps a run has taken, as the header of its newest checkpoint says.
+
+    Infinity where it is finished; None where it is not begun, has failed, or no header can be read.
+    """
+    if (folder / "record.json").is_file():
+        return math.inf
+    if (folder / "failed.json").is_file():
+        return None
+    for name in (NEWEST, BEFORE):
+        with contextlib.suppress(OSError, SafetensorError, *DAMAGES):
+            with safe_open(folder / name, "pt") as file:
+                state = parse_json(file.metadata()["progress"])
+            return int(state["step"])
     return None
 
 

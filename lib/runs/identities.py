@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import torch
 
 from lib.augmentations import RECIPES
-from lib.config import Config
+from lib.config import COMPUTED, Config
 from lib.data.dataset import Dataset
-from lib.hardware import choose_precision
+from lib.hardware import choose_precision, computes
 
 NUMERICS = 1  # raise when a change makes earlier runs incomparable: it enters every run's identity
 
@@ -33,6 +35,39 @@ def computed_on(config: Config, device: torch.device) -> Config:
     if config.precision == "auto" and not config.epochs:
         return replace(config, precision="float32")
     return replace(config, precision=choose_precision(config.precision, device))
+
+
+def furthest(
+    config: Config, device: torch.device, steps: Callable[[Config], float | None]
+) -> Config | None:
+    """Where a configuration leaves its precision open, the run of it to go on with on a device.
+
+    That in the device's own precision, finished or begun; else one that is finished; else, of those
+    that the device can compute, the one with the most steps. None where nothing is begun, or where
+    the precision is not "auto", which is never another one's run.
+
+    steps: how many a run has taken; infinity where it is finished, None where it is not begun.
+    """
+    if not is_open(config):
+        return None
+    own = computed_on(config, device)
+    if steps(own) is not None:
+        return own
+
+    found: dict[Config, float] = {}
+    for precision in COMPUTED:
+        run = replace(config, precision=precision)
+        taken = steps(run)
+        if taken is None:
+            continue
+        if taken == math.inf or computes(device, precision):
+            found[run] = taken
+    return max(found, key=found.__getitem__, default=None)
+
+
+def is_open(config: Config) -> bool:
+    """Whether the device decides the precision."""
+    return config.precision == "auto" and config.epochs > 0
 
 
 # What the recipes' names stood for when the first records were made

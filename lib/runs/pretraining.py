@@ -15,10 +15,10 @@ from tqdm import tqdm
 from lib import Diverged, InputError, as_command
 from lib.compute.compilation import STEPS, SWITCH, Compiled, is_offered, mode_of
 from lib.compute.cost import flops
-from lib.config import Config, difference, fitting_batch
+from lib.config import COMPUTED, Config, difference, fitting_batch
 from lib.data.dataset import Dataset
 from lib.distributed.batches import SharedBatches, home_of
-from lib.distributed.group import active, lost, rank, tell
+from lib.distributed.group import active, agree, lost, rank, rank_0_first, tell
 from lib.distributed.step import SharedStep
 from lib.evaluation import classified, device_of, knn_on_val
 from lib.files import as_path, remove_leftovers
@@ -32,7 +32,14 @@ from lib.hardware import (
 from lib.methods import METHODS
 from lib.presets import command, delta
 from lib.runs import checkpoints, provenance, records
-from lib.runs.identities import NUMERICS, computed_on, identity, recipe_content
+from lib.runs.identities import (
+    NUMERICS,
+    computed_on,
+    furthest,
+    identity,
+    is_open,
+    recipe_content,
+)
 from lib.runs.run import RUNS, Run, load
 from lib.runs.session import ENDED, Session, begin, inexact, only_writer
 from lib.runs.trouble import out_of_memory, refuse_collapse, which_batch_would_fit
@@ -63,6 +70,8 @@ def pretrain(
         (``weights.named_runs``).
 
     A configuration whose precision is "auto" becomes one with the precision that suits the device.
+    Where the folder of runs has such a run that another kind of device finished or began, that one
+    is returned or goes on, in its own precision (``identities.furthest``).
     SIGTERM and SIGINT end a run after its step and a checkpoint; a second one at once. Within a
     group of processes (``lib.distributed``) all call this; they need a folder that all of them see,
     and may be fewer or more when the run goes on.
@@ -82,13 +91,13 @@ def pretrain(
         return _taken(config, dataset, instead)
 
     chosen = choose_device(device)
-    config = computed_on(config, chosen)
+    config = _in_its_precision(config, dataset, as_path(runs), chosen)
     folder = as_path(runs) / identity(config, dataset)
     if (folder / "record.json").is_file():
         return load(folder)
     code = provenance.code()  # the code that runs, not a later edit
     sliced = dataset.take(config.images)
-    _refuse_unfit(config, sliced)
+    refuse_unfit(config, sliced)
 
     with only_writer(folder, wait):
         if (folder / "record.json").is_file():  # by the process that was waited for
@@ -138,7 +147,33 @@ def _taken(config: Config, dataset: Dataset, runs: Sequence[Run]) -> Run:
     return nearest
 
 
-def _refuse_unfit(config: Config, sliced: Dataset) -> None:
+def _in_its_precision(config: Config, dataset: Dataset, runs: Path, device: torch.device) -> Config:
+    """The configuration with the precision of the run to go on with, else the device's own.
+
+    Ranks have that which rank 0 finds.
+    """
+    own = computed_on(config, device)
+    if not is_open(config):
+        return own
+
+    def folder(run: Config) -> Path:
+        return runs / identity(run, dataset)
+
+    chosen = own
+    with rank_0_first():  # who may take long to look
+        if rank() == 0:
+            found = furthest(config, device, lambda run: checkpoints.steps_taken(folder(run)))
+            chosen = found or own
+    (place,) = agree(COMPUTED.index(chosen.precision) if rank() == 0 else 0)
+    chosen = replace(config, precision=COMPUTED[place])
+
+    if chosen != own:
+        does = "takes" if (folder(chosen) / "record.json").is_file() else "goes on with"
+        print(f"{does} {folder(chosen).name}, begun in {chosen.precision}", flush=True)
+    return chosen
+
+
+def refuse_unfit(config: Config, sliced: Dataset) -> None:
     """Raise InputError where the images can't be trained on so."""
     height, width = sliced.size
     if height != width:
@@ -251,13 +286,18 @@ def _compiled_where_it_pays(session: Session, batches: Batches) -> nn.Module:
 
 
 def _look(session: Session, sliced: Dataset, row: dict) -> None:
-    """Add to the epoch's row what is looked at every so many epochs."""
-    config, epoch = session.config, row["epoch"]
-    if config.knn_every and epoch % config.knn_every == 0:
-        row["knn"] = knn_on_val(session.model, sliced, recipe_for(config, sliced, "none"))
-    if config.test_every and epoch % config.test_every == 0:
-        recipe = recipe_for(config, sliced, "none")
-        row["test_correct"] = classified(session.model, sliced.test, recipe)
+    """Add to the epoch's row what is looked at every so many epochs, in the run's precision."""
+    config, epoch, model = session.config, row["epoch"], session.model
+    asks_knn = config.knn_every and epoch % config.knn_every == 0
+    asks_test = config.test_every and epoch % config.test_every == 0
+    if not asks_knn and not asks_test:
+        return
+    recipe = recipe_for(config, sliced, "none")
+    row["look_precision"] = config.precision
+    if asks_knn:
+        row["knn"] = knn_on_val(model, sliced, recipe, config.precision)
+    if asks_test:
+        row["test_correct"] = classified(model, sliced.test, recipe, config.precision)
 
 
 def _about(session: Session, dataset: Dataset, sliced: Dataset) -> dict:

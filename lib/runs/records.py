@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from lib import HOME, InputError, as_command
 from lib.compute.bits import unpack_bits
-from lib.config import Config
+from lib.config import COMPUTED, Config, one_of
 from lib.files import parse_json, validated, write_atomically
 
 SCHEMA = 1
@@ -51,8 +51,17 @@ def _possible(result: dict) -> dict:
 
 AtLeast0 = Annotated[int, Field(ge=0)]
 AtLeast1 = Annotated[int, Field(ge=1)]
+Precision = Annotated[str, one_of("precision", COMPUTED)]
 # the fields that readers rely on are there and right; others may stand beside them
 whole = with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
+
+
+@whole
+class _Epoch(TypedDict):
+    """A row of the curves."""
+
+    # of the features behind "knn" and "test_correct"; float32 where a row does not say
+    look_precision: NotRequired[Precision]
 
 
 @whole
@@ -78,6 +87,8 @@ class _Result(TypedDict):
     n: AtLeast1
     correct: AtLeast0
     bits: NotRequired[str]
+    # of the encoder, where it is the run's own; float32 where a result does not say
+    precision: NotRequired[Precision]
 
 
 @whole
@@ -131,7 +142,7 @@ class _Record(TypedDict):
     device: dict
     seconds: float
     views_per_second: float | None
-    curves: list[dict]
+    curves: list[_Epoch]
     segments: NotRequired[list[dict]]
     delta: NotRequired[dict]
     failed: NotRequired[str]

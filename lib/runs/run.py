@@ -14,7 +14,7 @@ from lib.data.dataset import Dataset
 from lib.distributed.group import rank
 from lib.encoders import Model
 from lib.files import as_path
-from lib.hardware import choose_device, lent, memory_kept
+from lib.hardware import choose_device, computes, lent, memory_kept
 from lib.runs import checkpoints, provenance, records
 from lib.runs.session import only_writer
 from lib.training import new_model, recipe_for
@@ -83,6 +83,9 @@ class Run:
     def _ask(self, sliced: Dataset, device: str | None, wanted: list[str]) -> None:
         """Compute what is missing, and write it into the record."""
         chosen = choose_device(device)
+        precision = self.config.precision
+        if not computes(chosen, precision):  # trained elsewhere
+            precision = "float32"
         with memory_kept(chosen), lent(self.model, chosen) as model:
             recipe = recipe_for(self.config, sliced, "none")
             answers = probes.ask(
@@ -93,15 +96,20 @@ class Run:
                 wanted,
                 self.fresh,
                 self.config.seed,
+                precision,
             )
 
         evaluation = answers.pop("evaluation")
         for kind, results in evaluation.items():
             self.record["evaluation"].setdefault(kind, {}).update(results)
-        looks = [row["test_correct"] for row in self.curves if "test_correct" in row]
+        looks = [row for row in self.curves if "test_correct" in row]
         if evaluation and looks:
-            best = {"n": len(sliced.test), "correct": max(looks)}
-            self.record["evaluation"]["z"]["classifier-best"] = best
+            best = max(looks, key=lambda row: row["test_correct"])
+            self.record["evaluation"]["z"]["classifier-best"] = {
+                "n": len(sliced.test),
+                "correct": best["test_correct"],
+                "precision": best.get("look_precision", "float32"),
+            }
         self.record |= answers
         # may be later than training
         self.record["evaluated"] = {"code": provenance.code(), "versions": provenance.versions()}
