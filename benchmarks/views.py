@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.measure import Case
-from lib.augmentations import RECIPES, Recipe, apply_in_batches, draw, views
+from lib.augmentations import COMPILED_FROM, RECIPES, Recipe, draw, views, views_in_batches_of
 from lib.hardware import choose_device
 
 PEERS = ("kornia", "pillow")
@@ -44,11 +44,8 @@ def by_us(images: Tensor, make: Callable[[Tensor, int], Tensor]) -> Case:
 
 def views_in_batches(images: Tensor, recipe: Recipe, step: int) -> Tensor:
     """``augmentations.views`` as it is computed where there is no compiled code."""
-    size = recipe.size or images.shape[2]
-    made = torch.empty(2, len(images), 3, size, size, device=images.device)
-    for view, out in enumerate(made):
-        apply_in_batches(images, draw(recipe, len(images), 0, step, view), out)
-    return made
+    drawn = [draw(recipe, len(images), 0, step, view) for view in range(2)]
+    return views_in_batches_of(images, drawn)
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -123,7 +120,8 @@ def cases(size: int, name: str, n: int, device: torch.device) -> dict[str, Case]
     images = smooth(n, size)
     on_device = images.to(device)
     recipe = replace(RECIPES[name], size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
-    made = {"ours": by_us(on_device, lambda batch, step: views(batch, recipe, 0, step))}
+    late = COMPILED_FROM  # where there is a compiler
+    made = {"ours": by_us(on_device, lambda batch, step: views(batch, recipe, 0, late + step))}
     if device.type == "cpu":  # elsewhere it is ours
         made["batched"] = by_us(
             on_device, lambda batch, step: views_in_batches(batch, recipe, step)

@@ -3,7 +3,8 @@
 ``draw`` decides, ``apply`` computes. What is drawn for an image is a pure function of (seed, step,
 its place in the batch, view): no worker, thread, device or number of processes changes it. What is
 computed agrees with torchvision's float tensor operations on the same parameters: on a CPU image by
-image (``compute.views_cpu``), elsewhere, and where numba is missing, in batches.
+image (``compute.views_cpu``), elsewhere, and where numba is missing, in batches
+(``compute.views_in_batches``).
 """
 
 from dataclasses import dataclass, fields
@@ -15,14 +16,9 @@ import torch
 from torch import Tensor
 
 from lib import InputError
-from lib.compute.image_operations import (
-    check_blur,
-    colour_jitter,
-    crop_resize_flip,
-    gaussian_blur,
-    luma,
-)
-from lib.hardware import send
+from lib.compute import views_in_batches
+from lib.compute.image_operations import check_blur
+from lib.hardware import compiles, send
 
 views_cpu: ModuleType | None
 try:
@@ -33,6 +29,8 @@ except ImportError:  # no numba, or one for another numpy
 CHUNK = 128 * 32 * 32  # pixels at a time on a CPU: temporaries stay in cache
 ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after ten
 ORDERS = np.array(list(permutations(range(4))))  # (24, 4)
+COMPILED_FROM = 1000  # steps; a shorter training would wait for the compiler longer than it gains
+COMPILED_UP_TO = 2  # times the side of a view; of larger images it would take the compiler minutes
 
 
 @dataclass(frozen=True)
@@ -153,20 +151,21 @@ class Parameters:
         if self.recipe.crop_scale is None:
             return torch.tensor([0, 0, height, width]).repeat(len(self), 1)
 
-        area, ratio = self.crop.double().unbind(-1)  # (n, 10) each
-        h = (area * height * width / ratio).sqrt().round().long()
-        w = (area * height * width * ratio).sqrt().round().long()
+        area, ratio = np.moveaxis(self.crop.numpy().astype(np.float64), -1, 0)  # (n, 10) each
+        h = np.rint(np.sqrt(area * height * width / ratio)).astype(np.int64)
+        w = np.rint(np.sqrt(area * height * width * ratio)).astype(np.int64)
         fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
-        first = fits.int().argmax(1, keepdim=True)
-        h, w = h.gather(1, first)[:, 0], w.gather(1, first)[:, 0]
+        rows, first = np.arange(len(self)), fits.argmax(1)
+        h, w = h[rows, first], w[rows, first]
 
         none = ~fits.any(1)
         narrowest, widest = self.recipe.crop_ratio
-        h = h.masked_fill(none, min(height, round(width / narrowest)))
-        w = w.masked_fill(none, min(width, round(height * widest)))
-        top = (self.place[:, 0] * (height - h + 1)).long().where(~none, (height - h) // 2)
-        left = (self.place[:, 1] * (width - w + 1)).long().where(~none, (width - w) // 2)
-        return torch.stack([top, left, h, w], dim=1)
+        h[none] = min(height, round(width / narrowest))
+        w[none] = min(width, round(height * widest))
+        top, left = (self.place.numpy().T * (height - h + 1, width - w + 1)).astype(np.int64)
+        top = np.where(none, (height - h) // 2, top)
+        left = np.where(none, (width - w) // 2, left)
+        return torch.from_numpy(np.stack([top, left, h, w], axis=1))
 
 
 def draw(recipe: Recipe, n: int, seed: int, step: int, view: int = 0) -> Parameters:
@@ -208,40 +207,14 @@ def draw(recipe: Recipe, n: int, seed: int, step: int, view: int = 0) -> Paramet
     )
 
 
-def apply(images: Tensor, parameters: Parameters, out: Tensor | None = None) -> Tensor:
+def apply(images: Tensor, parameters: Parameters) -> Tensor:
     """Compute the views.
 
     images: (N, 3, H, W) uint8 on any device, one row of parameters each. Returns (N, 3, S, S)
-    float32, normalised by the recipe's mean and std, in out (contiguous) where given. Raises
-    InputError where the numbers of images and parameters differ, or the blur is wider than the
-    view.
+    float32, normalised by the recipe's mean and std. Raises InputError where the numbers of images
+    and parameters differ, or the blur is wider than the view.
     """
-    if len(images) != len(parameters):
-        raise InputError(f"{len(images)} images but parameters for {len(parameters)}")
-    height, width = images.shape[-2:]
-    size = parameters.recipe.side(images)
-    if parameters.recipe.blur_sigma:
-        check_blur(parameters.recipe.blur_kernel, size, size)
-    if out is None:
-        out = torch.empty(len(images), 3, size, size, device=images.device)
-
-    if images.device.type == "cpu" and views_cpu:
-        return views_cpu.apply(images, parameters, parameters.boxes(height, width), out)
-    return apply_in_batches(images, parameters, out)
-
-
-def apply_in_batches(images: Tensor, parameters: Parameters, out: Tensor) -> Tensor:
-    """``apply`` without compiled code, into out (N, 3, S, S); on a CPU CHUNK pixels at a time."""
-    height, width = images.shape[-2:]
-    boxes = parameters.boxes(height, width)
-    chunk = len(images)
-    if images.device.type == "cpu":
-        chunk = CHUNK // (height * width)
-
-    for start in range(0, len(images), max(1, chunk)):
-        rows = slice(start, start + max(1, chunk))
-        out[rows] = in_batches(images[rows], parameters[rows], boxes[rows], out.shape[-1])
-    return out
+    return views_of(images, [parameters])[0]
 
 
 def views(
@@ -250,28 +223,55 @@ def views(
     """``count`` independent views of each image: (N, 3, H, W) uint8 -> (count, N, 3, S, S) float32.
 
     first: the place of the first image in the step's batch, where these are a part of it.
+
+    On GPUs for which PyTorch compiles (``hardware.compiles``) steps from COMPILED_FROM on are
+    computed by compiled code, the same up to rounding, unless images are much larger than views.
+    TORCH_COMPILE_DISABLE=1 in the environment switches that off.
     """
+    drawn = [draw(recipe, first + len(images), seed, step, view)[first:] for view in range(count)]
+    compiled = (
+        step >= COMPILED_FROM
+        and compiles(images.device)
+        and max(images.shape[-2:]) <= COMPILED_UP_TO * recipe.side(images)
+    )
+    return views_of(images, drawn, compiled)
+
+
+def views_of(images: Tensor, drawn: list[Parameters], compiled: bool = False) -> Tensor:
+    """Views (V, N, 3, S, S) of images (N, 3, H, W), by V times N parameters. See ``apply``.
+
+    compiled: whether by PyTorch's compiler, elsewhere than on a CPU.
+    """
+    recipe = drawn[0].recipe
     size = recipe.side(images)
-    made = torch.empty(count, len(images), 3, size, size, device=images.device)
-    for view, out in enumerate(made):
-        drawn = draw(recipe, first + len(images), seed, step, view)
-        apply(images, drawn[first:], out)
+    for parameters in drawn:
+        if len(images) != len(parameters):
+            raise InputError(f"{len(images)} images but parameters for {len(parameters)}")
+    if recipe.blur_sigma:
+        check_blur(recipe.blur_kernel, size, size)
+
+    if images.device.type != "cpu" or not views_cpu:
+        return views_in_batches_of(images, drawn, compiled)
+    made = torch.empty(len(drawn), len(images), 3, size, size)
+    for parameters, out in zip(drawn, made):
+        boxes = parameters.boxes(*images.shape[-2:])
+        views_cpu.apply(images, parameters, boxes, out)
     return made
 
 
-def in_batches(images: Tensor, parameters: Parameters, boxes: Tensor, size: int) -> Tensor:
-    """The views by operations on the whole batch, on any device; boxes: (N, 4), the crops."""
-    recipe, device = parameters.recipe, images.device
-    x = images.float() / 255
-    if recipe.crop_scale or recipe.flip or (size, size) != images.shape[-2:]:
-        x = crop_resize_flip(x, send(boxes, device), send(parameters.flip, device), size)
-    if recipe.jitter_probability:
-        x = colour_jitter(x, parameters.jittered, parameters.order, parameters.jitter)
-    if recipe.greyscale:
-        rows = send(parameters.grey.nonzero()[:, 0], device)
-        x[rows] = luma(x[rows]).expand(-1, 3, -1, -1)
-    if recipe.blur_sigma:
-        x = gaussian_blur(x, send(parameters.sigma, device), recipe.blur_kernel)
-    mean = send(torch.tensor(recipe.mean).view(3, 1, 1), device)
-    std = send(torch.tensor(recipe.std).view(3, 1, 1), device)
-    return (x - mean) / std
+def views_in_batches_of(images: Tensor, drawn: list[Parameters], compiled: bool = False) -> Tensor:
+    """``views_of`` without numba, channels last in memory; on a CPU CHUNK pixels at a time."""
+    height, width = images.shape[-2:]
+    recipe, device = drawn[0].recipe, images.device
+    rows = [views_in_batches.pack(some, some.boxes(height, width)) for some in drawn]
+    packed = send(torch.from_numpy(np.stack(rows)), device)  # (V, N, 24), in one copy
+
+    chunk = len(images)
+    if device.type == "cpu":
+        chunk = max(1, CHUNK // (height * width))
+    compute = views_in_batches.compute_compiled if compiled else views_in_batches.compute
+    made = []
+    for some, theirs in zip(images.split(chunk), packed.split(chunk, dim=1)):
+        x = compute(some, theirs.flatten(0, 1), recipe)
+        made.append(x.unflatten(0, theirs.shape[:2]))
+    return made[0] if len(made) == 1 else torch.cat(made, dim=1)

@@ -12,7 +12,7 @@ import torchvision.transforms.v2.functional as F
 from scipy import stats
 
 from lib import ROOT, InputError, augmentations
-from lib.augmentations import RECIPES, Recipe, apply, apply_in_batches, draw, views
+from lib.augmentations import RECIPES, Recipe, apply, draw, views, views_in_batches_of
 
 OPERATIONS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 
@@ -25,8 +25,7 @@ def compiled(x, parameters):
 
 def batched(x, parameters):
     """As on other devices and without numba."""
-    size = parameters.recipe.size or x.shape[2]
-    return apply_in_batches(x, parameters, torch.empty(len(x), 3, size, size))
+    return views_in_batches_of(x, [parameters])[0]
 
 
 both_forms = pytest.mark.parametrize("compute", [compiled, batched])

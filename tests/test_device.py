@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from lib import evaluation, losses
-from lib.augmentations import RECIPES, views
+from lib.augmentations import COMPILED_FROM, RECIPES, views
 from lib.data.dataset import Dataset
-from lib.hardware import choose_device
+from lib.hardware import choose_device, compiles
 from lib.runs import load, pretrain
 from tests.conftest import same_weights, sessions_of, small, stopped
 
@@ -62,6 +64,33 @@ def test_views(device, recipe):
     torch.testing.assert_close(
         ours.cpu(), views(images, RECIPES[recipe], seed=3, step=5), rtol=0, atol=2e-5
     )
+
+
+@pytest.mark.parametrize("recipe, side", [("supcontrast", 32), ("uva", 96)])
+def test_a_steps_views_are_few_kernels_and_one_copy(device, recipe, side):
+    if not compiles(device):
+        pytest.skip("this device has no compiler")
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (64, 3, side, side), dtype=torch.uint8, generator=random)
+    on_gpu = images.to(device)
+
+    def made(x, step):
+        return views(x, RECIPES[recipe], seed=0, step=step)
+
+    compiled = made(on_gpu, COMPILED_FROM)  # compiles
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        made(on_gpu, COMPILED_FROM + 1)
+        torch.cuda.synchronize()
+
+    on_device = [event.name for event in profiled.events() if event.device_type == DeviceType.CUDA]
+    copies = [name for name in on_device if name.startswith("Memcpy")]
+    assert len(copies) == 1 and "HtoD" in copies[0]
+    assert 2 <= len(on_device) - len(copies) <= 2 * 30
+
+    assert (compiled.cpu() - made(images, COMPILED_FROM)).abs().max() < 2e-5
+    eager = made(on_gpu, COMPILED_FROM - 1).cpu()
+    assert (eager - made(images, COMPILED_FROM - 1)).abs().max() < 2e-5
 
 
 def test_neighbours(device):

@@ -1,6 +1,7 @@
 """A run and its evaluation on a pretended GPU: all tensors are where they must be."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,16 @@ def test_automatic_precision_is_that_of_the_gpu_at_hand(capability, precision):
         assert choose_precision("auto", torch.device("mps")) == "float32"
 
 
+def test_what_gpus_have_code_compiled():
+    """As Triton is told to need it, where it is installed."""
+    has_triton = find_spec("triton") is not None
+    for capability, expected in (((6, 1), False), ((7, 0), has_triton), ((9, 0), has_triton)):
+        with gpu(capability=capability):
+            assert hardware.compiles(CUDA) is expected
+    assert not hardware.compiles(torch.device("mps"))
+    assert not hardware.compiles(torch.device("cpu"))
+
+
 def test_a_copy_to_the_gpu_is_waited_for_unless_it_is_from_pinned_memory():
     """By the pretended one's own account."""
     x = torch.ones(2)
@@ -107,15 +118,15 @@ def test_a_copy_to_the_gpu_is_waited_for_unless_it_is_from_pinned_memory():
 
 
 @pytest.mark.parametrize("recipe", ["supcontrast", "uva-supervised"])
-def test_no_batch_waits_for_a_copy_to_the_gpu(recipe, toy):
-    """Neither of its images, which lie in the host's memory, nor of what was drawn for views."""
+def test_a_batch_needs_two_copies_to_the_gpu_and_waits_for_none(recipe, toy):
+    """Of its images, which lie in the host's memory, and of what was drawn for all their views."""
     with gpu():
         batches = Batches(two_epochs(recipe=recipe), toy, CUDA, fits=False)
         OnGpu.waits.clear()
         for x, _ in batches.epoch(0):
             assert x.device.type == "cuda"
-    assert len(OnGpu.waits) > 5 * len(batches)
-    assert not any(OnGpu.waits)
+            assert x.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert OnGpu.waits == [False, False] * len(batches)
 
 
 def test_a_model_comes_back_when_what_it_was_lent_for_fails():

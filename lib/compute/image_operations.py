@@ -1,104 +1,137 @@
 """Changes of images on whole batches, on any device.
 
-``compute.views_cpu`` computes the same image by image. Each agrees with torchvision's float tensor
-operation on the same parameters.
+``compute.views_in_batches`` puts them together, and ``compute.views_cpu`` computes the same image
+by image. Each agrees with torchvision's float tensor operation on the same parameters. Colours are
+three tensors r, g, b of all pixels, (M, P) each: a compiler fuses what is done to them into one
+loop over pixels.
 """
+
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lib import InputError
-from lib.hardware import send
 
-HUE = 3  # operations: brightness, contrast, saturation, hue
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # operations of a colour jitter
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's greyscale weights (ITU-R 601)
 
+Planes = Sequence[Tensor]  # r, g, b
 
-def crop_resize_flip(x: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Cut out each image's box, resize it with antialiased bilinear weights, mirror where flip.
 
-    x: (N, 3, H, W) float.
-    boxes: (N, 4) top, left, height, width, in pixels.
-    flip: (N,) bool.
+def crop_resize_flip(x: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Planes:
+    """Cut out a box of an image, resize it with antialiased bilinear weights, mirror where flip.
 
-    Returns (N, 3, size, size). Rows and columns are resampled by one banded matrix per image each;
-    a flip reverses the column matrix.
+    x: (N, 3, H, W).
+    boxes: (M, 4) top, left, height, width, in pixels; row m is of image m modulo N.
+    flip: (M, 1) bool.
+
+    Returns r, g, b, float (M, size * size) each: sums over the few pixels under a triangle.
     """
     n, _, height, width = x.shape
-    top, left, h, w = boxes.unbind(1)
-    rows = _triangle(top, h, size, height)  # (N, size, H)
-    columns = _triangle(left, w, size, width)  # (N, size, W)
-    columns = torch.where(flip.view(n, 1, 1), columns.flip(1), columns)
-    return rows.unsqueeze(1) @ x @ columns.unsqueeze(1).mT
+    top, left, h, w = boxes.split(1, dim=1)
+    rows = _triangle(top, h, torch.zeros_like(flip), size, height)
+    columns = _triangle(left, w, flip, size, width)
+
+    image = torch.arange(len(boxes), device=x.device).unsqueeze(1) % n  # (M, 1)
+    target = torch.arange(size * size, device=x.device)
+    i, j = target // size, target % size
+    planes = [plane.flatten(1) for plane in x.unbind(1)]  # (N, H W) each
+    sums = [torch.zeros((), device=x.device)] * len(planes)
+    for row, row_weight in rows:
+        for column, column_weight in columns:
+            source = row[:, i] * width + column[:, j]  # (M, P)
+            weight = row_weight[:, i] * column_weight[:, j]
+            sums = [sum + weight * plane[image, source] for sum, plane in zip(sums, planes)]
+    return sums
 
 
-def _triangle(start: Tensor, length: Tensor, size: int, full: int) -> Tensor:
-    """Weights of every source pixel for each of ``size`` output pixels: (N, size, full).
+def _triangle(
+    start: Tensor, length: Tensor, flip: Tensor, size: int, full: int
+) -> list[tuple[Tensor, Tensor]]:
+    """The source pixels under each of ``size`` output pixels, and their weights: (M, size) each.
 
-    They sum to 1. A triangle as wide as an output pixel, at least one source pixel, cut off at the
-    crop's edge and renormalised.
+    The weights of an output pixel sum to 1. A triangle as wide as an output pixel, at least one
+    source pixel, cut off at the crop's edge and renormalised; under it are as many source pixels
+    as under that of the largest crop.
+
+    start, length: (M, 1), of the crop.
+    flip: (M, 1) bool, whether the first output pixel is the last.
+    full: pixels of the image.
     """
-    start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
-    # counted within the crop
-    source = torch.arange(full, device=start.device).view(1, 1, full) - start
-    target = torch.arange(size, device=start.device).view(1, size, 1)
+    target = torch.arange(size, device=start.device)
+    target = torch.where(flip, size - 1 - target, target)
     scale = length / size
-    distance = source - (target + 0.5) * scale + 0.5  # rounded as torchvision rounds
-    weight = (1 - distance.abs() / scale.clamp(min=1)).clamp_(min=0)
-    weight = weight * ((source >= 0) & (source < length))
-    return weight / weight.sum(-1, keepdim=True)
+    support = scale.clamp(min=1)
+    centre = (target + 0.5) * scale
+    first = (centre - 0.5 - support).floor().clamp(min=-1) + 1  # counted within the crop
+
+    sources, weights = [], []
+    for tap in range(math.ceil(2 * max(1, full / size))):
+        source = first + tap
+        distance = source - centre + 0.5  # rounded as torchvision rounds
+        weight = (1 - distance.abs() / support).clamp(min=0)
+        sources.append((start + source).clamp(max=full - 1).long())
+        weights.append(torch.where(source < length, weight, 0))
+    total = torch.stack(weights).sum(0)
+    return [(source, weight / total) for source, weight in zip(sources, weights)]
 
 
-def luma(x: Tensor) -> Tensor:
-    """Greyscale: (N, 3, H, W) -> (N, 1, H, W)."""
-    return LUMA[0] * x[:, 0:1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:3]
+def luma(rgb: Planes) -> Tensor:
+    """Greyscale, of the planes' shape."""
+    r, g, b = rgb
+    return LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
 
 
-def colour_jitter(x: Tensor, jittered: Tensor, order: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue (operations 0 to 3), each image in its own order.
+def colour_jitter(
+    rgb: Planes, blends: Tensor, amounts: Tensor, hue: bool, mean: Tensor | None = None
+) -> Planes:
+    """Three blends, a turn of the hue, and the same three blends again.
 
-    x: (N, 3, S, S) in [0, 1], on any device; changed. On the CPU: jittered (N,) bool; order (N, 4)
-    operations; factors (N, 4) by operation, of hue its shift in turns.
+    So each image has its four operations in its own order: a blend by 1 and a turn by 0 change
+    nothing.
+
+    rgb: (M, P) each, in [0, 1].
+    blends: (M, 3) operations, see ``blend``.
+    amounts: (M, 7) factors of the blends, turns of the hue, factors of the blends.
+    hue: whether any hue is turned.
+    mean: see ``blend``.
     """
-    shifts_hue = bool(factors[:, HUE].any())
-    for turn in range(4):
-        operation = order[:, turn]
-        rows = (jittered & (operation != HUE)).nonzero()[:, 0]
-        if len(rows):
-            factor = send(factors[rows, operation[rows]], x.device)
-            which = send(operation[rows], x.device)
-            rows = send(rows, x.device)
-            x[rows] = blend(x[rows], which, factor)
-
-        if shifts_hue:
-            rows = (jittered & (operation == HUE)).nonzero()[:, 0]
-            shift = send(factors[rows, HUE], x.device)
-            rows = send(rows, x.device)
-            x[rows] = shift_hue(x[rows], shift)
-    return x
+    operations = blends.split(1, dim=1)
+    steps = amounts.split(1, dim=1)
+    for operation, factor in zip(operations, steps[:3]):
+        rgb = blend(rgb, operation, factor, mean)
+    if hue:
+        rgb = shift_hue(rgb, steps[3])
+    for operation, factor in zip(operations, steps[4:]):
+        rgb = blend(rgb, operation, factor, mean)
+    return rgb
 
 
-def blend(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
+def blend(rgb: Planes, operation: Tensor, factor: Tensor, mean: Tensor | None = None) -> Planes:
     """``factor x + (1 - factor) base``, clipped to [0, 1].
 
     The base is black for brightness (operation 0), the mean grey for contrast (1), the image's own
     grey for saturation (2).
 
-    x: (N, 3, S, S).
-    operation: (N,) integers.
-    factor: (N,).
+    rgb: (M, P) each.
+    operation, factor: (M, 1).
+    mean: (M, 1), the mean grey where it is known.
     """
-    grey = luma(x)
-    operation, factor = operation.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
-    base = torch.where(operation == 2, grey, (operation == 1) * grey.mean((2, 3), keepdim=True))
-    return (factor * x + (1 - factor) * base).clamp_(0, 1)
+    grey = luma(rgb)
+    if mean is None:
+        mean = grey.mean(1, keepdim=True)
+    base = torch.where(operation == SATURATION, grey, (operation == CONTRAST) * mean)
+    rest = (1 - factor) * base
+    return [(factor * plane + rest).clamp(0, 1) for plane in rgb]
 
 
-def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn each image's hue by shift (N,), in turns.
+def shift_hue(rgb: Planes, shift: Tensor) -> Planes:
+    """Turn each image's hue by shift (M, 1), in turns.
 
-    x: (N, 3, S, S) in [0, 1].
+    rgb: (M, P) each, in [0, 1].
 
     In closed form: with v the largest channel, c = v - smallest and hue h in sixths of a turn, the
     turned channels are
@@ -107,31 +140,41 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
 
     with k = (h + 6 shift + 5, 3 or 1) mod 6 for red, green and blue.
     """
-    r, g, b = x.unbind(1)
-    v = x.amax(1)
-    c = v - x.amin(1)
+    r, g, b = rgb
+    v = torch.maximum(torch.maximum(r, g), b)
+    c = v - torch.minimum(torch.minimum(r, g), b)
     safe = c.masked_fill(c == 0, 1)
     not_red = torch.where(v == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
-    hue = torch.where(v == r, (g - b) / safe, not_red) + 6 * shift.view(-1, 1, 1)
-    k = torch.stack([hue + 5, hue + 3, hue + 1], dim=1) % 6
-    return v.unsqueeze(1) - c.unsqueeze(1) * torch.minimum(k, 4 - k).clamp_(0, 1)
+    hue = torch.where(v == r, (g - b) / safe, not_red) + 6 * shift
+
+    turned = []
+    for sixths in (5, 3, 1):
+        k = (hue + sixths) % 6
+        turned.append(v - c * torch.minimum(k, 4 - k).clamp(0, 1))
+    return turned
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Blur each image with its own sigma (N,), in pixels, edges reflected. x: (N, 3, S, S)."""
-    n, channels, height, width = x.shape
+    """Blur each image with its own sigma (M, 1), in pixels, edges reflected. x: (M, C, S, S)."""
+    height, width = x.shape[-2:]
     check_blur(kernel, height, width)
     radius = kernel // 2
     offset = torch.arange(-radius, radius + 1, device=x.device)
-    weight = torch.exp(-0.5 * (offset / sigma.view(-1, 1)) ** 2)  # (N, kernel)
-    weight = (weight / weight.sum(1, keepdim=True)).repeat_interleave(channels, dim=0)
+    weight = torch.exp(-0.5 * (offset / sigma) ** 2)  # (M, kernel)
+    weight = weight / weight.sum(1, keepdim=True)
+    shares = weight.view(-1, kernel, 1, 1, 1).unbind(1)
 
-    padded = F.pad(x, (radius,) * 4, mode="reflect").flatten(0, 1)[
-        None
-    ]  # (1, N 3, S + 2 R, S + 2 R)
-    down = F.conv2d(padded, weight.view(-1, 1, kernel, 1), groups=n * channels)
-    across = F.conv2d(down, weight.view(-1, 1, 1, kernel), groups=n * channels)
-    return across.view(n, channels, height, width)
+    padded = F.pad(x, (radius,) * 4, mode="reflect")  # (M, C, S + 2 R, S + 2 R)
+    down = _weighted([padded[:, :, k : k + height] for k in range(kernel)], shares)
+    return _weighted([down[..., k : k + width] for k in range(kernel)], shares)
+
+
+def _weighted(parts: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
+    """The sum of the parts, each times its share."""
+    total = shares[0] * parts[0]
+    for share, part in zip(shares[1:], parts[1:]):
+        total = total + share * part
+    return total
 
 
 def check_blur(kernel: int, height: int, width: int) -> None:

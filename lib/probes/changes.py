@@ -24,8 +24,8 @@ def rotation(images: Tensor) -> list[Tensor]:
 
 def grey(images: Tensor) -> list[Tensor]:
     """In colour and in grey."""
-    greyscale = luma(images.float()).round().to(torch.uint8)
-    return [images, greyscale.expand(-1, 3, -1, -1)]
+    greyscale = luma(images.float().unbind(1)).round().to(torch.uint8)
+    return [images, greyscale.unsqueeze(1).expand(-1, 3, -1, -1)]
 
 
 def noise(images: Tensor) -> list[Tensor]:
