@@ -21,7 +21,7 @@ def test_it_is_offered_by_newer_gpus_unless_the_environment_objects(monkeypatch)
         assert not is_offered(CUDA)
     with gpu(capability=(9, 0)):
         assert is_offered(CUDA)
-        monkeypatch.setenv("CONTRASTIVE_COMPILE", "0")
+        monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
         assert not is_offered(CUDA)
 
 

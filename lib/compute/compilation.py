@@ -1,13 +1,11 @@
 """Whether an encoder is compiled for its training: on GPUs that gain by it, in runs that last."""
 
-import os
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor, nn
 
+from lib.hardware import compiles
+
 CAPABILITY = (8, 0)  # Ampere and newer, which multiply so fast that all the rest is what takes long
-SWITCH = "CONTRASTIVE_COMPILE"  # of the environment; 0: nothing is compiled
 STEPS = 2000  # fewer are soon done
 PAYS = 15 * 60  # seconds of training, of which compiling takes one or two minutes
 SHARE = 0.3  # of the matrix rate that a training reaches about, to tell how long it takes
@@ -15,13 +13,8 @@ SMALL = 512  # views of a step up to which a GPU waits for its host
 
 
 def is_offered(device: torch.device) -> bool:
-    """Whether it is a GPU of compute capability 8.0 or more, there is Triton, and nobody objects.
-
-    The environment's CONTRASTIVE_COMPILE=0 does.
-    """
-    if device.type != "cuda" or not find_spec("triton") or os.environ.get(SWITCH) == "0":
-        return False
-    return torch.cuda.get_device_capability(device) >= CAPABILITY
+    """Whether PyTorch compiles for it (``hardware.compiles``), and it is a GPU that gains by it."""
+    return compiles(device) and torch.cuda.get_device_capability(device) >= CAPABILITY
 
 
 def mode_of(flops: float, rate: float, views: int) -> str | None:

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lib import Diverged, InputError, as_command
-from lib.compute.compilation import STEPS, SWITCH, Compiled, is_offered, mode_of
+from lib.compute.compilation import STEPS, Compiled, is_offered, mode_of
 from lib.compute.cost import flops
 from lib.config import COMPUTED, Config, difference, fitting_batch
 from lib.data.dataset import Dataset
@@ -281,7 +281,10 @@ def _compiled_where_it_pays(session: Session, batches: Batches) -> nn.Module:
     if mode is None:
         return model
     session.progress.segments[-1]["compiled"] = mode
-    tell(f"the encoder is compiled ({mode}), which takes a minute; {SWITCH}=0 leaves it as it is")
+    tell(
+        f"the encoder is compiled ({mode}), which takes a minute; TORCH_COMPILE_DISABLE=1 in the "
+        "environment leaves it as it is"
+    )
     return Compiled(model, mode)
 
 
