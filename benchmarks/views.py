@@ -1,11 +1,11 @@
 """Views a second: two views of each image, by the published recipes, beside the usual ways.
 
-Each case turns 512 images into 1,024 views. "ours" is what training does on a CPU; "batched" is
-what it does on other devices, here on the CPU too. "PIL" is torchvision on PIL images in a
-DataLoader with two workers that are already running, as in SupContrast and in UvA's tutorial.
-kornia works on batches of 256, as ours do; it draws the order of the colour operations once for a
-batch, the others once for an image. Images are smooth random ones, in memory; where there is a GPU,
-on it, and PIL's views are left on the CPU.
+Each case turns 512 images into 1,024 views. "ours" is what training does on the device, on a GPU
+by compiled code; "batched" is what it does on other devices, here on the CPU. "PIL" is torchvision
+on PIL images in a DataLoader with two workers that are already running, as in SupContrast and in
+UvA's tutorial. kornia works on batches of 256, as ours do; it draws the order of the colour
+operations once for a batch, the others once for an image. Images are smooth random ones, in memory;
+where there is a GPU, on it, and PIL's views are left on the CPU.
 """
 
 import argparse

@@ -268,11 +268,14 @@ def compiles(device: torch.device) -> bool:
     """Whether torch.compile makes fast code for a device.
 
     It does for GPUs of compute capability 7.0 or newer, where Triton is installed, unless PyTorch's
-    own TORCH_COMPILE_DISABLE=1 stands in the environment.
+    own TORCH_COMPILE_DISABLE=1 stands in the environment. Not in PyTorch's deterministic mode: the
+    compiler tries several ways to add numbers up, and keeps the fastest.
     """
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
         return False
     if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    if torch.are_deterministic_algorithms_enabled():
         return False
     return torch.cuda.get_device_capability(device) >= (7, 0)
 

@@ -101,6 +101,11 @@ def test_what_gpus_have_code_compiled():
     for capability, expected in (((6, 1), False), ((7, 0), has_triton), ((9, 0), has_triton)):
         with gpu(capability=capability):
             assert hardware.compiles(CUDA) is expected
+            torch.use_deterministic_algorithms(True)
+            try:
+                assert not hardware.compiles(CUDA)
+            finally:
+                torch.use_deterministic_algorithms(False)
     assert not hardware.compiles(torch.device("mps"))
     assert not hardware.compiles(torch.device("cpu"))
 

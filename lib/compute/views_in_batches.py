@@ -145,7 +145,8 @@ def _compiler(function: Callable) -> Callable:
     options = BLUR_OPTIONS if function is gaussian_blur else OPTIONS
     known = torch._inductor.list_options()  # differ from version to version
     options = {name: value for name, value in options.items() if name in known}
-    return torch.compile(function, fullgraph=True, options=options)
+    # without fullgraph: what has been compiled for too many recipes or sizes goes on as it is
+    return torch.compile(function, options=options)
 
 
 def mean_grey(images: Tensor, packed: Tensor, recipe: Any) -> Tensor:
