@@ -630,7 +630,8 @@ def test_a_run_is_followed_in_its_precision_and_read_in_float32(
     for row in filter(None, training_of(session, toy)):
         _look(session, toy, row)
     assert noted == {(True, own), (False, own)}
-    assert [row["look_precision"] for row in session.progress.curves] == [precision] * 2
+    for row in session.progress.curves:
+        assert row.get("look_precision", "float32") == precision
 
     run = trained(config, toy, tmp_path / "whole")
     recipe = run.recipe(toy)

@@ -289,14 +289,18 @@ def _compiled_where_it_pays(session: Session, batches: Batches) -> nn.Module:
 
 
 def _look(session: Session, sliced: Dataset, row: dict) -> None:
-    """Add to the epoch's row what is looked at every so many epochs, in the run's precision."""
+    """Add to the epoch's row what is looked at every so many epochs, in the run's precision.
+
+    The row names it where it is not float32.
+    """
     config, epoch, model = session.config, row["epoch"], session.model
     asks_knn = config.knn_every and epoch % config.knn_every == 0
     asks_test = config.test_every and epoch % config.test_every == 0
     if not asks_knn and not asks_test:
         return
     recipe = recipe_for(config, sliced, "none")
-    row["look_precision"] = config.precision
+    if config.precision != "float32":
+        row["look_precision"] = config.precision
     if asks_knn:
         row["knn"] = knn_on_val(model, sliced, recipe, config.precision)
     if asks_test:
