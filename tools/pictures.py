@@ -1,4 +1,4 @@
-"""Draw the book's mark (favicon), its social card, and the first page's picture of SimCLR.
+"""Draw the book's mark (favicon), its social card, SimCLR's picture and the family's two.
 
 python -m tools.pictures
 """
@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_image
 
 from lib import figures
 from lib.augmentations import RECIPES, apply, draw
+from tools import family
 from tools.book import BOOK
 
 STATIC = BOOK.source / "_static"
@@ -89,3 +90,5 @@ if __name__ == "__main__":
     mark(STATIC / "mark.png")
     card(STATIC / "card.png")
     overview(STATIC / "overview.png")
+    (STATIC / "family.svg").write_text(family.wide(), encoding="utf-8")
+    (STATIC / "family-narrow.svg").write_text(family.narrow(), encoding="utf-8")
