@@ -306,7 +306,7 @@ def test_faults_are_handed_over_to_stress(capsys):
 )
 def test_a_damaged_record_is_named(content, words, tmp_path):
     if content is not None:
-        (tmp_path / "loss-cpu.json").write_text(content)
+        (tmp_path / "loss-cpu.json").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=f"loss-cpu.json.*{words}"):
         records.benchmark("loss-cpu", tmp_path)
 

@@ -63,11 +63,11 @@ def small(tmp_path):
 def write_contents(small, names):
     chapters = [{"file": f"notebooks/{name}"} for name in names]
     contents = yaml.dump({"root": "intro", "chapters": chapters})
-    (small.source / "_toc.yml").write_text(contents)
+    (small.source / "_toc.yml").write_text(contents, encoding="utf-8")
 
 
 def write_profile(small, content):
-    (small.profiles / "quick.yml").write_text(content)
+    (small.profiles / "quick.yml").write_text(content, encoding="utf-8")
 
 
 def write_chapter(small, name, cells):
@@ -132,7 +132,7 @@ def test_what_a_chapter_is_made_from_makes_it_run_anew(small, capsys):
     }
 
     for path, content in changes.items():
-        path.write_text(content)
+        path.write_text(content, encoding="utf-8")
         capsys.readouterr()
         book.run("quick", book=small)
         assert "01_good: done" in capsys.readouterr().out, path.name
@@ -209,7 +209,9 @@ def test_chapters_are_found_at_any_depth_of_the_contents_in_their_order(small):
         {"caption": "One", "chapters": [{"file": "glossary"}, {"file": "notebooks/03_hangs"}]},
         {"chapters": [{"file": "notebooks/02_fails", "sections": [{"file": "notebooks/01_good"}]}]},
     ]
-    (small.source / "_toc.yml").write_text(yaml.dump({"root": "intro", "parts": parts}))
+    (small.source / "_toc.yml").write_text(
+        yaml.dump({"root": "intro", "parts": parts}), encoding="utf-8"
+    )
 
     names = [path.stem for path in book.chapters(small)]
     assert names == ["03_hangs", "02_fails", "01_good"]
@@ -391,6 +393,7 @@ def start(checkout):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
         )
         processes.append(process)
         return process
@@ -402,13 +405,13 @@ def start(checkout):
 
 def is_alive(pid):
     try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[2] != "Z"
     except OSError:
         return False
 
 
 def has_written(path):
-    return path.is_file() and path.read_text()
+    return path.is_file() and path.read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
@@ -423,7 +426,7 @@ def test_a_kernel_does_not_outlive_its_batch_and_the_next_batch_goes_on(
 
     process = start(COMMAND)
     wait_for(lambda: has_written(kernel_file))
-    kernel = int(kernel_file.read_text())
+    kernel = int(kernel_file.read_text(encoding="utf-8"))
     assert is_alive(kernel)
 
     process.send_signal(number)
@@ -468,7 +471,9 @@ def test_chapters_that_the_site_shows_without_outputs_are_named(small, tmp_path,
     said = capsys.readouterr().out
     assert "02_fails: not run since its last change" in said and "01_good" not in said
 
-    shown = json.loads((tmp_path / "stage" / "notebooks" / "01_good.ipynb").read_text())
+    shown = json.loads(
+        (tmp_path / "stage" / "notebooks" / "01_good.ipynb").read_text(encoding="utf-8")
+    )
     assert shown["cells"][-1]["outputs"]
     hidden = [cell for cell in shown["cells"] if "remove-cell" in cell["metadata"].get("tags", [])]
     assert len(hidden) == 1 and "injected-parameters" in hidden[0]["metadata"]["tags"]
@@ -480,7 +485,7 @@ def old_site(small):
     write_contents(small, [])  # a book without its first page
     index = small.site() / "index.html"
     index.parent.mkdir(parents=True)
-    index.write_text("old")
+    index.write_text("old", encoding="utf-8")
     (small.built / "site-1" / "source").mkdir(parents=True)
     return index
 
@@ -488,7 +493,7 @@ def old_site(small):
 def test_a_build_that_fails_leaves_the_old_site(small, old_site):
     with pytest.raises(InputError, match="Jupyter Book found fault"):
         book.build("quick", book=small)
-    assert old_site.read_text() == "old" and not list(small.built.glob("site-*"))
+    assert old_site.read_text(encoding="utf-8") == "old" and not list(small.built.glob("site-*"))
 
 
 def test_a_build_that_is_interrupted_leaves_the_old_site(small, old_site, monkeypatch):
@@ -502,7 +507,7 @@ def test_a_build_that_is_interrupted_leaves_the_old_site(small, old_site, monkey
     with pytest.raises(KeyboardInterrupt):
         book.build("quick", book=small)
     assert len(staged) == 1  # it was in the midst of it
-    assert old_site.read_text() == "old" and not list(small.built.glob("site-*"))
+    assert old_site.read_text(encoding="utf-8") == "old" and not list(small.built.glob("site-*"))
     with files.only_writer(small.built / ".site.lock", "test", wait=False):
         pass  # nobody holds it any more
 
@@ -579,7 +584,7 @@ def test_every_chapters_configurations_can_be_built_from_every_profile(profile):
         for method in METHODS.keys() & names:
             config = preset(getattr(chapter, method), **chapter.delta)
             assert config.method == method and config.data == chapter.data
-            if "pretrain(" in path.read_text():
+            if "pretrain(" in path.read_text(encoding="utf-8"):
                 dropped = {"epochs", "precision", "runs"} - names
                 assert not dropped, f"{path.stem} drops what a profile says"
             built += 1
@@ -629,7 +634,9 @@ def test_plain_papermill_takes_parameters(tmp_path):
     assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600).returncode == 0
 
     # what the cells say; papermill's own notes hold seconds, which may be any number
-    said = [cell.get("outputs", []) for cell in json.loads(out.read_text())["cells"]]
+    said = [
+        cell.get("outputs", []) for cell in json.loads(out.read_text(encoding="utf-8"))["cells"]
+    ]
     assert "4.628" not in str(said) and "log(2.151" in str(said)  # exp(cos 40 degrees)
 
 
@@ -646,7 +653,7 @@ ON_A_GPU = {"accelerator": "GPU", "colab": {"gpuType": "T4"}}  # what Colab open
 @pytest.mark.parametrize("path", book.chapters(), ids=lambda path: path.stem)
 def test_a_chapter_that_trains_a_profiles_preset_opens_on_a_gpu_on_colab(path):
     """And nothing else of a run is in its metadata."""
-    notebook = without_empty(json.loads(path.read_text()))
+    notebook = without_empty(json.loads(path.read_text(encoding="utf-8")))
     metadata = notebook["metadata"]
     del metadata["kernelspec"]
     code = "".join("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code")
@@ -666,7 +673,7 @@ WHAT_COLAB_WRITES = {
 
 
 def test_strip_takes_what_colab_writes_of_a_run_and_leaves_the_gpu(tmp_path):
-    makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", "")
     options = shlex.split(re.search(r"^STRIP := (.+)", makefile, re.M).group(1))
     copies = {path: tmp_path / path.name for path in book.chapters()}
     for path, copy in copies.items():
@@ -686,7 +693,7 @@ def test_strip_takes_what_colab_writes_of_a_run_and_leaves_the_gpu(tmp_path):
 
 @pytest.mark.parametrize("path", book.chapters(), ids=lambda path: path.stem)
 def test_notebooks_are_committed_clean(path):
-    notebook = json.loads(path.read_text())
+    notebook = json.loads(path.read_text(encoding="utf-8"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     for cell in code:
         assert not cell["outputs"] and not cell["execution_count"]
@@ -696,5 +703,5 @@ def test_notebooks_are_committed_clean(path):
     parameters = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     assert len(parameters) == 1
     assert "".join(parameters[0]["source"]).startswith('profile = "auto"')
-    config = yaml.safe_load((BOOK.source / "_config.yml").read_text())
+    config = yaml.safe_load((BOOK.source / "_config.yml").read_text(encoding="utf-8"))
     assert config["repository"]["url"] in "".join(code[0]["source"])  # the clone on Colab

@@ -108,7 +108,7 @@ FAULTS = """<html lang="en"><title>Faults</title><script>console.error("oh")</sc
 
 
 def test_a_page_with_every_fault_is_found_at_fault(tmp_path):
-    (tmp_path / "faults.html").write_text(FAULTS)
+    (tmp_path / "faults.html").write_text(FAULTS, encoding="utf-8")
     asked, said = [], []
     with chromium.opened(asked) as context:
         page = context.new_page()
@@ -285,7 +285,7 @@ def test_a_solution_opens_by_keyboard(page, site):
 def test_an_address_that_does_not_exist_shows_the_404_page_with_its_style_and_ways_back(page, site):
     """As GitHub Pages serves it: from a folder of the host, 404.html for what is missing."""
     canonical = r'<link rel="canonical" href="([^"]+)intro.html"'
-    home = re.search(canonical, (site / "intro.html").read_text()).group(1)
+    home = re.search(canonical, (site / "intro.html").read_text(encoding="utf-8")).group(1)
     missing = []
 
     def serve(route):

@@ -284,7 +284,13 @@ def test_every_claim_has_a_row_of_the_scoreboard_that_says_what_it_was_held_agai
 def test_the_first_page_says_what_the_records_say(stated, measured):
     """README.md's table, which the book's first page shows too."""
     opening, closing = claims.HEADLINE
-    shown = (ROOT / "README.md").read_text().partition(opening)[2].partition(closing)[0].strip()
+    shown = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .partition(opening)[2]
+        .partition(closing)[0]
+        .strip()
+    )
     wanted = claims.headline(stated, measured)
 
     assert shown == wanted, "run: python -m lib headline"
@@ -298,10 +304,10 @@ def test_the_first_page_says_what_the_records_say(stated, measured):
 def test_the_headline_is_written_between_its_marks(tmp_path, measured):
     opening, closing = claims.HEADLINE
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{opening}\nold\n{closing}\nafter")
+    page.write_text(f"before\n{opening}\nold\n{closing}\nafter", encoding="utf-8")
 
     claims.write_headline(page, measured)
-    before, _, rest = page.read_text().partition(opening)
+    before, _, rest = page.read_text(encoding="utf-8").partition(opening)
     between, _, after = rest.partition(closing)
     assert (before, after) == ("before\n", "\nafter")
     assert "published claims" in between
@@ -365,14 +371,14 @@ GOOD = "id: c, claim: c, source: s, rule: value, number: 1, like_for_like: {epoc
 )
 def test_bad_claims_are_named(content, words, tmp_path):
     path = tmp_path / "claims.yml"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=f"claims.yml.*{words}"):
         claims.read(path)
 
 
 def test_a_good_claim_is_read_as_it_is_written(tmp_path):
     path = tmp_path / "claims.yml"
-    path.write_text(f"- {{{GOOD}, minus: {{method: any}}}}")
+    path.write_text(f"- {{{GOOD}, minus: {{method: any}}}}", encoding="utf-8")
 
     (claim,) = claims.read(path)
     assert claim["minus"] == {"method": "any"}

@@ -130,7 +130,9 @@ def test_what_computes_is_told_first_and_not_on_stdout(toy_root, tmp_path, capsy
 def test_help_has_examples_that_parse():
     for arguments in (["--help"], ["pretrain", "--help"]):
         command = [sys.executable, "-m", "lib", *arguments]
-        shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+        shown = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, timeout=300, encoding="utf-8"
+        )
         assert shown.returncode == 0 and "examples:" in shown.stdout, shown.stderr
         assert "python -m lib pretrain simclr-digits" in shown.stdout
     group = get_command(app)
@@ -169,7 +171,12 @@ def test_the_console_script_is_the_same_command(tmp_path):
     (tmp_path / "lib" / "__init__.py").touch()
     program = os.path.join(os.path.dirname(sys.executable), "contrastive")
     listed = subprocess.run(
-        [program, "pretrain", "list"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [program, "pretrain", "list"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        encoding="utf-8",
     )
     assert listed.returncode == 0 and "supcon-cifar10" in listed.stdout, listed.stderr
 
@@ -178,7 +185,10 @@ def test_the_reports_commands_have_counterparts_that_run(toy_root, tmp_path, cap
     """Every command in the table of the page "Rerun it", made small; --with's probes on the run
     before it."""
     table = (
-        (ROOT / "book" / "rerun.md").read_text().partition("own commands")[2].partition("## ")[0]
+        (ROOT / "book" / "rerun.md")
+        .read_text(encoding="utf-8")
+        .partition("own commands")[2]
+        .partition("## ")[0]
     )
     commands = [
         code.split()[3:]
@@ -338,6 +348,7 @@ def test_an_import_that_is_stopped_leaves_nothing_behind(number, words, tmp_path
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
     )
     try:
         wait_for(lambda: list(out.parent.glob(".import-*/train")))
@@ -381,6 +392,7 @@ def test_what_head_does_not_want_is_no_error():
         capture_output=True,
         env={**os.environ, "PATH": PATH},
         timeout=300,
+        encoding="utf-8",
     )
     assert done.stdout.strip() == "1" and not done.stderr
 

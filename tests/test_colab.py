@@ -42,6 +42,7 @@ class Machine:
             capture_output=True,
             text=True,
             timeout=900,
+            encoding="utf-8",
         )
 
 
@@ -52,7 +53,9 @@ def machine(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
 
-    address = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["repository"]["url"]
+    address = yaml.safe_load((ROOT / "book" / "_config.yml").read_text(encoding="utf-8"))[
+        "repository"
+    ]["url"]
     variables = os.environ | git_settings(
         {f"url.file://{ROOT}.insteadOf": address, "safe.directory": "*"}
     )
@@ -65,7 +68,9 @@ def without_project(environment: Path) -> Path:
     """A virtual environment made of links to this one's packages."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    packages = subprocess.check_output([environment / "bin" / "python", "-c", ask], text=True)
+    packages = subprocess.check_output(
+        [environment / "bin" / "python", "-c", ask], text=True, encoding="utf-8"
+    )
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if "contrastive_learning_book" not in entry.name:
             (Path(packages.strip()) / entry.name).symlink_to(entry)
@@ -101,7 +106,7 @@ def first_cell() -> str:
     """The one that all chapters begin with."""
     cells = set()
     for path in sorted((ROOT / "book" / "notebooks").glob("*.ipynb")):
-        cells.add("".join(json.loads(path.read_text())["cells"][0]["source"]))
+        cells.add("".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]))
     (cell,) = cells
     return cell
 
@@ -131,23 +136,25 @@ def test_the_first_cell_finds_our_package_and_may_be_run_again(other, tmp_path):
     programs, folder = tmp_path / "programs", tmp_path / "folder"
     programs.mkdir()
     folder.mkdir()
-    (programs / "git").write_text(GIT)
+    (programs / "git").write_text(GIT, encoding="utf-8")
     (programs / "git").chmod(0o755)
-    (programs / "pip.py").write_text(PIP)
+    (programs / "pip.py").write_text(PIP, encoding="utf-8")
     if OTHERS[other] is not None:
         (folder / "lib").mkdir()
         (folder / "lib" / "data.py").touch()
     if OTHERS[other]:
-        (folder / "lib" / "__init__.py").write_text(OTHERS[other])
+        (folder / "lib" / "__init__.py").write_text(OTHERS[other], encoding="utf-8")
 
     again = (
         "cell = open('../cell.py').read()\ntry: exec(cell)\nexcept KeyboardInterrupt: exec(cell)\n"
     )
     found = "exec(cell)\nfrom lib import data\nassert data.ours"  # once more, in vain
-    (tmp_path / "cell.py").write_text(first_cell())
+    (tmp_path / "cell.py").write_text(first_cell(), encoding="utf-8")
     path = os.pathsep.join([str(programs), os.environ["PATH"]])
     environment = {"PATH": path, "PYTHONPATH": str(programs), "HOME": str(tmp_path)}
     command = [sys.executable, "-S", "-c", again + found]  # -S: without what is installed
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
-    assert (folder / "log").read_text().split() == ["git", "pip", "pip"]
+    assert (folder / "log").read_text(encoding="utf-8").split() == ["git", "pip", "pip"]

@@ -40,7 +40,7 @@ WORDS = 'python() {{ printf "%s\\0" "$@"; }}; contrastive() {{ python -m lib "$@
 
 def text(path: Path) -> str:
     """A page, of a notebook its sources; a command that goes on in the next line made one line."""
-    content = path.read_text()
+    content = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         cells = json.loads(content)["cells"]
         content = "\n".join("".join(cell["source"]) for cell in cells)
@@ -121,7 +121,9 @@ def test_code_that_pages_show_finds_what_it_names():
 
 def test_the_package_puts_commands_together_in_one_place():
     for path in sorted((ROOT / "lib").rglob("*.py")):
-        assert not re.search(r"python -m lib [a-z][^\"\n]*\{", path.read_text()), path
+        assert not re.search(r"python -m lib [a-z][^\"\n]*\{", path.read_text(encoding="utf-8")), (
+            path
+        )
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def run(capsys, monkeypatch):
 
     def run_line(line: str, *more: str, status: int = 0) -> str:
         shell = ["bash", "-c", WORDS.format(line)]
-        done = subprocess.run(shell, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(shell, capture_output=True, text=True, timeout=60, encoding="utf-8")
         assert done.returncode == 0, done.stderr
         module, name, *words = done.stdout.split("\0")[:-1]
         assert (module, name) == ("-m", "lib")

@@ -343,7 +343,7 @@ def test_a_compressed_file_with_a_hole_is_not_whole(tmp_path):
 
 
 def test_files_of_another_kind_are_not_whole(tmp_path):
-    (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "text.npz").write_text("hello", encoding="utf-8")
     with open(tmp_path / "single.npz", "wb") as file:
         np.save(file, np.zeros(3))
     with zipfile.ZipFile(tmp_path / "zip.npz", "w") as archive:
@@ -433,7 +433,7 @@ def test_data_that_are_there_are_only_read(name, file, request, tmp_path, monkey
 
 
 def test_a_root_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="can't get cifar10 into"):
         data.load("cifar10", tmp_path / "file" / "below")
 
@@ -472,9 +472,9 @@ def stl10(tmp_path, monkeypatch) -> dict[str, np.ndarray]:
     labels.tofile(folder / "train_y.bin")
     labels[:10].tofile(folder / "test_y.bin")
     names = [f"class {label}" for label in range(10)]
-    (folder / "class_names.txt").write_text("\n".join(names))
+    (folder / "class_names.txt").write_text("\n".join(names), encoding="utf-8")
     folds = [f"{i} {i + 10} {i + 20} " for i in range(10)]
-    (folder / "fold_indices.txt").write_text("\n".join(folds))
+    (folder / "fold_indices.txt").write_text("\n".join(folds), encoding="utf-8")
 
     training = listed(folder, "train_X.bin", "train_y.bin", "unlabeled_X.bin")
     kind = torchvision.datasets.STL10
@@ -518,7 +518,7 @@ def test_a_large_file_of_images_stays_where_it_is(stl10, tmp_path, monkeypatch):
 
     assert theirs.is_contiguous() and not ours.is_contiguous()
     maps = Path("/proc/self/maps")
-    assert not maps.exists() or str(file) in maps.read_text()
+    assert not maps.exists() or str(file) in maps.read_text(encoding="utf-8")
 
     ours[0] = 0  # whoever writes to it writes to a copy
     assert file.read_bytes() == content
@@ -544,7 +544,7 @@ def test_a_partial_stl10_is_refused(stl10, tmp_path, file):
 def test_wrong_folds_are_refused(stl10, tmp_path, lines, words):
     """They are the one file of STL-10 without a published checksum."""
     path = tmp_path / "stl10_binary" / "fold_indices.txt"
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(InputError, match=f"fold_indices.txt {words}"):
         data.load("stl10", tmp_path)
 
@@ -734,6 +734,8 @@ for path in (RUNS, records.RESULTS, data_root(), REGISTRY):
     work = tmp_path / "work"
     work.mkdir()
     command = [sys.executable, "-c", code]
-    said = subprocess.check_output(command, cwd=work, env=environment, text=True, timeout=300)
+    said = subprocess.check_output(
+        command, cwd=work, env=environment, text=True, timeout=300, encoding="utf-8"
+    )
     names = ("runs", "results", "data", "weights/registry.yml")
     assert said.split() == [str(work / name) for name in names]

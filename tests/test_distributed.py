@@ -49,7 +49,9 @@ def spawned(count, folder, task, *words):
             process.kill()
             process.join(60)
     statuses = [process.exitcode for process in processes]
-    return statuses, [(folder / f"{number}.err").read_text() for number in range(count)]
+    return statuses, [
+        (folder / f"{number}.err").read_text(encoding="utf-8") for number in range(count)
+    ]
 
 
 def torchrun(*words, machines=0):
@@ -69,6 +71,7 @@ def torchrun(*words, machines=0):
                 stderr=subprocess.PIPE,
                 text=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
+                encoding="utf-8",
             )
             agents.append(agent)
         outputs = [agent.communicate(timeout=900) for agent in agents]
@@ -263,7 +266,7 @@ def test_a_killed_rank_ends_the_job_in_a_line_and_loses_nothing(tmp_path):
 
     (folder,) = (tmp_path / "runs").iterdir()
     assert checkpoints.read(folder / checkpoints.NEWEST)[1].step == 5
-    assert "lost another" in json.loads((folder / ENDED).read_text())["ended"]
+    assert "lost another" in json.loads((folder / ENDED).read_text(encoding="utf-8"))["ended"]
     killed = (tmp_path / "once").stat().st_mtime
     assert 0 <= (folder / ENDED).stat().st_mtime - killed < 60
 
@@ -277,7 +280,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(number, status, ende
     assert statuses == [status, status], errors
     (folder,) = (tmp_path / "runs").iterdir()
     assert checkpoints.read(folder / checkpoints.NEWEST)[1].step == 6
-    assert json.loads((folder / ENDED).read_text())["ended"] == ended
+    assert json.loads((folder / ENDED).read_text(encoding="utf-8"))["ended"] == ended
 
 
 @pytest.mark.parametrize("machines", [0, 2])

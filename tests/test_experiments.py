@@ -278,7 +278,7 @@ def test_chapters_read_the_records_of_the_first_experiment_that_has_any(place):
     assert len(found("early")) == 1
 
     other = late[0] | {"config": late[0]["config"] | {"precision": "bfloat16"}}
-    (place / "results" / f"{other['id']}.json").write_text(json.dumps(other))
+    (place / "results" / f"{other['id']}.json").write_text(json.dumps(other), encoding="utf-8")
     assert len(found("late")) == 3  # it asks for float32
     with pytest.raises(InputError, match="unknown experiment"):
         found("none")
@@ -317,7 +317,7 @@ def test_what_is_no_list_of_experiments_is_named(place):
     path = written(place, 3)
     with pytest.raises(InputError, match="experiment number 1: it must be a mapping"):
         experiments.read(path)
-    path.write_text("a: 1")
+    path.write_text("a: 1", encoding="utf-8")
     with pytest.raises(InputError, match="experiments.yml must be a list of experiments"):
         experiments.read(path)
 

@@ -183,7 +183,9 @@ def test_the_harness_from_end_to_end(tmp_path):
     command = [sys.executable, "-m", "stress", "faults", "--results", str(tmp_path)]
     command += ["--kills", "6", "--damages", "24", "--writes", "2", "--pairs", "2"]
     command += ["--cases", "70"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=900, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
 
     rows = records.benchmark("faults-cpu", tmp_path)["rows"]

@@ -282,14 +282,14 @@ def bomb() -> str:
 )
 def test_yaml_that_is_none_or_too_large_is_named(text, words, tmp_path: Path):
     path = tmp_path / "bad.yml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=f"bad.yml can't be read as YAML: .*{words}"):
         read_yaml(path)
 
 
 def test_yaml_with_aliases_is_read(tmp_path: Path):
     path = tmp_path / "small.yml"
-    path.write_text("a: &a {b: 1}\nc: {<<: *a}\nd: [*a, *a]\ne: {<<: *a, b: 2}")
+    path.write_text("a: &a {b: 1}\nc: {<<: *a}\nd: [*a, *a]\ne: {<<: *a, b: 2}", encoding="utf-8")
     expected = {"a": {"b": 1}, "c": {"b": 1}, "d": [{"b": 1}, {"b": 1}], "e": {"b": 2}}
     assert read_yaml(path) == expected
     assert parse_yaml(b"") is None

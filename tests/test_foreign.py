@@ -451,7 +451,9 @@ def test_pickles_that_lie_end_in_a_sentence_and_no_crash(tmp_path):
     pickles.write(tmp_path / "huge head.pth", huge_head())
 
     command = [sys.executable, "-c", READ_ALL, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, encoding="utf-8"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     said = done.stdout.splitlines()
     paths = sorted(map(str, tmp_path.iterdir()))

@@ -284,7 +284,7 @@ def test_memory_is_kept_within_and_given_back_after():
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     def resident() -> int:
-        pages = Path("/proc/self/statm").read_text().split()[1]
+        pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
         return int(pages) * resource.getpagesize()
 
     with memory_kept(CPU):

@@ -434,7 +434,9 @@ def test_a_test_split_without_labels_is_unlabeled(on_disk, tmp_path):
     parts["test"] = on_disk.select(range(3)).remove_columns("label")
     for name, part in parts.items():
         part.save_to_disk(tmp_path / "disk" / name)
-    (tmp_path / "disk" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    (tmp_path / "disk" / "dataset_dict.json").write_text(
+        '{"splits": ["train", "test"]}', encoding="utf-8"
+    )
     counts, _ = pictures.make(tmp_path / "disk", 16, tmp_path / "mine.npz")
     assert counts == {"train": 16, "test": 4, "unlabeled": 3}
 
@@ -442,7 +444,7 @@ def test_a_test_split_without_labels_is_unlabeled(on_disk, tmp_path):
 def test_without_the_package_a_hugging_face_data_set_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "disk").mkdir()
-    (tmp_path / "disk" / "state.json").write_text("{}")
+    (tmp_path / "disk" / "state.json").write_text("{}", encoding="utf-8")
     words = r"needs the package datasets.*\[huggingface\]"
     refused(words, tmp_path / "disk", tmp_path / "mine.npz")
 
@@ -612,7 +614,7 @@ def test_what_is_broken_is_skipped_and_named(folder, tmp_path):
 
 
 def test_what_is_no_image_by_its_ending_is_left_out_and_said(folder, tmp_path):
-    (folder / "red" / "notes.txt").write_text("not looked at")
+    (folder / "red" / "notes.txt").write_text("not looked at", encoding="utf-8")
     (folder / "red" / "new.heic").touch()
     (folder / "red" / "._photo.jpg").write_bytes(b"macOS's")
     counts, report = pictures.make(folder, 16, tmp_path / "mine.npz")

@@ -30,7 +30,11 @@ def install(lockfile: Path, packages: Path, target: Path) -> subprocess.Complete
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--require-hashes"]
     where = ["--no-index", "--find-links", packages, "--target", target]
     return subprocess.run(
-        [*command, *where, "-r", lockfile], capture_output=True, text=True, timeout=120
+        [*command, *where, "-r", lockfile],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        encoding="utf-8",
     )
 
 

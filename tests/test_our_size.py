@@ -199,14 +199,16 @@ def test_the_sizes_of_a_claim_are_its_own_and_smaller_ones():
 )
 def test_bad_sizes_are_named(tmp_path, change, words):
     path = tmp_path / "claims.yml"
-    path.write_text(yaml.dump([PUBLISHED | {"question": "q", "ours": OURS | change}]))
+    path.write_text(
+        yaml.dump([PUBLISHED | {"question": "q", "ours": OURS | change}]), encoding="utf-8"
+    )
     with pytest.raises(InputError, match=f"claims.yml: claim c: .*{words}"):
         claims.read(path)
 
 
 def test_a_question_has_both_sizes(tmp_path):
     path = tmp_path / "claims.yml"
-    path.write_text(yaml.dump([PUBLISHED | {"question": "q"}]))
+    path.write_text(yaml.dump([PUBLISHED | {"question": "q"}]), encoding="utf-8")
     with pytest.raises(InputError, match="claim c: .*a question needs ours"):
         claims.read(path)
 

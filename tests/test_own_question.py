@@ -21,13 +21,13 @@ SHORTER = (("seeds: {5: 3}", "seeds: {1: 3}"), ("epochs: 5", "epochs: 1"))  # fo
 def place(tmp_path_factory) -> Path:
     """The page's two entries in files of their own."""
     place = tmp_path_factory.mktemp("own")
-    page = (ROOT / "book" / "rerun.md").read_text()
+    page = (ROOT / "book" / "rerun.md").read_text(encoding="utf-8")
     experiment, claim = re.findall("```yaml\n(.*?)```", page, re.DOTALL)
     for old, new in SHORTER:
         assert old in experiment + claim
         experiment, claim = experiment.replace(old, new), claim.replace(old, new)
-    (place / "experiments.yml").write_text(experiment)
-    (place / "claims.yml").write_text(claim)
+    (place / "experiments.yml").write_text(experiment, encoding="utf-8")
+    (place / "claims.yml").write_text(claim, encoding="utf-8")
     (place / "results").mkdir()
     return place
 
@@ -56,7 +56,7 @@ def test_two_entries_make_runs_a_verdict_and_a_row(place):
 
 def test_the_baselines_of_ones_own_pictures(toy_root, tmp_path, monkeypatch, capsys):
     """The page's commands, on small data and shorter: each makes a run, and probe names them."""
-    page = (ROOT / "book" / "rerun.md").read_text().replace("\\\n", "")
+    page = (ROOT / "book" / "rerun.md").read_text(encoding="utf-8").replace("\\\n", "")
     section = page.partition("## What must it beat?")[2].partition("\n## ")[0]
     commands = re.findall(r"^python -m lib ([^#\n]+)", section, re.MULTILINE)
     assert len(commands) == 8

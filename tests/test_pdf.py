@@ -27,7 +27,7 @@ def titles(document):
 
 def heading(notebook):
     """The first line of a chapter."""
-    for cell in json.loads(notebook.read_text())["cells"]:
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "markdown":
             return "".join(cell["source"]).splitlines()[0].removeprefix("# ")
     raise AssertionError(f"{notebook.name} has no heading")
@@ -43,9 +43,9 @@ def test_without_chromium_it_says_so_in_one_line_before_anything_is_run(monkeypa
 
 @needs_chromium
 def test_a_page_is_printed_with_an_outline_and_page_numbers(tmp_path):
-    (tmp_path / "page.html").write_text(PAGE)
+    (tmp_path / "page.html").write_text(PAGE, encoding="utf-8")
     style = book.BOOK.source / "_static" / "book.css"
-    (tmp_path / "book.css").write_text(style.read_text())
+    (tmp_path / "book.css").write_text(style.read_text(encoding="utf-8"), encoding="utf-8")
 
     pdf.write(tmp_path / "page.html", tmp_path / "out" / "book.pdf")
     with PdfDocument(tmp_path / "out" / "book.pdf") as document:

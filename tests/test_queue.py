@@ -318,7 +318,7 @@ def test_a_run_that_diverges_has_failed_for_good_and_takes_no_others_work(place,
 def test_what_goes_wrong_around_a_run_is_told_and_takes_no_others_work(place, dataset):
     blocked = place / "runs" / identity(THREE_EPOCHS, dataset)
     blocked.parent.mkdir()
-    blocked.write_text("a file where the run's folder should be")
+    blocked.write_text("a file where the run's folder should be", encoding="utf-8")
 
     made = queue(place, MAIN)
     with pytest.raises(InputError, match=f"main: {blocked.name}: can't write"):
@@ -373,7 +373,7 @@ def started(place: Path, output: Path) -> subprocess.Popen:
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
     }
-    with open(output, "w") as printed:
+    with open(output, "w", encoding="utf-8") as printed:
         return subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(place)],
             env=environment,
@@ -384,7 +384,7 @@ def started(place: Path, output: Path) -> subprocess.Popen:
 
 def lines_of_runs(output: Path) -> list[str]:
     """The lines that begin with the entry's name, as far as they are whole."""
-    lines = output.read_text().splitlines(keepends=True)
+    lines = output.read_text(encoding="utf-8").splitlines(keepends=True)
     return [line for line in lines if line.startswith("main") and line.endswith("\n")]
 
 
@@ -421,7 +421,7 @@ def test_two_processes_share_the_queue_and_one_may_die(place, dataset, number):
         for process in processes:
             process.kill()
 
-    printed = outputs[1].read_text()
+    printed = outputs[1].read_text(encoding="utf-8")
     watching.ledger.refresh()
     assert counts(watching) == {"runs": 3, "done": 3}
     assert printed.count(" minutes;") == 3  # the survivor made them all

@@ -169,7 +169,7 @@ def the_result(**values) -> dict:
 )
 def test_half_a_record_is_named(record, change, words, tmp_path: Path):
     path = tmp_path / "record.json"
-    path.write_text(json.dumps(record | change))
+    path.write_text(json.dumps(record | change), encoding="utf-8")
     with pytest.raises(InputError) as raised:
         records.read(path)
     assert str(raised.value) == f"{path} is not a whole record: {words}"
@@ -185,7 +185,9 @@ def test_half_a_record_is_named(record, change, words, tmp_path: Path):
 )
 def test_a_configuration_that_is_none_is_named(record, field, value, words, tmp_path: Path):
     path = tmp_path / "record.json"
-    path.write_text(json.dumps(record | {"config": record["config"] | {field: value}}))
+    path.write_text(
+        json.dumps(record | {"config": record["config"] | {field: value}}), encoding="utf-8"
+    )
     with pytest.raises(InputError) as raised:
         records.read(path)
     assert str(raised.value) == f"{path} is not a whole record: {words}"
@@ -195,7 +197,7 @@ def test_a_configuration_that_is_none_is_named(record, field, value, words, tmp_
 def test_a_record_says_what_its_data_were(record, field, tmp_path: Path):
     left = {name: value for name, value in record["data"].items() if name != field}
     path = tmp_path / "record.json"
-    path.write_text(json.dumps(record | {"data": left}))
+    path.write_text(json.dumps(record | {"data": left}), encoding="utf-8")
     with pytest.raises(InputError, match=f"the field 'data.{field}' is missing"):
         records.read(path)
 

@@ -139,14 +139,16 @@ def test_what_would_agree_is_said_before_and_the_outcome_after(table, entries, t
     )
     kept = replication.publish(path, tmp_path / "results")
     assert replication.load_all(tmp_path / "results") == [record]
-    kept.write_text(kept.read_text().replace('"outcome"', '"outcom"'))
+    kept.write_text(
+        kept.read_text(encoding="utf-8").replace('"outcome"', '"outcom"'), encoding="utf-8"
+    )
     with pytest.raises(InputError, match="is not a whole replication: the field 'outcome'"):
         replication.load_all(tmp_path / "results")
 
 
 def test_from_the_command_line_to_the_evidence(place, tmp_path, monkeypatch, capsys):
     """In a folder of runs of that very name: a run is no replication for that."""
-    (place / "claims.yml").write_text(yaml.dump([CLAIM]))
+    (place / "claims.yml").write_text(yaml.dump([CLAIM]), encoding="utf-8")
     monkeypatch.setattr(claims.read, "__defaults__", (place / "claims.yml",))
     monkeypatch.setattr(plan.read, "__defaults__", (place / "experiments.yml",))
     for function in (records.load_all, records.publish):

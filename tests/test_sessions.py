@@ -54,7 +54,7 @@ def step_of(folder: Path, name: str = NEWEST) -> int:
 
 def ending_of(folder: Path) -> dict:
     """What the last session that did not finish left as its note."""
-    return json.loads((folder / ENDED).read_text())
+    return json.loads((folder / ENDED).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("method, optimiser", OPTIMISERS.items())

@@ -28,7 +28,9 @@ def extension(name):
     return module
 
 
-REPOSITORY = yaml.safe_load((BOOK.source / "_config.yml").read_text())["repository"]["url"]
+REPOSITORY = yaml.safe_load((BOOK.source / "_config.yml").read_text(encoding="utf-8"))[
+    "repository"
+]["url"]
 OWNER_AND_NAME = REPOSITORY.removeprefix("https://github.com/")
 HOME = extension("address").pages_url(REPOSITORY)
 FOLDER = "/" + HOME.split("/", 3)[3]  # of the site on its host: the 404 page links from there
@@ -44,7 +46,7 @@ class Page(HTMLParser):
         self.links = []
         self.loads = []
         self.images_without_alt = []
-        self.feed(path.read_text())
+        self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
         given = {key: value for key, value in attributes if value}
@@ -125,7 +127,7 @@ def test_chapters_have_their_buttons(pages):
         assert f"{BINDER}/{OWNER_AND_NAME}/{notebook}" in page.links, path
         assert f"{REPOSITORY}/edit/{source}" in page.links and REPOSITORY in page.links, path
 
-        text = page.path.read_text()
+        text = page.path.read_text(encoding="utf-8")
         for button in BUTTONS:
             assert button in text, f"{path.name} lacks {button}"
 
@@ -133,13 +135,13 @@ def test_chapters_have_their_buttons(pages):
 def test_chapters_can_be_downloaded(pages):
     for path, page in chapter_pages(pages):
         downloads = [url for url in page.links if url.endswith(f"_sources/notebooks/{path.name}")]
-        assert json.loads(page.file_of(downloads[0]).read_text())["cells"]
+        assert json.loads(page.file_of(downloads[0]).read_text(encoding="utf-8"))["cells"]
 
 
 def test_headings_can_be_linked_to(pages):
     permalink = r'<a class="headerlink" href="#[^"]+" title="Link to this heading'
     for path, page in chapter_pages(pages):
-        text = page.path.read_text()
+        text = page.path.read_text(encoding="utf-8")
         article = text[text.index("<article") : text.index("</article>")]
 
         headings = re.findall(r"<h[1-6]", article)
@@ -153,7 +155,7 @@ def test_pages_say_what_they_are_when_shared(pages):
             continue
 
         name = path.relative_to(BOOK.site()).as_posix()
-        tags = dict(re.findall(tag, path.read_text()))
+        tags = dict(re.findall(tag, path.read_text(encoding="utf-8")))
         assert tags["og:url"] == HOME + name
         assert tags["og:title"] and tags["og:description"], name
         assert tags["twitter:card"] == "summary_large_image" and tags["og:image:alt"], name

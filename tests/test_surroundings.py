@@ -150,7 +150,7 @@ def test_compiled_code_need_not_be_kept(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "lib", tmp_path / "lib", ignore=ignored)
     (tmp_path / "lib" / "compute" / "__pycache__").touch()
-    (tmp_path / "needy.py").write_text(NEEDY)
+    (tmp_path / "needy.py").write_text(NEEDY, encoding="utf-8")
     (tmp_path / "__pycache__").touch()
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     torch.save(images, tmp_path / "images.pt")
@@ -159,7 +159,9 @@ def test_compiled_code_need_not_be_kept(tmp_path):
     environment.pop("NUMBA_CACHE_DIR", None)
     environment.pop("XDG_CACHE_HOME", None)
     command = [sys.executable, "-c", NO_CACHE, tmp_path / "images.pt", tmp_path / "made.pt"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     assert "no locator available" in done.stderr and "File too large" in done.stderr
     assert done.stderr.count("NUMBA_CACHE_DIR names a folder") == 2

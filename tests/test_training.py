@@ -429,7 +429,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
     with pytest.raises(Diverged, match=f"^{folder.name}: the loss became nan in epoch 1"):
         trained(config, toy, tmp_path)
     assert "became nan in epoch 1" in records.read(folder / "failed.json")["failed"]
-    assert "Diverged: the loss became nan" in (folder / ENDED).read_text()
+    assert "Diverged: the loss became nan" in (folder / ENDED).read_text(encoding="utf-8")
 
 
 def wide(height: int = 32, width: int = 48) -> Dataset:
@@ -592,7 +592,7 @@ def test_a_checkpoint_of_ours_with_another_tensor_is_refused(toy, tmp_path):
 
 
 def test_folders_and_devices_that_cannot_be_used_are_named(toy, tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="can't write .*file"):
         trained(small(epochs=0), toy, tmp_path / "file" / "runs")
     with pytest.raises(InputError, match="the device 'toaster' can't be used"):

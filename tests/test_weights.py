@@ -63,7 +63,7 @@ class Registry:
     entry: dict[str, str]
 
     def write(self, *entries: dict) -> None:
-        self.path.write_text(yaml.safe_dump(list(entries)))
+        self.path.write_text(yaml.safe_dump(list(entries)), encoding="utf-8")
 
     def change(self, **changes: object) -> None:
         self.write(self.entry | changes)
@@ -149,7 +149,7 @@ def test_the_same_run_is_the_same_file(run, toy, tmp_path):
 
 def test_the_model_card_is_the_record(run, toy, tmp_path):
     entry = weights.export(run, tmp_path / "ours", toy, licence="MIT")
-    card = (tmp_path / "ours" / "README.md").read_text()
+    card = (tmp_path / "ours" / "README.md").read_text(encoding="utf-8")
     result = run.record["evaluation"]["h"]["linear"]
     lines = [
         f"# {run.folder.name}",
@@ -170,7 +170,7 @@ def test_the_model_card_is_the_record(run, toy, tmp_path):
 def test_an_export_replaces_nothing_but_itself(run, toy, tmp_path):
     before = (run.folder / "model.safetensors").read_bytes()
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "README.md").write_text("about my thesis")
+    (tmp_path / "mine" / "README.md").write_text("about my thesis", encoding="utf-8")
     untrained = trained(small(epochs=0), toy, tmp_path / "runs")
     weights.export(untrained, tmp_path / "other", toy)
 
@@ -179,7 +179,7 @@ def test_an_export_replaces_nothing_but_itself(run, toy, tmp_path):
         with pytest.raises(InputError, match=words):
             weights.export(run, folder, toy)
     assert (run.folder / "model.safetensors").read_bytes() == before
-    assert (tmp_path / "mine" / "README.md").read_text() == "about my thesis"
+    assert (tmp_path / "mine" / "README.md").read_text(encoding="utf-8") == "about my thesis"
 
 
 def test_a_run_that_cannot_be_exported_leaves_nothing(run, toy, other_toy, tmp_path):
@@ -279,13 +279,13 @@ def test_a_wrong_registry_is_one_line(shared):
     del entry["url"]
     shared.write(shared.entry | {"name": "whole"}, entry)
     shared.refused("registry.yml, entry 2: the field 'url' is missing", name="whole")
-    shared.path.write_text(yaml.safe_dump({"ours": entry}))
+    shared.path.write_text(yaml.safe_dump({"ours": entry}), encoding="utf-8")
     shared.refused("must be a list of weights, each with name, url, sha256, record, licence")
 
 
 def test_an_unknown_name_is_told_with_those_that_are_near(shared, tmp_path):
     shared.refused("unknown weights 'our'; did you mean 'ours'", name="our")
-    shared.path.write_text("")
+    shared.path.write_text("", encoding="utf-8")
     shared.refused("no file or folder of that name, .* 'x'; known: a run's folder", name="x")
     (tmp_path / "empty").mkdir()
     name = str(tmp_path / "empty")

@@ -383,7 +383,7 @@ class Queue:
     @contextmanager
     def _claim(self, name: str, seconds: float = CLAIM_SECONDS) -> Iterator[bool]:
         """Within, where it gives True, no other process makes the run of that name."""
-        path = self.ledger.runs / ".claims" / f"{name}.lock"
+        path = self._lock_of(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
@@ -399,10 +399,13 @@ class Queue:
 
     def _is_claimed(self, config: Config) -> bool:
         name = self._identity(config)
-        if name is None:
+        if name is None or not self._lock_of(name).exists():  # who only looks writes nothing
             return False
         with self._claim(name, seconds=0) as free:
             return not free
+
+    def _lock_of(self, name: str) -> Path:
+        return self.ledger.runs / ".claims" / f"{name}.lock"
 
 
 def _open_trainings(runs: list[Planned]) -> dict[int, Trainings]:

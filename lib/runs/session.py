@@ -27,7 +27,7 @@ SOONEST, LATEST = 60, 900  # seconds from one checkpoint to the next
 SHARE = 0.02  # of the time that saving may take
 BYTES_AN_HOUR = 2_000_000_000  # that checkpoints may write
 ENDED = "failure.json"  # in a run's folder: how the last session that did not finish ended
-LOCK = ".lock"  # in a run's folder; it stays there, empty: only who holds it matters
+LOCK = ".lock"  # in a run's folder, empty; that it is there means nothing, who holds it does
 WITHOUT_A_WORD = "killed, or the machine stopped"
 
 
