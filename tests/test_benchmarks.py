@@ -316,7 +316,7 @@ def test_a_published_benchmark_says_where_it_comes_from(path):
     record = records.benchmark(path.stem)
     assert record["benchmark"] == path.stem.rpartition("-")[0]
     assert record["code"]["commit"] and record["code"]["changed"] is False
-    if record["benchmark"] in ("faults", "fuzz"):  # they time nothing
+    if record["benchmark"] in ("faults", "fuzz", "inputs"):  # they time nothing
         assert "repetitions" not in record["settings"]
         return
     assert record["settings"]["repetitions"] >= 7

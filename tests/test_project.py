@@ -258,7 +258,7 @@ def test_what_is_left_to_the_locale_is_seen(text, expected):
 
 def test_no_file_or_program_is_read_in_the_locales_encoding():
     """Names, class names and figures in pages hold letters that not every locale's encoding has."""
-    paths: list[Path] = []
+    paths = []
     for folder in ("lib", "tools", "benchmarks", "stress", "tests", "book/_ext"):
         paths += (ROOT / folder).rglob("*.py")
 
