@@ -83,13 +83,13 @@ def unusable_gpu(
     built_for: the version of CUDA that PyTorch is built for; None: for the CPU alone.
     begin: raises RuntimeError or AssertionError, with its reason, where no GPU can be used.
     """
-    driver = nvidia_driver(root)
-    if driver is None:
-        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's, of an old driver: the line below says more
         if torch.cuda.is_available():
             return None
+    driver = nvidia_driver(root)
+    if driver is None:
+        return None
     try:
         begin()
         return None

@@ -118,7 +118,7 @@ def positives_by_class(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     place = _class_places(labels)
     sums = torch.zeros_like(z).index_add(0, place, z)  # (M, D)  row c: the sum of class c
-    one = z.new_ones(len(z))  # as numbers of z's: Apple's MPS has not always added integers so
+    one = z.new_ones(len(z))  # not of integers, which MPS can't add so in PyTorch 2.6 to 2.8
     count = torch.zeros_like(one).index_add(0, place, one)[place].long() - 1
     # index_select: the backward pass of z[place] adds in any order on several threads
     others = sums.index_select(0, place) - z

@@ -9,6 +9,8 @@ from tests.conftest import arrays
 
 COMMITTED = {"changed": False}  # what is said of a package that a record can name
 
+# what makes a preset a run of a moment
+SMALL = {"data": "toy", "epochs": 1, "batch_size": 32, "images": None, "knn_every": 0}
 TEXTS = {
     "about": "a",
     "hypothesis": "b",

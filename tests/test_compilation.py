@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from lib.compute import compilation
 from lib.compute.compilation import Compiled, is_offered, mode_of
@@ -12,6 +13,7 @@ from tests.conftest import small
 from tests.pretended import gpu
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+BROKEN = {"force_disable_caches": True, "cpp.simdlen": 1, "cpp.cxx": ("/no/such/compiler",)}
 FAST = 3e14  # operations a second, of an A100 in bfloat16
 
 
@@ -42,6 +44,21 @@ def steps(config: Config, toy: Dataset, compiled: bool) -> tuple[torch.nn.Module
     network.train()
     epoch = Batches(config, toy, CPU).epoch(0)
     return model, [take_step(x, labels, 0.05)[0].item() for x, labels in epoch]
+
+
+def test_where_the_compiler_fails_the_encoder_runs_as_it_is(toy):
+    model = build_model(small(), toy).eval()
+    x = torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    network = Compiled(model, "default")
+    try:
+        with inductor.patch(BROKEN):
+            with pytest.warns(UserWarning, match=r"the encoder is not compiled for cpu \(.+\)"):
+                made = network(x)
+            again = network(x)
+    finally:
+        torch.compiler.set_stance("default")
+    for ours in (made, again):
+        assert all(map(torch.equal, ours, model(x)))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -23,9 +23,8 @@ from lib.evidence.queue import Queue
 from lib.presets import preset
 from lib.runs import provenance, records
 from tests.conftest import arrays, stopped
-from tests.plans import COMMITTED, with_toy_data, written
+from tests.plans import COMMITTED, SMALL, with_toy_data, written
 
-SMALL = {"data": "toy", "epochs": 1, "batch_size": 32, "images": None, "knn_every": 0}
 LATE = {
     "name": "late",
     "about": "a",

@@ -16,7 +16,7 @@ from lib.hardware import choose_precision
 from lib.presets import preset
 from lib.runs import checkpoints, furthest, identity, pretrain, records
 from tests.conftest import same_weights, sessions_of, small, stopped, trained
-from tests.plans import COMMITTED, TEXTS, with_toy_data, written
+from tests.plans import COMMITTED, SMALL, TEXTS, with_toy_data, written
 from tests.pretended import gpu
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -94,7 +94,6 @@ def test_a_finished_run_is_taken_by_a_device_that_could_not_compute_it(toy, tmp_
 # --- experiments and the plan
 
 
-SMALL = {"data": "toy", "epochs": 1, "batch_size": 32, "images": None, "knn_every": 0}
 OPEN_ENTRY = {
     "name": "open",
     "about": "a",

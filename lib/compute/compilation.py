@@ -1,8 +1,11 @@
 """Whether an encoder is compiled for its training: on GPUs that gain by it, in runs that last."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
+from lib import in_a_line
 from lib.hardware import compiles
 
 CAPABILITY = (8, 0)  # Ampere and newer, which multiply so fast that all the rest is what takes long
@@ -31,19 +34,28 @@ def mode_of(flops: float, rate: float, views: int) -> str | None:
     return "reduce-overhead" if views <= SMALL else "default"
 
 
+def go_on_without(error: Exception, what: str, device: torch.device) -> None:
+    """Say that something is amiss with the compiler; nothing is compiled from then on."""
+    torch.compiler.set_stance("force_eager")
+    warnings.warn(f"{what} not compiled for {device} ({in_a_line(error, 200)})", stacklevel=3)
+
+
 class Compiled(nn.Module):
     """A model by a compiled forward and backward pass; the weights are the model's own.
 
-    Its results are the model's up to rounding. What can't be compiled runs as it is.
+    Its results are the model's up to rounding. Where the compiler fails the model runs as it is.
     """
 
     def __init__(self, model: nn.Module, mode: str, backend: str = "inductor"):
         super().__init__()
-        torch._dynamo.config.suppress_errors = True
         # one shape for whole batches, one for the last of an epoch
         self.network = torch.compile(model, mode=mode, dynamic=False, backend=backend)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Views (N, 3, S, S) -> h and z, in memory that the next step leaves alone."""
-        h, z = self.network(images)
+        try:
+            h, z = self.network(images)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            go_on_without(error, "the encoder is", images.device)
+            h, z = self.network(images)
         return h, z.clone()

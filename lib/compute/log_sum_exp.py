@@ -8,7 +8,7 @@ The forward pass keeps one sum a row; the backward pass computes every tile agai
 
 where p_ij is the softmax of row i. That is two M x M x D products in all, where the dense form
 needs three and stores M x M numbers several times. Where all tiles together are small they wait for
-the backward pass.
+the backward pass. On devices in DENSE it is the dense form.
 """
 
 import math
@@ -24,7 +24,8 @@ TILE = {"cpu": 512}  # rows; a tile of 1 MB stays in a core's cache
 TILE_ELSEWHERE = 4096  # on accelerators few large products are faster than many small ones
 KEEP = {"cpu": 2**25}  # bytes of tiles that wait for the backward pass: up to M = 3,584
 KEEP_ELSEWHERE = 2**28  # up to M = 8,192
-DENSE = {"mps"}  # devices for the M x M matrix: Apple's loses writes into views before macOS 15
+# devices that compute the whole M x M matrix: before macOS 15 what is written into a view is lost
+DENSE = {"mps"}
 STRIP = {"cpu": 2**18}  # similarities at a time, where a process sums its own rows only
 STRIP_ELSEWHERE = 2**24
 SAFE = 50  # |z_i . z_j| / t up to which exp, its sums and their inverses are normal float32 numbers

@@ -6,7 +6,6 @@ pixels, made by PyTorch's compiler. With V views of N images there are M = V N r
 image m modulo N. Neither asks for a number that is on the device, so nobody waits for it.
 """
 
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import in_a_line
+from lib.compute.compilation import go_on_without
 from lib.compute.image_operations import (
     CONTRAST,
     HUE,
@@ -122,10 +121,7 @@ def compute_compiled(images: Tensor, packed: Tensor, recipe: Any) -> Tensor:
             x = _compiled(gaussian_blur, x, sigma, recipe.blur_kernel)
         return x
     except torch._dynamo.exc.BackendCompilerFailed as error:
-        torch.compiler.set_stance("force_eager")
-        warnings.warn(
-            f"views are not compiled for {images.device} ({in_a_line(error, 200)})", stacklevel=2
-        )
+        go_on_without(error, "views are", images.device)
         return compute(images, packed, recipe)
 
 

@@ -25,7 +25,6 @@ from lib.runs import (
     provenance,
     records,
 )
-from lib.training import batch_sizes
 
 STEPS = 1, 2  # of a run whose cost nothing tells: to warm up, and timed
 
@@ -207,9 +206,10 @@ class Ledger:
         except InputError:
             return 0.0
         pool = len(dataset.take(config.images).pool(config.pool))
-        views = config.views * sum(batch_sizes(config, pool))
-        self._timed.append({"config": asdict(config), "views_per_second": views / an_epoch / 60})
-        return config.epochs * an_epoch
+        minutes = config.epochs * an_epoch
+        speed = estimates.views(config, pool) / minutes / 60
+        self._timed.append({"config": asdict(config), "views_per_second": speed})
+        return minutes
 
     def fits(self, config: Config, minutes: float) -> bool:
         """Whether a run would be trained in less than so many minutes, its timing included.

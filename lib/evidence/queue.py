@@ -72,7 +72,10 @@ class Queue:
 
         0 where it failed, None without a record. A precision that is left open may be any.
         """
-        for precision in COMPUTED if config.precision == "auto" else [config.precision]:
+        precisions: tuple[str, ...] = (config.precision,)
+        if config.precision == "auto":
+            precisions = COMPUTED
+        for precision in precisions:
             record = self.ledger.record(replace(config, precision=precision))
             if record is None:
                 continue

@@ -159,12 +159,12 @@ def _in_its_precision(config: Config, dataset: Dataset, runs: Path, device: torc
     def folder(run: Config) -> Path:
         return runs / identity(run, dataset)
 
-    chosen = own
+    place = 0  # in COMPUTED
     with rank_0_first():  # who may take long to look
         if rank() == 0:
             found = furthest(config, device, lambda run: checkpoints.steps_taken(folder(run)))
-            chosen = found or own
-    (place,) = agree(COMPUTED.index(chosen.precision) if rank() == 0 else 0)
+            place = COMPUTED.index((found or own).precision)
+    (place,) = agree(place)  # the largest, so rank 0's
     chosen = replace(config, precision=COMPUTED[place])
 
     if chosen != own:
