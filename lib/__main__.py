@@ -42,6 +42,7 @@ EXAMPLES = """examples:
 ENDS_WITH_A_CHECKPOINT = ("pretrain", "probe", "experiments", "tune", "replicate")
 GOES_ON = (*ENDS_WITH_A_CHECKPOINT, "book")
 RUNS_ON_RANKS = ("pretrain", "probe")
+SEVERAL_RUNS = " where a run does not say its precision"  # said of the device of several
 UsageError: Any = typer.BadParameter.__bases__[0]  # typer's own, for a wrong command line
 
 app = typer.Typer(
@@ -280,9 +281,6 @@ def _tell_device(
         print(f"note: {unusable}", file=sys.stderr, flush=True)
 
 
-SEVERAL_RUNS = " where a run does not say its precision"
-
-
 def _at(data_root: str | Path | None) -> list[str]:
     """The option that names the folder of data sets, where one was named."""
     if not data_root:
@@ -332,6 +330,7 @@ def probe(
     wanted = ("linear", "knn", *with_)
     probes.refuse_unknown(wanted)
     with distributed.joined(device) as chosen:
+        # at most once, and only where there is something to compute
         tell_device = functools.cache(lambda: _tell_device(device, "float32", chosen=chosen))
 
         def probe_one(folder: Path) -> None:
