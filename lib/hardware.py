@@ -264,6 +264,21 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+def copied_to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies in the CPU's memory, by name.
+
+    A GPU copies them into pinned memory, one after the other, and is waited for once.
+    """
+    copies = {}
+    for name, tensor in tensors.items():
+        on_gpu = tensor.device.type == "cuda"
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
+        copies[name] = copy.copy_(tensor.detach(), non_blocking=on_gpu)
+    if any(tensor.device.type == "cuda" for tensor in tensors.values()):
+        torch.cuda.synchronize()
+    return copies
+
+
 def compiles(device: torch.device) -> bool:
     """Whether torch.compile makes fast code for a device.
 

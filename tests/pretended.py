@@ -33,7 +33,7 @@ class OnGpu(Tensor):
     """A tensor of the pretended GPU. inner: the one on the CPU that has its numbers."""
 
     largest = 0  # bytes of the largest one since the peak was reset
-    waits: list[bool] = []  # of each copy from the CPU, whether the program waits for it
+    waits: list[bool] = []  # of each copy from or into the CPU's memory, whether one waits for it
 
     @staticmethod
     def __new__(cls, inner: Tensor):
@@ -62,6 +62,9 @@ class OnGpu(Tensor):
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if name not in COPIES and not (name in TAKE_FROM and isinstance(args[0], OnGpu)):
             _refuse_apart(name, given, changed=args[0] if name.endswith("_") else None)
+        if name == "copy_" and not isinstance(args[0], OnGpu):
+            pinned = getattr(args[0], "is_in_pinned_memory", False)
+            OnGpu.waits.append(not (pinned and (*args, False)[2]))
         result = operation(*tree_map(_inner, args), **tree_map(_inner, kwargs))
         if name == "copy_":
             return args[0]
@@ -109,6 +112,8 @@ class _Mode(TorchFunctionMode):
         name, kwargs = getattr(function, "__name__", ""), dict(kwargs or {})
         if name in MOVES and isinstance(args[0], Tensor):
             return _moved(name, function, *args, **kwargs)
+        if kwargs.pop("pin_memory", False):
+            return _pinned(function(*args, **kwargs))
         if torch.device(kwargs.get("device") or "cpu").type == "cuda":
             return _put(function(*args, **kwargs | {"device": "cpu"}))
         return function(*args, **kwargs)

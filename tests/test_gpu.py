@@ -18,7 +18,7 @@ from lib.data.dataset import Dataset
 from lib.encoders import Model
 from lib.hardware import choose_precision
 from lib.probes import corruptions, few_labels, fine_tuning, published
-from lib.runs import Run, pretrain
+from lib.runs import Run, checkpoints, pretrain
 from lib.training import Batches, Progress, Step, build_model, build_optimiser, recipe_for, train
 from tests.conftest import by_loss, hungry, same_weights, sessions_of, small, stopped
 from tests.pretended import OnGpu, gpu
@@ -120,6 +120,24 @@ def test_a_copy_to_the_gpu_is_waited_for_unless_it_is_from_pinned_memory():
         x.pin_memory().to(CUDA, non_blocking=True)
         hardware.send(x, CUDA)
     assert OnGpu.waits == [True, True, True, False, False]
+
+
+def test_a_checkpoint_is_copied_from_the_gpu_without_a_wait_for_each_tensor(toy, tmp_path):
+    with gpu():
+        cut = stopped(small(), toy, tmp_path, steps=3, device="cuda")
+        state = {name: value.clone() for name, value in cut.model.state_dict().items()}
+        OnGpu.waits.clear()
+        tensors, _ = checkpoints.content(
+            cut.config, cut.progress, cut.model, cut.optimiser, cut.scaler
+        )
+        assert len(OnGpu.waits) > 2 * len(list(cut.model.parameters()))
+        assert not any(OnGpu.waits)
+        for value in cut.model.parameters():
+            value.data.zero_()
+        for name, value in state.items():
+            copy = tensors[f"model.{name}"]
+            assert copy.device.type == "cpu" and copy.is_contiguous()
+            assert torch.equal(copy, value.cpu()), name
 
 
 @pytest.mark.parametrize("recipe", ["supcontrast", "uva-supervised"])

@@ -4,12 +4,14 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +164,46 @@ def test_checkpoints_are_as_rare_as_they_are_dear(seconds, megabytes, pause):
         assert megabytes * 3600 / after <= 2000
 
 
+def test_training_goes_on_while_a_checkpoint_is_written(toy, tmp_path):
+    config = small()
+    whole = trained(config, toy, tmp_path / "whole")
+    cut = begun(config, toy, tmp_path / "runs")
+    training = training_of(cut, toy)
+    disk_is_free = threading.Event()
+    cut.writer.submit(disk_is_free.wait)
+
+    next(training)
+    cut.saved -= 61
+    cut.after_step()
+    for _ in range(3):
+        next(training)
+        cut.after_step()
+    assert cut.progress.step == 4
+    assert step_of(cut.folder) == 0
+
+    disk_is_free.set()
+    cut.written()
+    assert step_of(cut.folder) == 1
+    run = trained(config, toy, tmp_path / "runs")
+    assert sessions_of(run)[0] == [0, 1]
+    assert same(whole, run)
+
+
+def test_a_checkpoint_that_could_not_be_written_is_told_after_the_next_step(toy, tmp_path):
+    cut = begun(small(), toy, tmp_path)
+    training = training_of(cut, toy)
+    shutil.rmtree(cut.folder)
+    cut.folder.write_bytes(b"a file where the folder was")
+
+    next(training)
+    cut.saved -= 61
+    cut.after_step()
+    wait([cut.writing])
+    next(training)
+    with pytest.raises(InputError, match=f"can't write {cut.folder}"):
+        cut.after_step()
+
+
 def test_a_checkpoint_says_when_the_next_is_due(toy, tmp_path, monkeypatch):
     cut = begun(small(), toy, tmp_path)
     training = training_of(cut, toy)
@@ -169,6 +211,7 @@ def test_a_checkpoint_says_when_the_next_is_due(toy, tmp_path, monkeypatch):
     def step_and_saved() -> int:
         next(training)
         cut.after_step()
+        cut.written()
         return step_of(cut.folder)
 
     assert cut.pause == 60 and step_and_saved() == 0

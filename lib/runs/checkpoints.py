@@ -32,11 +32,13 @@ from typing_extensions import TypedDict
 from lib import Diverged, InputError
 from lib.config import Config, difference
 from lib.files import parse_json, validated, write_atomically
+from lib.hardware import copied_to_cpu
 from lib.training import Progress
 
 NEWEST, BEFORE = "checkpoint.safetensors", "checkpoint-before.safetensors"
 SEAL = re.compile(rb'sha256[\\": ]+([0-9a-f]{64})')
 UNSEALED = "0" * 64
+Content = tuple[dict[str, Tensor], dict[str, str]]  # of a file: tensors and metadata, by name
 DAMAGES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
@@ -93,13 +95,27 @@ def save(
 
     Raises InputError where the file can't be written, Diverged where a weight is not finite.
     """
+    write(path, content(config, progress, model, optimiser, scaler))
+
+
+def content(
+    config: Config,
+    progress: RunProgress,
+    model: Module,
+    optimiser: Optimizer | None,
+    scaler: GradScaler | None,
+) -> Content:
+    """What a checkpoint holds, copied: training may go on while it is written.
+
+    Raises Diverged where a weight is not finite.
+    """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     if optimiser is not None:
         tensors |= _optimiser_tensors(optimiser)
     tensors |= {f"epoch.{name}": value for name, value in progress.tensors.items()}
+    tensors = copied_to_cpu(tensors)
     for name, value in tensors.items():
-        tensors[name] = value.detach().cpu().contiguous()
-        if value.is_floating_point() and not tensors[name].isfinite().all():
+        if value.is_floating_point() and not value.isfinite().all():
             raise Diverged(
                 f"{name} is not finite after step {progress.step}; lower learning_rate (the last "
                 "checkpoint is kept)"
@@ -115,7 +131,12 @@ def save(
         "progress": json.dumps(state),
         "sha256": UNSEALED,
     }
-    write_atomically(path, sealed(serialise(tensors, metadata)))
+    return tensors, metadata
+
+
+def write(path: Path, content: Content) -> None:
+    """Write a checkpoint atomically; InputError where the file can't be written."""
+    write_atomically(path, sealed(serialise(*content)))
 
 
 def _optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
@@ -147,17 +168,10 @@ def _digest(content: bytes, seal: re.Match) -> bytes:
     return digest.hexdigest().encode()
 
 
-def rotate(
-    folder: Path,
-    config: Config,
-    progress: RunProgress,
-    model: Module,
-    optimiser: Optimizer | None,
-    scaler: GradScaler,
-) -> None:
-    """Save a run's newest checkpoint; the one that was the newest stays beside it."""
+def rotate(folder: Path, content: Content) -> None:
+    """Write a run's newest checkpoint; the one that was the newest stays beside it."""
     newest = folder / f"{NEWEST}.coming"
-    save(newest, config, progress, model, optimiser, scaler)
+    write(newest, content)
     if (folder / NEWEST).is_file():
         os.replace(folder / NEWEST, folder / BEFORE)
     os.replace(newest, folder / NEWEST)

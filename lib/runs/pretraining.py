@@ -206,7 +206,12 @@ def _train_and_note_the_end(
 ) -> None:
     """Train to the last epoch and save; what ends it too early is noted in the run's folder."""
     try:
-        with session.interruptions, memory_kept(device), fastest_convolutions(device):
+        with (
+            session.interruptions,
+            session.writer,
+            memory_kept(device),
+            fastest_convolutions(device),
+        ):
             _train(session, sliced, device, show, keep)
             session.save()
     except BaseException as error:

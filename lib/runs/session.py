@@ -5,6 +5,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -55,13 +56,18 @@ class Session:
     saved: float = field(default_factory=time.monotonic)
     # seconds from the last checkpoint to the next
     pause: float = field(default_factory=lambda: pause_after(0, 0))
+    # one thread, that writes checkpoints while training goes on
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    writing: Future | None = None
 
-    def save(self) -> None:
+    def save(self, wait: bool = True) -> None:
         """A checkpoint, this session's segment up to date in it.
 
-        Raises Diverged where loss or weights are not finite, InputError where it can't be written.
+        wait: until it is written, else only until the one before it is.
+
+        Raises Diverged where loss or weights are not finite, InputError where it can't be written,
+        or the one before it couldn't.
         """
-        began = time.monotonic()
         self.progress.mean_loss()
         *before, segment = self.progress.segments
         segment = segment | {
@@ -70,25 +76,44 @@ class Session:
         }
         updated = replace(self.progress, segments=[*before, segment])
         if rank() == 0:
-            checkpoints.rotate(
-                self.folder, self.config, updated, self.model, self.optimiser, self.scaler
+            self.written()
+            content = checkpoints.content(
+                self.config, updated, self.model, self.optimiser, self.scaler
             )
-            size = (self.folder / checkpoints.NEWEST).stat().st_size
-            self.pause = pause_after(time.monotonic() - began, size)
+            self.writing = self.writer.submit(self._write, content)
+            if wait:
+                self.written()
         barrier()
         self.progress.segments = updated.segments
         self.saved = time.monotonic()
 
+    def written(self) -> None:
+        """Wait until the last checkpoint is written. Raises InputError where it can't be."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, content: checkpoints.Content) -> None:
+        began = time.monotonic()
+        checkpoints.rotate(self.folder, content)
+        size = (self.folder / checkpoints.NEWEST).stat().st_size
+        self.pause = pause_after(time.monotonic() - began, size)
+
     def after_step(self) -> None:
         """A checkpoint where it is time, or where a signal has come, which is then delivered.
 
-        Ranks agree on both: what one is told ends all of them after the same step.
+        Training goes on while it is written, but for a signal. Ranks agree on both: what one is
+        told ends all of them after the same step.
+
+        Raises what ``save`` does, after the step in which a checkpoint could not be written.
         """
+        if self.writing is not None and self.writing.done():
+            self.written()
         due = int(rank() == 0 and time.monotonic() - self.saved > self.pause)
         caught, due = agree(self.interruptions.caught or 0, due)
         if not caught and not due:
             return
-        self.save()
+        self.save(wait=bool(caught))
         if caught:
             self.end(f"stopped by {signal.Signals(caught).name}")
             self.interruptions.deliver(caught)
