@@ -114,6 +114,15 @@ RECIPES = {
         blur_kernel=5,
         blur_sigma=(0.1, 1.0),
     ),
+    # ours, for digits in random colours, whose hue views must not share
+    "tinted": Recipe(
+        crop_scale=(0.5, 1.0),
+        jitter=(0.4, 0.4, 0.8, 0.5),
+        jitter_probability=0.9,
+        greyscale=0.3,
+        blur_kernel=5,
+        blur_sigma=(0.1, 1.0),
+    ),
     # no change at all: what evaluation sees
     "none": Recipe(),
 }

@@ -36,7 +36,28 @@ IMAGENETTE = (9469, 3925)  # images for training and test in Imagenette's second
 
 
 def _digits(root: Path) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, enlarged to 32x32, a fifth of them for test.
+    """scikit-learn's 1,797 handwritten digits, enlarged to 32x32, a fifth of them for test."""
+    grey, labels = _enlarged_digits()
+    images = np.repeat(grey[..., None], 3, axis=3)
+    return _with_a_test("digits", images, labels, "8x8 enlarged to 32x32")
+
+
+def _tinted_digits(root: Path) -> Dataset:
+    """The same digits, each in a hue of its own: a shortcut that says nothing of the digit.
+
+    The hue is drawn at random, in 1,536 steps around the circle, at a saturation of 0.8. Pixels are
+    made of integers, the same on every machine.
+    """
+    grey, labels = _enlarged_digits()
+    hue = np.random.default_rng(0).integers(0, 1536, len(grey))
+    away = np.abs((hue[:, None] - [0, 512, 1024] + 768) % 1536 - 768)  # from red, green, blue
+    tint = 51 + 204 * np.clip(512 - away, 0, 256) // 256  # (1797, 3) 51..255
+    images = (grey[..., None] * tint[:, None, None] + 127) // 255
+    return _with_a_test("tinted-digits", images, labels, "hues drawn with seed 0")
+
+
+def _enlarged_digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits (1797, 32, 32) 0..255, and their labels.
 
     They are of 8x8 and 17 levels. Enlarged bilinearly by a factor of four: every weight is a
     multiple of 1/64, so the pixels are the same on every machine.
@@ -46,20 +67,22 @@ def _digits(root: Path) -> Dataset:
     raw = load_digits()
     small = torch.from_numpy(raw.images).float()[:, None]  # (1797, 1, 8, 8) 0..16
     large = F.interpolate(small, scale_factor=4, mode="bilinear", align_corners=False)
-    grey = (large * (255 / 16)).round().to(torch.uint8)  # (1797, 1, 32, 32)
-    images = grey.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    grey = (large * (255 / 16)).round().long()
+    return grey[:, 0].numpy(), raw.target.astype(np.int64)
 
-    labels = raw.target.astype(np.int64)
+
+def _with_a_test(name: str, images: np.ndarray, labels: np.ndarray, variant: str) -> Dataset:
+    """A data set of images (N, 32, 32, 3), a fifth of every class of them for test."""
     held = stratified(torch.from_numpy(labels), round(0.2 * len(labels)))
     test = np.zeros(len(labels), dtype=bool)
     test[held.numpy()] = True
     return build(
-        "digits",
-        images[~test],
+        name,
+        images[~test].astype(np.uint8),
         labels[~test],
-        images[test],
+        images[test].astype(np.uint8),
         labels[test],
-        variant="8x8 enlarged to 32x32",
+        variant=variant,
     )
 
 
@@ -278,6 +301,7 @@ class Download:
 
 DOWNLOADS = {
     "digits": Download(_digits, 32, 1438),
+    "tinted-digits": Download(_tinted_digits, 32, 1438),
     "cifar10": Download(partial(_cifar, "cifar10"), 32, 50_000, "cifar-10-batches-py"),
     "cifar100": Download(partial(_cifar, "cifar100"), 32, 50_000, "cifar-100-python"),
     "stl10": Download(_stl10, 96, 5_000, "stl10_binary", unlabeled=100_000),
