@@ -4,6 +4,7 @@ What is downloaded is small and made here, in the official layout. Of torchvisio
 addresses and checksums are replaced, by those of what is made.
 """
 
+import colorsys
 import hashlib
 import http.server
 import io
@@ -26,6 +27,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from scipy.stats import chisquare
 from torch import Tensor
 
 from lib import ROOT, InputError, data
@@ -98,6 +100,31 @@ def test_digits_are_scikit_learns_enlarged_and_need_no_download():
 def test_digits_are_the_same_everywhere():
     """The pixels are exact by construction: another fingerprint means another data set."""
     assert data.load("digits").fingerprint == DIGITS
+
+
+def test_tinted_digits_are_the_digits_each_in_one_hue_that_says_nothing_of_the_digit():
+    grey, tinted = data.load("digits"), data.load("tinted-digits")
+    assert tinted.fingerprint[:16] == "57bd317d7b787285"
+    hues = []
+    for split in ("train", "val", "test"):
+        of_grey, of_tinted = getattr(grey, split), getattr(tinted, split)
+        assert torch.equal(of_grey.labels, of_tinted.labels)
+        assert torch.equal(of_grey.images.amax(1), of_tinted.images.amax(1))  # as bright as it was
+
+        for image in of_tinted.images.flatten(2).numpy() / 255:
+            red, green, blue = image[:, image.sum(0).argmax()]
+            hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
+            assert saturation == pytest.approx(0.8, abs=0.005)
+            one_hue = np.array(colorsys.hsv_to_rgb(hue, saturation, 1.0))
+            assert np.abs(image - one_hue[:, None] * image.max(0)).max() < 1.6 / 255
+            hues.append(hue)
+
+    counts = np.histogram(hues, bins=12, range=(0, 1))[0]
+    assert chisquare(counts).pvalue > 0.01  # all hues, alike often
+    labels = torch.cat([grey.train.labels, grey.val.labels, grey.test.labels])
+    order = np.argsort(hues)
+    nearest = (labels[order[1:]] == labels[order[:-1]]).double().mean()
+    assert 0.08 < nearest < 0.12  # who knows the hue alone guesses
 
 
 def test_an_npz_under_the_root_is_a_data_set_with_its_variant(toy_root, monkeypatch):
