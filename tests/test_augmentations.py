@@ -86,7 +86,7 @@ def test_views_agree_with_torchvision_on_the_same_parameters(recipe, height, wid
 def test_views_of_eight_bits_as_the_sources_make_them_are_about_a_level_darker():
     """SupContrast and UvA jitter PIL images, whose blends are cut off to whole levels.
 
-    Chapter 7 says so.
+    Chapter 8 says so.
     """
     recipe = replace(RECIPES["supcontrast"], crop_scale=None, flip=0, greyscale=0)
     coarse = np.random.default_rng(0).integers(30, 226, (200, 3, 8, 8), dtype=np.uint8)

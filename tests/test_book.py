@@ -612,7 +612,7 @@ def test_chapter_13_interrupts_the_same_step_on_fast_disks_and_slow_ones(
         flush(file)
 
     monkeypatch.setattr(os, "fsync", flush_slowly)
-    notebook = json.loads((BOOK.source / "notebooks" / "13_survival.ipynb").read_bytes())
+    notebook = json.loads((BOOK.source / "notebooks" / "17_survival.ipynb").read_bytes())
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     names = {}
     for cell in cells[:5]:  # to the interruption

@@ -556,7 +556,7 @@ def test_collapsed_embeddings_are_refused_after_two_epochs_past_the_warm_up():
 
 
 def pulled(z: Tensor, *_: object) -> Tensor:
-    """Alignment alone, and of all images: chapter 10's collapse."""
+    """Alignment alone, and of all images: chapter 11's collapse."""
     z = F.normalize(z, dim=-1)
     of_views = z.diff(dim=0).square().sum()
     of_images = z.flatten(0, 1).var(0).sum()

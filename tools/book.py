@@ -275,7 +275,7 @@ def _execute(chapter: Chapter, log: Path) -> str | None:
                 stdout_file=printed,
                 stderr_file=printed,
                 shutdown_kernel="immediate",  # all it made is saved by then
-                extra_arguments=["--log-level=50"],  # chapter 13 interrupts its own kernel
+                extra_arguments=["--log-level=50"],  # 17_survival interrupts its own kernel
             )
     except papermill.PapermillExecutionError as error:
         why = in_a_line(error.evalue)

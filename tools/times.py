@@ -17,23 +17,23 @@ def runs(chapter: str, chosen: Settings) -> list[Config]:
     """What a chapter trains, by its settings; runs without epochs are left out."""
     made: list[Config] = []
     match chapter:
-        case "03_simclr" | "12_speed":
+        case "03_simclr" | "16_speed":
             made = [preset(chosen.simclr, **chosen.delta)]
-        case "04_epochs":
+        case "06_epochs":
             longer = preset(chosen.simclr, **chosen.delta)
             made = [longer, replace(longer, epochs=max(1, longer.epochs // chosen.ratio))]
         case "05_evaluation":
             own_length = chosen.delta | {"epochs": preset(chosen.ce).epochs}
             baseline = preset(chosen.ce, **own_length)
             return [*_seeds(chosen, [preset(chosen.simclr, **chosen.delta)]), baseline]
-        case "06_head":
+        case "07_head":
             config = preset(chosen.simclr, **chosen.delta)
             made = [replace(config, head=head) for head in ("mlp", "linear", "none")]
-        case "07_small_images":
+        case "08_small_images":
             made = _ladder(preset(chosen.simclr, **chosen.delta))
-        case "09_supcon":
+        case "10_supcon":
             made = _both(chosen)
-        case "10_geometry":
+        case "11_geometry":
             simclr = preset(chosen.simclr, **chosen.delta)
             lengths = [n for n in (1, 2, 5, 10) if n < simclr.epochs] + [simclr.epochs]
             made = [replace(simclr, epochs=n) for n in lengths] + _both(chosen)
@@ -49,7 +49,7 @@ def _seeds(chosen: Settings, configs: list[Config]) -> list[Config]:
 
 
 def _ladder(good: Config) -> list[Config]:
-    """Chapter 7's: from a setup for large images to the preset, one change at a time."""
+    """Chapter 8's: from a setup for large images to the preset, one change at a time."""
     setup = replace(
         good, stem="imagenet", recipe="uva", temperature=0.07, epochs=max(1, good.epochs // 2)
     )
