@@ -1,5 +1,7 @@
 """One style for every figure. A function takes data, draws on axes, and returns them."""
 
+import logging
+import sys
 from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
@@ -10,7 +12,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from pandas.io.formats.style import Styler
 from torch import Tensor
@@ -31,8 +32,10 @@ NAMES = {
     "pixels": "raw pixels",
     "kmeans": "k-means",
 }
+WIDTH = 5.0  # inches: of a figure that can be read on a phone as on a desktop
+# what the theme's pages are set in, and what matplotlib measures text by
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "DejaVu Sans"]
 Point = tuple[float, float]
-HALO = [withStroke(linewidth=3, foreground="white")]  # about a number that a line may cross
 
 
 def name(method: str, encoder: str) -> str:
@@ -43,21 +46,38 @@ def name(method: str, encoder: str) -> str:
 
 
 def use_style() -> None:
-    """Set the book's style for every figure that follows."""
+    """Set the book's style for every figure that follows; notebooks draw them as SVG.
+
+    Text in an SVG stays text, in the first of FONTS that the reader's machine has, as on the page.
+    """
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # most fonts are missing
     sns.set_theme(
         style="ticks",
         context="notebook",
         font_scale=0.95,
         rc={
-            "figure.dpi": 110,
+            "font.family": "sans-serif",
+            "font.sans-serif": FONTS,
+            "figure.figsize": (WIDTH, 3.2),
+            "figure.dpi": 96,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
             "grid.alpha": 0.3,
             "legend.frameon": False,
             "figure.constrained_layout.use": True,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "the same ids every time",
         },
     )
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        shell.run_line_magic("config", "InlineBackend.figure_formats = ['svg']")
+
+
+def rows_of_dots(count: int) -> tuple[Figure, Axes]:
+    """A figure for so many rows of ``accuracy_dots`` or ``difference_dots``."""
+    return plt.subplots(figsize=(WIDTH, 0.5 * count + 0.6))
 
 
 def image_grid(
@@ -158,17 +178,26 @@ def _box(axes: Axes, x: float, text: str, colour: str) -> None:
     )
 
 
-def _number(axes: Axes, text: str, x: float, y: float) -> None:
-    """Write a number above its dot."""
-    axes.annotate(
-        text,
-        (x, y),
-        xytext=(0, 6),
-        textcoords="offset points",
-        ha="center",
-        fontsize=9,
-        path_effects=HALO,
-    )
+def _row(axes: Axes, y: int, label: str, number: str) -> None:
+    """Write a row's label and number above its dot, at the left and the right of the axes."""
+    for x, text, side, weight in ((0, label, "left", "normal"), (1, number, "right", "bold")):
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(0, 7),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha=side,
+            weight=weight,
+            fontsize=10,
+        )
+
+
+def _end_rows(axes: Axes, count: int, xlabel: str) -> None:
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel=xlabel, ylim=(-0.4, count - 0.2))
 
 
 def loss_curve(
@@ -279,10 +308,9 @@ def accuracy_dots(axes: Axes, summary: pd.DataFrame, chance: float | None = None
         axes.plot(mean, y, "o", color=colour, ms=7)
         if np.isfinite(low):
             axes.plot([low, high], [y, y], color=colour, lw=2)
-        _number(axes, f"{mean:.1f}", mean, y)
+        _row(axes, y, rows["label"][y], f"{mean:.1f}")
 
-    axes.set_yticks(range(len(rows)), rows["label"])
-    axes.set(xlabel="test accuracy (%), 95 % interval", ylim=(-0.6, len(rows) - 0.3))
+    _end_rows(axes, len(rows), "test accuracy (%), 95 % interval")
     if len(rows):
         least, most = np.nanmin(percent), np.nanmax(percent)
         margin = max(1, 0.15 * (most - least))
@@ -305,11 +333,9 @@ def difference_dots(axes: Axes, table: pd.DataFrame) -> Axes:
         fill = "white" if np.isnan(low) else "black"
         axes.plot([low, high], [y, y], color="black", lw=2)
         axes.plot(value, y, "o", color="black", ms=7, mfc=fill)
-        _number(axes, f"{value:+z.1f}", value, y)
+        _row(axes, y, row.label, f"{value:+z.1f}")
 
-    axes.set_yticks(range(len(table)), table["label"].iloc[::-1])
-    label = "difference (points), 95 % interval over paired seeds"
-    axes.set(xlabel=label, ylim=(-0.6, len(table) - 0.3))
+    _end_rows(axes, len(table), "difference (points), 95 % interval over paired seeds")
     axes.margins(x=0.15)
     return axes
 
@@ -391,7 +417,7 @@ def embedding_map(
                 weight="bold",
                 ha="center",
                 va="center",
-                path_effects=HALO,
+                bbox={"boxstyle": "round,pad=0.15", "color": "white", "alpha": 0.8, "lw": 0},
             )
 
     axes.set(xticks=[], yticks=[], box_aspect=1)

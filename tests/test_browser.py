@@ -44,7 +44,8 @@ LOOK = r"""() => {
     && Math.max(...e.textContent.split("\n").map(line => line.length)) <= 100);
   found["figure without a white card"] = list(".cell_output img", e => {
     const style = getComputedStyle(e);
-    return style.filter !== "none" || style.backgroundColor !== "rgb(255, 255, 255)";
+    const drawing = e.src.endsWith(".svg") && !e.classList.contains("photo");
+    return (style.filter !== "none" && !drawing) || style.backgroundColor !== "rgb(255, 255, 255)";
   });
   found["interval that may break"] = list("td", e =>
     /\d \[[-+.\d]+, [-+.\d]+\]/.test(e.textContent));

@@ -57,7 +57,7 @@ def test_dots_stand_at_the_means_and_intervals_at_their_ends(axes):
     assert drawn[1].get_xdata() == pytest.approx([50])  # the first row on top
     assert drawn[0].get_xdata() == pytest.approx([40])
     assert drawn[1].get_color() == METHODS["simclr"].colour
-    assert words(axes.get_yticklabels()) == ["b", "a"]
+    assert words(axes.texts) == ["b", "40.0", "a", "50.0"]
 
     _, _, interval, guessing = axes.lines
     assert interval.get_xdata() == pytest.approx([45, 55])
@@ -77,7 +77,7 @@ def test_differences_stand_about_zero_and_are_hollow_where_one_seed_knows_no_int
     assert drawn[1].get_markerfacecolor() == "black"
     assert drawn[0].get_xdata() == pytest.approx([-2])
     assert drawn[0].get_markerfacecolor() == "white"
-    assert words(axes.texts) == ["-2.0", "+5.0"]
+    assert words(axes.texts) == ["b", "-2.0", "a", "+5.0"]
 
 
 def test_the_pipeline_shows_image_and_views():
