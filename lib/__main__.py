@@ -31,7 +31,7 @@ EXAMPLES = """examples:
   python -m lib tune tuning                                  what a plan's entry tries, all of it
   python -m lib replicate report-head --minutes 30           compute again what a claim rests on
   python -m lib records                                      every published accuracy
-  python -m lib headline                                     README.md's table anew
+  python -m lib headline                                     the first page's table anew
   python -m lib export runs/RUN --out weights/mine           weights and a model card, for others
   python -m lib import photos --size 96 --out data/mine.npz  a folder becomes --data mine
   python -m lib embed photos --weights runs/RUN --out h.npz  features; also by a .pth or .ckpt
@@ -522,12 +522,11 @@ def replicate(
 
 @command("headline")
 def headline() -> None:
-    """Write README.md's table of the main questions anew, from book/claims.yml and results/."""
-    from lib import ROOT
-    from lib.evidence import claims, tables
+    """Write the table of the main questions anew, in README.md and for the book's first page."""
+    from lib.evidence import claims, headline, tables
     from lib.runs.records import load_all
 
-    claims.write_headline(ROOT / "README.md", tables.measures(load_all()))
+    headline.write(claims.read(), tables.measures(load_all()))
 
 
 @command("export")

@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from pandas.io.formats.style import Styler
 from torch import Tensor
@@ -114,41 +115,45 @@ def _drawable(image: Tensor) -> np.ndarray:
     return image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
 
 
-def pipeline(image: Tensor, pair: Tensor) -> Figure:
+def pipeline(image: Tensor, pair: Tensor, other: tuple[Tensor, Tensor] | None = None) -> Figure:
     """SimCLR in one diagram.
 
-    image: (3, H, W), pair: its two views (2, 3, S, S), both float in [0, 1].
+    image: (3, H, W), pair: its two views (2, 3, S, S), other: another image and a view of it; all
+        float in [0, 1].
     """
-    figure, axes = plt.subplots(figsize=(9, 3))
-    axes.set(xlim=(0, 9), ylim=(0, 3), aspect="equal")
+    rows = [(6, pair[0]), (4, pair[1])]
+    if other is not None:
+        rows.append((1.5, other[1]))
+    lowest = rows[-1][0]
+    figure, axes = plt.subplots(figsize=(WIDTH, (8.7 - lowest) / 2))
+    axes.set(xlim=(0, 10), ylim=(lowest - 1.7, 7), aspect="equal")
     axes.axis("off")
 
-    _place(axes, image, 0.75, 1.5, side=1.3)
-    for number, y in ((1, 2.25), (2, 0.75)):
-        near = 1.5 + (y - 1.5) / 3  # where the view's arrows enter and leave the boxes
-        _place(axes, pair[number - 1], 2.6, y, side=1.1)
-        _arrow(axes, (1.45, 1.5), (2, y))
-        _arrow(axes, (3.2, y), (3.65, near))
-        _arrow(axes, (4.6, near), (5.35, y))
-        _arrow(axes, (5.75, y), (6.25, near))
-        _arrow(axes, (6.95, near), (7.4, y))
-        for x, letter in ((5.55, "h"), (7.6, "z")):
+    _place(axes, image, 0.9, 5, side=1.8)
+    if other is not None:
+        _place(axes, other[0], 0.9, lowest, side=1.8)
+    for number, (y, view) in enumerate(rows, start=1):
+        _place(axes, view, 3, y, side=1.5)
+        _arrow(axes, (1.85, {6: 5.3, 4: 4.7}.get(y, y)), (2.2, y))
+        for start, end in ((3.8, 4.35), (5.25, 5.75), (6.3, 6.75), (7.65, 8.15)):
+            _arrow(axes, (start, y), (end, y))
+        for x, letter in ((6.02, "h"), (8.4, "z")):
             axes.text(x, y, f"${letter}_{number}$", ha="center", va="center", fontsize=13)
 
-    _box(axes, 4.12, "encoder\n$f$", COLOURS["simclr"])
-    _box(axes, 6.6, "head\n$g$", COLOURS["untrained"])
-    for start, end in ((1.95, 1.55), (1.05, 1.45)):
-        _arrow(axes, (7.6, start), (7.6, end), color=COLOURS["simclr"], lw=2)
+    for x, words, colour in ((4.8, "encoder", "simclr"), (7.2, "head", "untrained")):
+        bottom, height = lowest - 0.8, 7.6 - lowest
+        axes.add_patch(Rectangle((x - 0.42, bottom), 0.84, height, color=COLOURS[colour], lw=0))
+        middle = bottom + height / 2
+        axes.text(x, middle, words, color="white", rotation=90, ha="center", va="center")
 
-    words = (
-        (0.75, 0.6, "an image"),
-        (2.6, 2.95, "two views"),
-        (5.55, 0.3, "kept for use"),
-        (6.6, 0.75, "thrown away"),
-        (8.3, 1.5, "pulled together;\naway from those\nof other images"),
-    )
-    for x, y, text in words:
-        axes.text(x, y, text, ha="center", va="center", fontsize=9, color="0.3")
+    _arrow(axes, (8.9, 4.1), (8.9, 5.9), arrowstyle="<->", color=COLOURS["simclr"], lw=2)
+    axes.text(9.05, 5, "pull", color=COLOURS["simclr"], va="center", fontsize=10)
+    if other is not None:
+        _arrow(axes, (8.9, 3.6), (8.9, 2), arrowstyle="<->", color=COLOURS["ce"], lw=2)
+        axes.text(9.05, 2.8, "push", color=COLOURS["ce"], va="center", fontsize=10)
+    under = ((0.9, "images"), (3, "random\nviews"), (6.02, "kept for\nuse"), (7.6, "thrown\naway"))
+    for x, words in under:
+        axes.text(x, lowest - 1, words, ha="center", va="top", fontsize=9, color="0.3")
     return figure
 
 
@@ -162,20 +167,6 @@ def _place(axes: Axes, image: Tensor, x: float, y: float, side: float) -> None:
 def _arrow(axes: Axes, start: Point, end: Point, **style) -> None:
     properties = {"arrowstyle": "->", "color": "0.3", "lw": 1.4}
     axes.annotate("", end, start, arrowprops=properties | style)
-
-
-def _box(axes: Axes, x: float, text: str, colour: str) -> None:
-    axes.text(
-        x,
-        1.5,
-        text,
-        ha="center",
-        va="center",
-        color="white",
-        fontsize=10,
-        linespacing=1.6,
-        bbox={"boxstyle": "round,pad=0.6", "color": colour},
-    )
 
 
 def _row(axes: Axes, y: int, label: str, number: str) -> None:

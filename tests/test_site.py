@@ -173,7 +173,7 @@ def test_every_page_has_the_mark(pages):
     [
         ("mark.png", pictures.mark, (128, 128)),
         ("card.png", pictures.card, (630, 1200)),
-        ("overview.png", pictures.overview, (450, 1350)),
+        ("overview.png", pictures.overview, (864, 1200)),
     ],
 )
 def test_pictures_are_those_that_the_script_draws(name, draw, shape, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -72,17 +73,20 @@ def card(path: Path) -> None:
 
 
 def overview(path: Path) -> None:
-    """SimCLR's pipeline on a photograph that comes with scikit-learn (by vultilion, CC BY 2.0)."""
-    pixels = torch.from_numpy(load_sample_image("flower.jpg").copy())  # (H, W, 3)
-    photo = pixels.permute(2, 0, 1)[None, :, :, 60:487]
-    pair = []
-    for view in range(2):
-        pair.append(apply(photo, draw(RECIPES["uva"], 1, seed=3, step=0, view=view)))
+    """SimCLR's pipeline on the two photographs that come with scikit-learn."""
+    photos, views = [], []
+    for name, left in (("flower.jpg", 60), ("china.jpg", 140)):
+        pixels = torch.from_numpy(load_sample_image(name).copy())  # (427, 640, 3)
+        photo = pixels.permute(2, 0, 1)[None, :, :, left : left + 427]
+        for view in range(2):
+            drawn = draw(RECIPES["uva"], 1, seed=3, step=0, view=view)
+            views.append(apply(photo, drawn).clamp(0, 1)[0])
+        photos.append(F.interpolate(photo / 255, 160, mode="area")[0])
 
     with plt.rc_context():
         figures.use_style()
-        figure = figures.pipeline(photo[0] / 255, torch.cat(pair).clamp(0, 1))
-        figure.savefig(path, dpi=150, metadata={"Software": None})
+        figure = figures.pipeline(photos[0], torch.stack(views[:2]), (photos[1], views[2]))
+        figure.savefig(path, dpi=240, metadata={"Software": None})
         plt.close(figure)
 
 

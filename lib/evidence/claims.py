@@ -28,10 +28,9 @@ from lib import ROOT, InputError
 from lib.evidence.comparisons import Comparison, over_pairs
 from lib.evidence.statistics import Interval, differences, one_more, over_runs, over_seeds
 from lib.evidence.tables import COLUMNS, matching
-from lib.files import read_yaml, validated, write_atomically
+from lib.files import read_yaml, validated
 
 CLAIMS = ROOT / "book" / "claims.yml"
-HEADLINE = "<!-- headline -->", "<!-- end of headline -->"  # of the table in README.md
 ONE_SEED = "one seed, not assessed"
 NOT_PUBLISHED = "not published"
 OF_SECOND = " of the second"  # of the columns of runs that are subtracted
@@ -110,6 +109,7 @@ class Claim(TypedDict):
     minus: NotRequired[Conditions]  # the columns that differ in what is subtracted
     cannot: NotRequired[str]  # why no record can decide it
     question: NotRequired[str]  # what the claim answers; such claims, with ours, are the headline
+    says: NotRequired[str]  # the source's answer in a few words, where the number is not enough
     ours: NotRequired[OurSize]  # the same at the size that we can run
 
 
@@ -320,7 +320,7 @@ def _published(claim: Claim, table: pd.DataFrame) -> dict:
     row = {
         "id": claim["id"],
         "claim": claim["claim"],
-        "claimed": _claimed(claim),
+        "claimed": claimed(claim),
         "ours": "-",
         "n": 0,
         "one more run": "-",
@@ -349,48 +349,6 @@ def _published(claim: Claim, table: pd.DataFrame) -> dict:
         if len(runs):
             return row | _level(runs).columns | {"verdict": f"differs in {', '.join(columns)}"}
     return row
-
-
-def headline(claims: list[Claim], table: pd.DataFrame) -> str:
-    """How many claims are decided, and those with a question as a Markdown table."""
-    published = decided = 0
-    rows = []
-    for claim in claims:
-        row = decide(claim, table)
-        if "rule" in claim:
-            published += 1
-        if row["mark"] == PUBLISHED:
-            decided += 1
-        if "question" in claim:
-            cells = row["mark"], claim["question"], row["claimed"], _answer(row), row["at our size"]
-            rows.append(f"| {' | '.join(cells)} |")
-
-    at_ours = sum(row.startswith((f"| {FOR}", f"| {AGAINST}")) for row in rows)
-    lines = [
-        f"Of {published} published claims the records decide **{decided or 'none'}** at their "
-        f"own size so far; of the {len(rows)} questions **{at_ours or 'none'}** at ours.",
-        "",
-        "| | question | claimed | at the published size | at our size |",
-        "|---|---|---|---|---|",
-        *rows,
-    ]
-    return "\n".join(lines)
-
-
-def _answer(row: dict) -> str:
-    """The verdict at the published size, with our value where there is one."""
-    if row["ours"] == "-":
-        return row["verdict"]
-    return f"{row['verdict']}: {row['ours']}, n = {row['n']}"
-
-
-def write_headline(path: Path, table: pd.DataFrame) -> None:
-    """Put the headline of all claims between the marks of a page."""
-    opening, closing = HEADLINE
-    before, _, rest = path.read_text(encoding="utf-8").partition(opening)
-    after = rest.partition(closing)[2]
-    text = f"{before}{opening}\n{headline(read(), table)}\n{closing}{after}"
-    write_atomically(path, text.encode())
 
 
 def verdict(claim: Claim, mean: Interval, values: pd.Series) -> str:
@@ -497,7 +455,8 @@ def _differing(conditions: dict, table: pd.DataFrame) -> tuple[pd.DataFrame, lis
     return closest[closest["protocol"] == longest["protocol"]], list(differing)
 
 
-def _claimed(claim: Claim) -> str:
+def claimed(claim: Claim) -> str:
+    """The number that is claimed, in words."""
     if "number" not in claim:
         number = "no number"
     elif "minus" in claim:

@@ -1,0 +1,191 @@
+"""The questions of the book's first page and what records answer: for README.md, and for the page.
+
+A question is open until its entry of the plan is complete. Until then the difference that is shown
+is that of the plan's largest size whose runs are all there, with its length.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from lib import ROOT
+from lib.evidence.claims import (
+    AGAINST,
+    FOR,
+    PUBLISHED,
+    Claim,
+    Ours,
+    OurSize,
+    at_our_size,
+    claimed,
+    decide,
+    sizes,
+)
+from lib.evidence.comparisons import Comparison
+from lib.files import write_atomically
+
+README = ROOT / "README.md"
+PAGE = ROOT / "book" / "_static" / "headline.html"  # a part of the first page
+MARKS = "<!-- headline -->", "<!-- end of headline -->"  # about the part of README.md
+STEP = 5  # points between two ticks of the axis
+WIDTH, HEIGHT = 180, 22  # of the axis in a row, in pixels
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question, what is claimed, and what records say."""
+
+    mark: str
+    question: str
+    claimed: str  # in words
+    comparison: Comparison | None  # at our size; while that is open, at a smaller one
+    size: str  # of that comparison, in words
+    standing: str  # in words
+
+    def difference(self) -> str:
+        """``+1.4 [0.3, 2.5]``, in points."""
+        if self.comparison is None:
+            return "no runs yet"
+        return self.comparison.points().rpartition(",")[0]
+
+
+def answers(claims: Sequence[Claim], table: pd.DataFrame) -> list[Answer]:
+    """Of each claim that has a question, in their order. table: ``tables.measures``."""
+    return [_answer(claim, table) for claim in claims if "question" in claim]
+
+
+def _answer(claim: Claim, table: pd.DataFrame) -> Answer:
+    row = decide(claim, table)
+    planned = at_our_size(claim["ours"], table)
+    size, shown = _largest_complete(claim["ours"], table)
+    standing = planned.verdict
+    if standing == "open":
+        seeds = planned.comparison.seeds if planned.comparison else 0
+        standing = f"open: {seeds} of {planned.seeds} seeds at {_length(claim['ours'])}"
+    if row["mark"] == PUBLISHED:
+        standing = f"{row['verdict']} at the published size: {row['ours']}; at ours: {standing}"
+    return Answer(
+        row["mark"],
+        claim["question"],
+        claim.get("says", claimed(claim)),
+        shown.comparison,
+        _length(size),
+        standing,
+    )
+
+
+def _largest_complete(claim: OurSize, table: pd.DataFrame) -> tuple[OurSize, Ours]:
+    """The largest size of a claim all of whose pairs are there; the planned one where none is."""
+    found = [(size, at_our_size(size, table)) for size in sizes(claim)]
+    for size, ours in found:
+        if ours.comparison is not None and ours.comparison.seeds >= size["seeds"]:
+            return size, ours
+    return found[0]
+
+
+def _length(claim: OurSize) -> str:
+    """``500 epochs``, ``60 against 120 epochs``."""
+    ours = claim["like_for_like"]["epochs"]
+    other = claim["minus"][0].get("epochs", ours)
+    if other in (0, ours):
+        return f"{ours} epochs"
+    return f"{ours} against {other} epochs"
+
+
+def opening(claims: Sequence[Claim], table: pd.DataFrame) -> str:
+    """How much is decided, in a sentence."""
+    published = [claim for claim in claims if "rule" in claim]
+    decided = sum(decide(claim, table)["mark"] == PUBLISHED for claim in published)
+    asked = answers(claims, table)
+    at_ours = sum(answer.mark in (FOR, AGAINST) for answer in asked)
+    return (
+        f"Of {len(published)} published claims the records decide **{decided or 'none'}** at their "
+        f"own size so far; of the {len(asked)} questions **{at_ours or 'none'}** at ours."
+    )
+
+
+def markdown(claims: Sequence[Claim], table: pd.DataFrame) -> str:
+    """The sentence and the questions as a Markdown table."""
+    lines = [
+        opening(claims, table),
+        "",
+        "| | question | the report says | our difference in points | so far |",
+        "|---|---|---|---|---|",
+    ]
+    for answer in answers(claims, table):
+        ours = answer.difference()
+        if answer.comparison is not None:
+            ours += f" ({answer.size}, {answer.comparison.seeds} seeds)"
+        cells = answer.mark, answer.question, answer.claimed, ours, answer.standing
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def html(claims: Sequence[Claim], table: pd.DataFrame) -> str:
+    """The questions as an HTML table, our differences as marks on a common axis."""
+    asked = answers(claims, table)
+    low, high = _range([answer.comparison for answer in asked if answer.comparison])
+    head = "".join(f"<th>{words}</th>" for words in ("", "", "the report says", "our difference in points", "so far"))
+    lines = ['<table class="headline">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+    for answer in asked:
+        ours = escape(answer.difference())
+        if answer.comparison is not None:
+            drawn = _drawing(answer, low, high)
+            ours = f"{drawn}<b>{ours}</b><small>{escape(answer.size)}</small>"
+        cells = (
+            ("mark", answer.mark),
+            ("question", escape(answer.question)),
+            ("claimed", escape(answer.claimed)),
+            ("ours", ours),
+            ("standing", escape(answer.standing)),
+        )
+        row = "".join(f'<td class="{name}">{content}</td>' for name, content in cells)
+        lines.append(f"<tr>{row}</tr>")
+    return "\n".join([*lines, "</tbody>", "</table>", ""])
+
+
+def _range(comparisons: Sequence[Comparison]) -> tuple[int, int]:
+    """Where the common axis begins and ends, in points: whole steps about zero and everything."""
+    ends = [0.0]
+    for comparison in comparisons:
+        ends += [100 * end for end in comparison.interval if math.isfinite(end)]
+    return int(min(ends) // STEP * STEP), int(-(-max(ends) // STEP) * STEP) or STEP
+
+
+def _drawing(answer: Answer, low: int, high: int) -> str:
+    """A row's part of the axis: zero, ticks, the interval, and a dot, hollow while it is open."""
+    assert answer.comparison is not None
+
+    def x(points: float) -> float:
+        return round(6 + (WIDTH - 12) * (points - low) / (high - low), 1)
+
+    middle = HEIGHT / 2
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{answer.difference()} points">'
+    ]
+    for points in range(low, high + 1, STEP):
+        name = "zero" if points == 0 else "tick"
+        parts.append(f'<path class="{name}" d="M{x(points)} 2V{HEIGHT - 2}"/>')
+    value, least, most = (100 * end for end in answer.comparison.interval)
+    if math.isfinite(least):
+        parts.append(f'<path class="interval" d="M{x(least)} {middle}H{x(most)}"/>')
+    is_decided = answer.mark in (FOR, AGAINST, PUBLISHED)
+    dot = "decided" if is_decided else "open"
+    parts.append(f'<circle class="{dot}" cx="{x(value)}" cy="{middle}" r="4.5"/></svg>')
+    return "".join(parts)
+
+
+def write(
+    claims: Sequence[Claim], table: pd.DataFrame, readme: Path = README, page: Path = PAGE
+) -> None:
+    """Put the table between its marks in README.md, and that of the first page into its file."""
+    first, last = MARKS
+    before, _, rest = readme.read_text(encoding="utf-8").partition(first)
+    after = rest.partition(last)[2]
+    text = f"{before}{first}\n{markdown(claims, table)}\n{last}{after}"
+    write_atomically(readme, text.encode())
+    write_atomically(page, html(claims, table).encode())
