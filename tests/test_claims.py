@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import ROOT, InputError
+from lib import InputError
 from lib.evidence import claims, experiments, statistics, tables
 from lib.runs import records
 
@@ -279,39 +279,6 @@ def test_every_claim_has_a_row_of_the_scoreboard_that_says_what_it_was_held_agai
         assert row["id"] == claim["id"]
         for column in ("verdict", "protocol", "source"):
             assert row[column], f"{claim['id']} has no {column}"
-
-
-def test_the_first_page_says_what_the_records_say(stated, measured):
-    """README.md's table, which the book's first page shows too."""
-    opening, closing = claims.HEADLINE
-    shown = (
-        (ROOT / "README.md")
-        .read_text(encoding="utf-8")
-        .partition(opening)[2]
-        .partition(closing)[0]
-        .strip()
-    )
-    wanted = claims.headline(stated, measured)
-
-    assert shown == wanted, "run: python -m lib headline"
-    published = [claim for claim in stated if "rule" in claim]
-    assert shown.startswith(f"Of {len(published)} published claims the records decide")
-    for claim in stated:
-        if "question" in claim:
-            assert f"| {claim['question']} |" in shown
-
-
-def test_the_headline_is_written_between_its_marks(tmp_path, measured):
-    opening, closing = claims.HEADLINE
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{opening}\nold\n{closing}\nafter", encoding="utf-8")
-
-    claims.write_headline(page, measured)
-    before, _, rest = page.read_text(encoding="utf-8").partition(opening)
-    between, _, after = rest.partition(closing)
-    assert (before, after) == ("before\n", "\nafter")
-    assert "published claims" in between
-    assert "old" not in between
 
 
 def test_every_experiment_bears_on_claims_that_there_are(stated):

@@ -150,7 +150,7 @@ def test_the_mark_says_where_a_question_stands(published, verdict, mark):
     assert claims.mark(published, verdict) == mark
 
 
-PUBLISHED = {
+ASKED = {
     "id": "c",
     "claim": "c",
     "source": "s",
@@ -158,18 +158,6 @@ PUBLISHED = {
     "like_for_like": {"method": "supcon", "epochs": 1000},
     "minus": {"method": "ce"},
 }
-
-
-def test_the_headline_has_a_row_for_each_question_with_both_sizes():
-    asked = PUBLISHED | {"question": "Is it so?", "ours": OURS}
-    table = pd.concat([rows([0.73, 0.731, 0.732]), rows([0.70] * 3, "ce", epochs=120)])
-    text = claims.headline([asked, PUBLISHED], table.reset_index(drop=True))
-    first, *_, last = text.splitlines()
-    assert first == (
-        "Of 2 published claims the records decide **none** at their own size so far; of the 1 "
-        "questions **1** at ours."
-    )
-    assert last == "| ◐ | Is it so? | no number | not run | yes: +3.1 [2.9, 3.3], 3 seeds |"
 
 
 def test_the_sizes_of_a_claim_are_its_own_and_smaller_ones():
@@ -199,26 +187,16 @@ def test_the_sizes_of_a_claim_are_its_own_and_smaller_ones():
 )
 def test_bad_sizes_are_named(tmp_path, change, words):
     path = tmp_path / "claims.yml"
-    path.write_text(
-        yaml.dump([PUBLISHED | {"question": "q", "ours": OURS | change}]), encoding="utf-8"
-    )
+    path.write_text(yaml.dump([ASKED | {"question": "q", "ours": OURS | change}]), encoding="utf-8")
     with pytest.raises(InputError, match=f"claims.yml: claim c: .*{words}"):
         claims.read(path)
 
 
 def test_a_question_has_both_sizes(tmp_path):
     path = tmp_path / "claims.yml"
-    path.write_text(yaml.dump([PUBLISHED | {"question": "q"}]), encoding="utf-8")
+    path.write_text(yaml.dump([ASKED | {"question": "q"}]), encoding="utf-8")
     with pytest.raises(InputError, match="claim c: .*a question needs ours"):
         claims.read(path)
-
-
-def test_a_claim_at_our_size_without_a_question_is_not_on_the_first_page(tmp_path):
-    own = {"id": "own", "claim": "c", "source": "this book's question", "ours": OURS}
-    first, second = rows([0.72, 0.73, 0.74]), rows([0.70, 0.70, 0.70], "ce", epochs=120)
-    page = claims.headline([own, PUBLISHED], pd.concat([first, second]))
-    assert "Of 1 published claims" in page
-    assert "of the 0 questions" in page
 
 
 def test_a_failed_run_is_a_row_of_the_measures():

@@ -7,7 +7,7 @@ import pytest
 
 from lib import ROOT
 from lib.__main__ import main
-from lib.evidence import claims, plan, tables
+from lib.evidence import claims, headline, plan, tables
 from lib.evidence.ledger import Ledger
 from lib.evidence.queue import Queue
 from lib.probes import few_labels, fine_tuning
@@ -40,7 +40,7 @@ def test_two_entries_make_runs_a_verdict_and_a_row(place):
     assert claim["ours"]["margin"] == entries[0].margin
 
     nothing = tables.measures([])
-    assert "| ○ | Is a low temperature better on digits? |" in claims.headline([claim], nothing)
+    assert "| ○ | Is a low temperature better on digits? |" in headline.markdown([claim], nothing)
     assert list(queue.table()["missing"]) == [6]
 
     queue.work(package=COMMITTED)

@@ -65,7 +65,8 @@ def _answer(claim: Claim, table: pd.DataFrame) -> Answer:
     standing = planned.verdict
     if standing == "open":
         seeds = planned.comparison.seeds if planned.comparison else 0
-        standing = f"open: {seeds} of {planned.seeds} seeds at {_length(claim['ours'])}"
+        at = _length(claim["ours"])
+        standing = f"open: {seeds} of {planned.seeds} seeds" + f" at {at}" * bool(at)
     if row["mark"] == PUBLISHED:
         standing = f"{row['verdict']} at the published size: {row['ours']}; at ours: {standing}"
     return Answer(
@@ -88,8 +89,10 @@ def _largest_complete(claim: OurSize, table: pd.DataFrame) -> tuple[OurSize, Our
 
 
 def _length(claim: OurSize) -> str:
-    """``500 epochs``, ``60 against 120 epochs``."""
-    ours = claim["like_for_like"]["epochs"]
+    """``500 epochs``, ``60 against 120 epochs``; nothing where the claim is of any length."""
+    ours = claim["like_for_like"].get("epochs")
+    if ours is None:
+        return ""
     other = claim["minus"][0].get("epochs", ours)
     if other in (0, ours):
         return f"{ours} epochs"
@@ -119,7 +122,7 @@ def markdown(claims: Sequence[Claim], table: pd.DataFrame) -> str:
     for answer in answers(claims, table):
         ours = answer.difference()
         if answer.comparison is not None:
-            ours += f" ({answer.size}, {answer.comparison.seeds} seeds)"
+            ours += f", {answer.comparison.seeds} seeds" + f" ({answer.size})" * bool(answer.size)
         cells = answer.mark, answer.question, answer.claimed, ours, answer.standing
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -129,7 +132,10 @@ def html(claims: Sequence[Claim], table: pd.DataFrame) -> str:
     """The questions as an HTML table, our differences as marks on a common axis."""
     asked = answers(claims, table)
     low, high = _range([answer.comparison for answer in asked if answer.comparison])
-    head = "".join(f"<th>{words}</th>" for words in ("", "", "the report says", "our difference in points", "so far"))
+    head = "".join(
+        f"<th>{words}</th>"
+        for words in ("", "", "the report says", "our difference in points", "so far")
+    )
     lines = ['<table class="headline">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
     for answer in asked:
         ours = escape(answer.difference())
