@@ -241,3 +241,10 @@ def test_links_to_traps_name_their_numbers():
             assert numbers[chapter or path.stem, anchor] == int(number), f"{path.name}: {anchor}"
             seen += 1
     assert seen > 2
+
+
+def test_what_was_kept_is_there_under_its_name():
+    page = (BOOK.source / "kept.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:simclr|supcon|ce)-[\w-]+)`", page)
+    assert {"simclr-stl10", "simclr-stl10-100", "supcon-cifar10-report"} <= set(named)
+    assert set(named) <= set(PRESETS)
