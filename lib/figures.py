@@ -36,6 +36,7 @@ NAMES = {
 WIDTH = 5.0  # inches: of a figure that can be read on a phone as on a desktop
 # what the theme's pages are set in, and what matplotlib measures text by
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "DejaVu Sans"]
+PUSH = "#222222"  # no method's colour
 Point = tuple[float, float]
 
 
@@ -149,8 +150,8 @@ def pipeline(image: Tensor, pair: Tensor, other: tuple[Tensor, Tensor] | None = 
     _arrow(axes, (8.9, 4.1), (8.9, 5.9), arrowstyle="<->", color=COLOURS["simclr"], lw=2)
     axes.text(9.05, 5, "pull", color=COLOURS["simclr"], va="center", fontsize=10)
     if other is not None:
-        _arrow(axes, (8.9, 3.6), (8.9, 2), arrowstyle="<->", color=COLOURS["ce"], lw=2)
-        axes.text(9.05, 2.8, "push", color=COLOURS["ce"], va="center", fontsize=10)
+        _arrow(axes, (8.9, 3.6), (8.9, 2), arrowstyle="<->", color=PUSH, lw=2)
+        axes.text(9.05, 2.8, "push", color=PUSH, va="center", fontsize=10)
     under = ((0.9, "images"), (3, "random\nviews"), (6.02, "kept for\nuse"), (7.6, "thrown\naway"))
     for x, words in under:
         axes.text(x, lowest - 1, words, ha="center", va="top", fontsize=9, color="0.3")

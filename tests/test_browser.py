@@ -8,9 +8,11 @@ needs no browser.
 import re
 
 import pytest
+import yaml
 from axe_playwright_python.base import AXE_SCRIPT
 
 from tools import chromium
+from tools.book import BOOK
 
 if not chromium.found():
     pytest.skip(
@@ -18,6 +20,7 @@ if not chromium.found():
         allow_module_level=True,
     )
 
+REDIRECT = 'http-equiv="refresh"'
 LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 # Jupyter Book writes the line twice
 KNOWN_ERRORS = {"Identifier 'THEBE_JS_URL' has already been declared"}
@@ -59,6 +62,30 @@ LOOK = r"""() => {
   }
   return found;
 }"""
+# What can be measured of how a page reads, before hidden things are opened. What has an icon's size
+# is no picture.
+LAYOUT = r"""() => {
+  const article = document.querySelector("article"), found = {};
+  const box = e => e.getBoundingClientRect();
+  const pictures = [...article.querySelectorAll("img, svg")]
+    .filter(e => box(e).width > 100 && box(e).height > 60);
+  found.first = pictures.length ? Math.round(box(pictures[0]).top + scrollY) : null;
+  found.height = Math.round(box(article).height);
+  found.cut = [...article.querySelectorAll("img, svg, table, pre, mjx-container[display=true]")]
+    .filter(e => {
+      for (let box = e; box && box !== article; box = box.parentElement)
+        if (box.scrollWidth > box.clientWidth + 2 && getComputedStyle(box).overflowX !== "visible")
+          return true;
+      return false;
+    })
+    .map(e => e.outerHTML.slice(0, 120));
+  found.pictures_cut = pictures.filter(e => box(e).width && box(e).right > innerWidth + 1)
+    .map(e => e.outerHTML.slice(0, 120));
+  found.bars = article.querySelectorAll("details.hide.above-input, .tag_hide-input").length;
+  found.figures = [...article.querySelectorAll("figure[id]")].map(e => e.id);
+  return found;
+}"""
+FIRST, HIGHEST = 900, 8000  # pixels at LAPTOP: down to the first picture, and of a chapter
 TYPESET = "async () => { if (window.MathJax) await MathJax.startup.promise; }"
 # The theme lets boxes that scroll be reached by keyboard 300 ms after a change; openings and
 # colours fade in that time.
@@ -127,13 +154,14 @@ def test_a_page_with_every_fault_is_found_at_fault(tmp_path):
 
 @pytest.fixture(scope="module")
 def files(site):
-    """Every page but the start, which leads to the first one, and the 404 page.
+    """Every page but those that lead to another one, and the 404 page.
 
     The latter needs its site's address.
     """
     paths = []
     for path in site.rglob("*.html"):
-        if "_static" not in path.parts and path.name not in ("index.html", "404.html"):
+        is_page = "_static" not in path.parts and path.name not in ("index.html", "404.html")
+        if is_page and REDIRECT not in path.read_text(encoding="utf-8"):
             paths.append(path)
     return sorted(paths)
 
@@ -172,6 +200,7 @@ class Inspection:
         self.page = page
         self.wrong = {}  # lists of (page, theme, width, fault)
         self.said = []  # by the page at hand
+        self.layout = {}  # by page and width, what LAYOUT measures
         page.on("console", self.note_message)
         page.on("pageerror", lambda error: self.said.append(error.message))
 
@@ -190,7 +219,11 @@ class Inspection:
         self.said.clear()
 
         page.goto(path.as_uri())
-        for script in (TYPESET, AXE_SCRIPT, PREPARED, SETTLED):
+        page.evaluate(TYPESET)
+        for size in (PHONE, LAPTOP):
+            page.set_viewport_size(size)
+            self.layout[name, size["width"]] = page.evaluate(LAYOUT)
+        for script in (AXE_SCRIPT, PREPARED, SETTLED):
             page.evaluate(script)
 
         for theme in ("light", "dark"):
@@ -214,15 +247,49 @@ class Inspection:
 
 
 @pytest.fixture(scope="module")
-def wrong(context, files):
-    """What was found wrong on every page, by kind."""
+def inspection(context, files):
+    """Of every page."""
     page = context.new_page()
     inspection = Inspection(page)
 
     for path in files:
         inspection.inspect(path)
     page.close()
+    return inspection
+
+
+@pytest.fixture(scope="module")
+def wrong(inspection):
+    """What was found wrong on every page, by kind."""
     return inspection.wrong
+
+
+def main_pages() -> list[str]:
+    """The first page, and the chapters that have a number."""
+    contents = yaml.safe_load((BOOK.source / "_toc.yml").read_text(encoding="utf-8"))
+    names = [contents["root"]]
+    for part in contents["parts"]:
+        if part.get("numbered"):
+            names += [chapter["file"].removeprefix("notebooks/") for chapter in part["chapters"]]
+    return names
+
+
+@pytest.mark.parametrize("name", main_pages())
+def test_a_chapter_has_a_picture_on_its_first_screen_and_an_end(inspection, name):
+    layout = inspection.layout[name, LAPTOP["width"]]
+    assert layout["first"] is not None and layout["first"] <= FIRST
+    assert layout["height"] <= HIGHEST
+
+
+@pytest.mark.parametrize("name", main_pages())
+def test_nothing_is_cut_off_on_a_laptop_and_no_picture_on_a_phone(inspection, name):
+    assert inspection.layout[name, LAPTOP["width"]]["cut"] == []
+    assert inspection.layout[name, PHONE["width"]]["pictures_cut"] == []
+
+
+@pytest.mark.parametrize("name", main_pages())
+def test_a_chapter_has_two_bars_of_hidden_code_at_most(inspection, name):
+    assert inspection.layout[name, LAPTOP["width"]]["bars"] <= 2
 
 
 @pytest.mark.parametrize(

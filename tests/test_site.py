@@ -31,6 +31,9 @@ def extension(name):
 REPOSITORY = yaml.safe_load((BOOK.source / "_config.yml").read_text(encoding="utf-8"))[
     "repository"
 ]["url"]
+MOVED = yaml.safe_load((BOOK.source / "_config.yml").read_text(encoding="utf-8"))["sphinx"][
+    "config"
+]["redirects"]
 OWNER_AND_NAME = REPOSITORY.removeprefix("https://github.com/")
 HOME = extension("address").pages_url(REPOSITORY)
 FOLDER = "/" + HOME.split("/", 3)[3]  # of the site on its host: the 404 page links from there
@@ -76,9 +79,25 @@ def pages(site):
     """By file."""
     by_file = {}
     for path in site.rglob("*.html"):
-        if "_static" not in path.parts:
+        if "_static" not in path.parts and path not in moved():
             by_file[path] = Page(path)
     return by_file
+
+
+def moved():
+    """The pages of the first edition, which have another address now, and where they lead."""
+    found = {}
+    for old, new in MOVED.items():
+        path = BOOK.site() / f"{old}.html"
+        found[path] = path.parent / new
+    return found
+
+
+def test_pages_of_the_first_edition_lead_to_where_they_are_now(pages):
+    assert len(moved()) == 12
+    for old, new in moved().items():
+        assert new in pages
+        assert f'url={new.name}"' in old.read_text(encoding="utf-8")
 
 
 def chapter_pages(pages):
