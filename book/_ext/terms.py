@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from bs4 import BeautifulSoup, NavigableString, Tag
+from bs4 import BeautifulSoup, NavigableString
 from docutils import nodes
 from sphinx.util.osutil import relative_uri
 
