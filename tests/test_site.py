@@ -244,3 +244,25 @@ def test_figures_lead_to_themselves(tidy):
 
 def test_references_are_no_list(tidy):
     assert 'role="list"' not in tidy('<div class="citation-list" role="list"></div>')
+
+
+TERMS = {"linear probe": ("term-1", "Logistic regression."), "encoder": ("term-2", 'It says "h".')}
+
+
+def test_a_words_first_use_on_a_page_carries_its_meaning():
+    page = (
+        "<h2>Linear probe</h2><p><code>encoder</code>: Linear probes read it.</p>"
+        "<li>a <b>linear probe</b> of the encoder, not of encoders</li><td>encoder</td>"
+    )
+    shown = extension("terms").with_cards(page, TERMS, "../glossary.html")
+    (probe, encoder) = re.findall(r"<a [^>]*>[^<]*</a>", shown)
+    assert 'href="../glossary.html#term-1"' in probe and "Logistic regression." in probe
+    assert probe.endswith(">Linear probes</a>") and encoder.endswith(">encoder</a>")
+    assert re.sub("</?a[^>]*>", "", shown) == page
+
+
+def test_words_of_the_glossary_have_cards_throughout_the_book(pages):
+    text = (BOOK.site() / "family.html").read_text(encoding="utf-8")
+    cards = re.findall(r'<a class="term" data-means="([^"]+)" href="glossary.html#([^"]+)"', text)
+    assert len(cards) > 5
+    assert len({anchor for _, anchor in cards}) == len(cards)
