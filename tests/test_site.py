@@ -242,6 +242,13 @@ def test_figures_lead_to_themselves(tidy):
     assert html == '<figure><a href="a.png"><img src="a.png"/></a></figure>'
 
 
+def test_a_formula_keeps_the_punctuation_after_it(tidy):
+    formula = '<span class="math">x</span>'
+    assert tidy(f"<p>{formula}, so</p>") == f'<p><span class="unbroken">{formula},</span> so</p>'
+    assert tidy(f"<p>{formula} so</p>") == f"<p>{formula} so</p>"
+    assert tidy(f"<p>{formula}<b>,</b></p>") == f"<p>{formula}<b>,</b></p>"
+
+
 def test_references_are_no_list(tidy):
     assert 'role="list"' not in tidy('<div class="citation-list" role="list"></div>')
 

@@ -1,16 +1,18 @@
-"""Tables and figures as a reader wants them.
+"""Tables, figures and formulas as a reader wants them.
 
-Numbers to the right, intervals on one line, pictures that open alone.
+Numbers to the right, intervals on one line, pictures that open alone, no line that begins with the
+comma after a formula.
 """
 
 import re
 from typing import Any
 
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup, NavigableString, Tag
 
 NUMBER = re.compile(
     r"[-+−±\d.,%x×e /\[\]\u00a0]*\d[-+−±\d.,%x×e /\[\]\u00a0]*(ms|s|MB|GB|k)?|-|–|—|nan|NaN|None|"
 )
+PUNCTUATION = re.compile(r"[.,:;?!)]+")
 LONG = 30  # characters; a longer cell is wrapped
 INTERVAL = re.compile(r"(?<=[\d%]) \[([-+−\d.,%]+), ([-+−\d.,%]+)\]")
 
@@ -19,7 +21,8 @@ def tidy(html: str) -> str:
     """The same page, easier to read.
 
     Class "number" on every column of numbers, "long" on cells of many words, no line break inside
-    "51.2 [50.1, 52.3]"; a figure's picture leads to itself at full size.
+    "51.2 [50.1, 52.3]" and between a formula and its punctuation; a figure's picture leads to
+    itself at full size.
     """
     soup = BeautifulSoup(html, "html.parser")
     for table in soup.find_all("table"):
@@ -34,10 +37,25 @@ def tidy(html: str) -> str:
     for image in soup.select("figure > img"):
         image.wrap(soup.new_tag("a", href=image["src"]))
 
+    for formula in soup.select("span.math"):
+        _keep_with_punctuation(soup, formula)
+
     for references in soup.find_all(class_="citation-list"):
         # its items say what they are, and a list may not hold their backlinks
         del references["role"]
     return str(soup)
+
+
+def _keep_with_punctuation(soup: BeautifulSoup, formula: Tag) -> None:
+    """Put a formula and the punctuation after it on one line."""
+    after = formula.next_sibling
+    marks = PUNCTUATION.match(after) if isinstance(after, NavigableString) else None
+    if marks:
+        kept = soup.new_tag("span")
+        kept["class"] = "unbroken"
+        formula.wrap(kept)
+        kept.append(NavigableString(marks[0]))
+        after.replace_with(NavigableString(after[marks.end() :]))
 
 
 def _columns(table: Tag) -> dict[int, list[Tag]]:
