@@ -24,7 +24,7 @@ DATA = {
     "cifar10": (50_000, "CIFAR-10"),
     "imagenette96": (9_469, "Imagenette, {size} x {size}"),
 }
-NAMES = {"resnet9": "narrow ResNet-9", "slim": "slim"}
+NAMES = {"resnet9": "narrow ResNet-9", "slim": "small CNN"}
 # which arms of an entry a table has; of two, what differs is said of the second
 ARMS = {
     "SimCLR on large images": ["simclr"],
