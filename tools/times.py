@@ -19,6 +19,9 @@ def runs(chapter: str, chosen: Settings) -> list[Config]:
     match chapter:
         case "03_simclr" | "16_speed":
             made = [preset(chosen.simclr, **chosen.delta)]
+        case "04_shortcut":
+            tinted = preset("simclr-tinted-digits", **chosen.delta)
+            made = [replace(tinted, recipe=recipe) for recipe in ("digits", "tinted")]
         case "06_epochs":
             longer = preset(chosen.simclr, **chosen.delta)
             made = [longer, replace(longer, epochs=max(1, longer.epochs // chosen.ratio))]
