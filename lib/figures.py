@@ -10,6 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -107,6 +109,32 @@ def image_grid(
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def neighbours(axes: Axes, queries: Tensor, found: Tensor, alike: Tensor, title: str = "") -> Axes:
+    """Images in a column, each with its neighbours at its right; a frame marks those not alike.
+
+    queries: (Q, 3, H, W), found: (Q, K, 3, H, W), uint8 or float in [0, 1]; alike: (Q, K) bool.
+    """
+    rows = torch.cat([queries[:, None], found], dim=1)  # (Q, 1 + K, 3, H, W)
+    if not rows.is_floating_point():
+        rows = rows / 255
+    # enlarged and with a margin, so that no image runs into the next
+    tiles = F.interpolate(rows.flatten(0, 1), scale_factor=3, mode="bilinear")
+    edge = tiles.shape[-1] // 16
+    tiles = F.pad(tiles, [edge] * 4, value=1).unflatten(0, rows.shape[:2])
+    picture = tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (Q H, (1 + K) W, 3)
+
+    count, width = rows.shape[:2]
+    extent = (0, width, count, 0)
+    axes.imshow(picture.clamp(0, 1).cpu().numpy(), extent=extent, interpolation="none")
+    for y, x in (~alike).nonzero().tolist():
+        look: dict[str, Any] = {"fill": False, "color": COLOURS["supcon"], "lw": 2.5}
+        axes.add_patch(Rectangle((x + 1.06, y + 0.06), 0.88, 0.88, **look))
+    axes.axvline(1, color="0.3", lw=1)
+    axes.set_title(title, fontsize=10)
+    axes.axis("off")
+    return axes
 
 
 def _drawable(image: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Draw the book's mark (favicon), its social card, SimCLR's picture and the family's two.
+"""Draw the book's mark (favicon), its social card, SimCLR's picture, the family's and measuring's.
 
 python -m tools.pictures
 """
@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_image
 
 from lib import figures
 from lib.augmentations import RECIPES, apply, draw
-from tools import family
+from tools import family, measure
 from tools.book import BOOK
 
 STATIC = BOOK.source / "_static"
@@ -96,3 +96,5 @@ if __name__ == "__main__":
     overview(STATIC / "overview.png")
     (STATIC / "family.svg").write_text(family.wide(), encoding="utf-8")
     (STATIC / "family-narrow.svg").write_text(family.narrow(), encoding="utf-8")
+    (STATIC / "labels.svg").write_text(measure.labels(), encoding="utf-8")
+    (STATIC / "noise.svg").write_text(measure.noise(), encoding="utf-8")
