@@ -237,6 +237,23 @@ def test_images_are_drawn_as_they_are():
     plt.close(figure)
 
 
+def test_neighbours_stand_right_of_their_query_and_those_of_another_class_are_framed(axes):
+    queries = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    found = torch.zeros(2, 4, 3, 32, 32, dtype=torch.uint8)
+    found[1, 2, 0] = 255  # a red one
+    alike = torch.tensor([[True, True, True, False], [False, True, True, True]])
+    figures.neighbours(axes, queries, found, alike, "h")
+
+    (picture,) = axes.images
+    assert picture.get_extent() == [0, 5, 2, 0]
+    pixels = picture.get_array()
+    height, width = pixels.shape[0] // 2, pixels.shape[1] // 5
+    middles = pixels[height // 2 :: height, width // 2 :: width, 0]
+    assert np.argwhere(middles > 0.9).tolist() == [[1, 3]]
+    frames = [frame.get_xy() for frame in axes.patches]
+    assert np.allclose(frames, [(4.06, 0.06), (1.06, 1.06)])
+
+
 def test_a_small_p_is_not_printed_as_zero():
     pairs = [Paired(0.04, 90, 10, 1e-16), Paired(0.01, 6, 4, 0.7539)]
     table = figures.paired_table(pairs, "h", "z", 1000)
