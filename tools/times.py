@@ -35,7 +35,8 @@ def runs(chapter: str, chosen: Settings) -> list[Config]:
         case "08_small_images":
             made = _ladder(preset(chosen.simclr, **chosen.delta))
         case "10_supcon":
-            made = _both(chosen)
+            supcon, ce = _both(chosen)
+            made = [supcon, ce, replace(ce, epochs=supcon.epochs // 2)]
         case "11_geometry":
             simclr = preset(chosen.simclr, **chosen.delta)
             lengths = [n for n in (1, 2, 5, 10) if n < simclr.epochs] + [simclr.epochs]
