@@ -19,7 +19,6 @@ from lib.config import FIELDS, Config, one_of
 from lib.files import checked, read_yaml, validated
 from lib.methods import METHODS
 from lib.presets import PRESETS, preset
-from lib.probes.changes import CHANGES
 from lib.probes.published import PROTOCOLS
 from lib.runs import RUNS, backup
 
@@ -31,16 +30,6 @@ def _preset_of(method: str) -> Any:
     """The kind of a name: of a preset of that method."""
     names = [name for name, config in PRESETS.items() if config.method == method]
     return Annotated[str, one_of(f"preset of {method}", names)]
-
-
-def _words_of_changes(text: str) -> str:
-    words = text.split()
-    if not words:
-        raise ValueError(f"must name one of {', '.join(CHANGES)} at least")
-    for word in words:
-        if word not in CHANGES:
-            raise ValueError(unknown("change", word, CHANGES))
-    return text
 
 
 def _existing_folder(name: str) -> str:
@@ -58,7 +47,6 @@ KINDS: dict[str, Any] = Config.__annotations__ | {
     "seeds": Count,
     "ratio": Annotated[int, Field(ge=2)],
     "published": Annotated[str, one_of("published probe", PROTOCOLS)],
-    "changes": Annotated[str, AfterValidator(_words_of_changes)],
     "maps": Annotated[str, one_of("choice of maps", ("tsne", "both"))],
     "runs": str,
     "backup": str,

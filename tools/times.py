@@ -17,7 +17,7 @@ def runs(chapter: str, chosen: Settings) -> list[Config]:
     """What a chapter trains, by its settings; runs without epochs are left out."""
     made: list[Config] = []
     match chapter:
-        case "03_simclr" | "16_speed":
+        case "03_simclr" | "07_head" | "16_speed":
             made = [preset(chosen.simclr, **chosen.delta)]
         case "04_shortcut":
             tinted = preset("simclr-tinted-digits", **chosen.delta)
@@ -29,11 +29,6 @@ def runs(chapter: str, chosen: Settings) -> list[Config]:
             own_length = chosen.delta | {"epochs": preset(chosen.ce).epochs}
             baseline = preset(chosen.ce, **own_length)
             return [*_seeds(chosen, [preset(chosen.simclr, **chosen.delta)]), baseline]
-        case "07_head":
-            config = preset(chosen.simclr, **chosen.delta)
-            made = [replace(config, head=head) for head in ("mlp", "linear", "none")]
-        case "08_small_images":
-            made = _ladder(preset(chosen.simclr, **chosen.delta))
         case "10_supcon":
             supcon, ce = _both(chosen)
             made = [supcon, ce, replace(ce, epochs=supcon.epochs // 2)]
@@ -50,24 +45,6 @@ def _seeds(chosen: Settings, configs: list[Config]) -> list[Config]:
     if seeds is None:
         return configs
     return [replace(config, seed=seed) for config in configs for seed in range(seeds)]
-
-
-def _ladder(good: Config) -> list[Config]:
-    """Chapter 8's: from a setup for large images to the preset, one change at a time."""
-    setup = replace(
-        good, stem="imagenet", recipe="uva", temperature=0.07, epochs=max(1, good.epochs // 2)
-    )
-    rungs = [setup]
-    changes: list[dict] = [
-        {"stem": good.stem},
-        {"recipe": "uva-sharp"},
-        {"recipe": good.recipe},
-        {"temperature": good.temperature},
-        {"epochs": good.epochs},
-    ]
-    for change in changes:
-        rungs.append(replace(rungs[-1], **change))
-    return rungs
 
 
 def _both(chosen: Settings) -> list[Config]:
