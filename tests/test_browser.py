@@ -369,5 +369,5 @@ def test_an_address_that_does_not_exist_shows_the_404_page_with_its_style_and_wa
 
     assert page.get_by_role("heading", name="There is no such page").is_visible()
     assert missing == [f"{home}notebooks/no_such_chapter.html"]  # every script and style was found
-    page.locator("a", has_text="A loss that pulls and pushes").first.click()
+    page.locator("a", has_text="Why push?").first.click()
     assert page.url == f"{home}notebooks/02_loss.html"
