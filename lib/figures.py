@@ -254,30 +254,6 @@ def loss_curve(
     return axes
 
 
-def contrast_curves(
-    axes: tuple[Axes, Axes], curves: list[list[dict]], colour: str
-) -> tuple[Axes, Axes]:
-    """Contrastive accuracy and mean cosines (losses.Contrast) over epochs.
-
-    On two axes, one pair of lines a run.
-    """
-    shares, cosines = axes
-    columns = ["epoch", "top1", "top5", "positive", "negative"]
-    look: dict[str, Any] = {"color": colour, "alpha": 0.8}
-    for rows in curves:
-        table = pd.DataFrame(rows, columns=columns, dtype=float)  # NaN where not measured
-        shares.plot(table["epoch"], 100 * table["top1"], "-", **look)
-        shares.plot(table["epoch"], 100 * table["top5"], "--", **look)
-        cosines.plot(table["epoch"], table["positive"], "-", **look)
-        cosines.plot(table["epoch"], table["negative"], "--", **look)
-
-    shares.set(xlabel="epoch", ylabel="anchors (%) whose positive is", ylim=(0, 102))
-    shares.legend(shares.lines[:2], ["the nearest", "one of the five nearest"])
-    cosines.set(xlabel="epoch", ylabel="mean cosine")
-    cosines.legend(cosines.lines[:2], ["positive pairs", "negative pairs"])
-    return axes
-
-
 def peers(axes: Axes, table: pd.DataFrame, value: str, label: str) -> Axes:
     """A cost by batch size, both logarithmic, a line for each library.
 

@@ -297,7 +297,8 @@ def test_a_chapter_begins_with_a_line_of_what_will_compute(monkeypatch, capsys):
     settings("02_loss", "quick", temperature=None)
     trains, reads = capsys.readouterr().out.splitlines()
     assert re.fullmatch(
-        r"profile quick, digits; .+ \(cpu, .+\), bfloat16(, [\d.]+ GB of memory free)?", trains
+        r"profile quick, tinted-digits; .+ \(cpu, .+\), bfloat16(, [\d.]+ GB of memory free)?",
+        trains,
     )
     assert reads.startswith("profile quick; ") and "float" not in reads
 

@@ -99,38 +99,6 @@ def test_curves_lie_between_chance_and_floor(axes):
     assert floor.get_ydata()[0] == 1.0
 
 
-def test_the_contrast_is_drawn_and_what_was_not_measured_left_out():
-    figure, axes = plt.subplots(1, 2)
-    old = [{"epoch": 1, "loss": 3.0}]  # a run from before it was measured
-    new = [
-        {"epoch": 1, "top1": 0.1, "top5": 0.4, "positive": 0.5, "negative": None},
-        {"epoch": 2, "top1": 0.2, "top5": 0.6, "positive": 0.7, "negative": 0.1},
-    ]
-    figures.contrast_curves(axes, [new, old], "black")
-
-    top1, top5, *not_measured = (line.get_ydata() for line in axes[0].lines)
-    assert list(top1) == [10, 20]
-    assert list(top5) == [40, 60]
-    assert np.isnan(not_measured).all()
-    positive, negative, *_ = (line.get_ydata() for line in axes[1].lines)
-    assert list(positive) == [0.5, 0.7]
-    assert np.isnan(negative[0])
-    assert negative[1] == 0.1
-    assert words(axes[1].get_legend().get_texts()) == ["positive pairs", "negative pairs"]
-    plt.close(figure)
-
-
-TIMES = pd.DataFrame(
-    {
-        "library": ["this book", "other", "other"],
-        "m": [8, 8, 16],
-        "ms": [1.0, 2.0, 4.0],
-        "seconds min": [0.0005, 0.001, 0.003],
-        "seconds max": [0.002, 0.004, 0.005],
-    }
-)
-
-
 def test_peers_are_drawn_with_the_spread_of_their_times(axes):
     figures.peers(axes, TIMES, "ms", "milliseconds")
     ours, other = axes.lines
