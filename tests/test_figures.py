@@ -99,6 +99,17 @@ def test_curves_lie_between_chance_and_floor(axes):
     assert floor.get_ydata()[0] == 1.0
 
 
+TIMES = pd.DataFrame(
+    {
+        "library": ["this book", "other", "other"],
+        "m": [8, 8, 16],
+        "ms": [1.0, 2.0, 4.0],
+        "seconds min": [0.0005, 0.001, 0.003],
+        "seconds max": [0.002, 0.004, 0.005],
+    }
+)
+
+
 def test_peers_are_drawn_with_the_spread_of_their_times(axes):
     figures.peers(axes, TIMES, "ms", "milliseconds")
     ours, other = axes.lines
