@@ -254,31 +254,6 @@ def loss_curve(
     return axes
 
 
-def peers(axes: Axes, table: pd.DataFrame, value: str, label: str) -> Axes:
-    """A cost by batch size, both logarithmic, a line for each library.
-
-    table: columns library, m and value.
-
-    With columns "seconds min" and "seconds max" and the value "ms", bars span the repetitions. Ours
-    is drawn bold.
-    """
-    styles = ("o-", "s--", "D:", "^-.", "v-")
-    for style, (library, rows) in zip(styles, table.groupby("library", sort=False)):
-        look: dict[str, Any] = {"color": "0.4", "lw": 1.5, "mfc": "white"}
-        if library == "this book":
-            look = {"color": "black", "lw": 2.5, "mfc": "black"}
-        axes.plot(rows["m"], rows[value], style, ms=6, label=library, **look)
-        if value == "ms":
-            low, high = 1e3 * rows["seconds min"], 1e3 * rows["seconds max"]
-            axes.vlines(rows["m"], low, high, color="0.3", lw=1)
-
-    axes.set(xscale="log", yscale="log", xlabel="embeddings in a batch, M", ylabel=label)
-    ticks = sorted(table["m"].unique())
-    axes.set_xticks(ticks, ticks)
-    axes.minorticks_off()
-    return axes
-
-
 def spreads(table: pd.DataFrame, name: str, digits: int = 2) -> list[str]:
     """Median and range, as text, from the columns "NAME median", "NAME min" and "NAME max"."""
     columns = [f"{name} {end}" for end in ("median", "min", "max")]

@@ -110,18 +110,6 @@ TIMES = pd.DataFrame(
 )
 
 
-def test_peers_are_drawn_with_the_spread_of_their_times(axes):
-    figures.peers(axes, TIMES, "ms", "milliseconds")
-    ours, other = axes.lines
-    assert (ours.get_label(), list(ours.get_ydata())) == ("this book", [1])
-    assert (other.get_label(), list(other.get_ydata())) == ("other", [2, 4])
-    assert ours.get_linestyle() != other.get_linestyle()  # told apart without colour
-    assert ours.get_marker() != other.get_marker()
-
-    bars = np.concatenate([collection.get_segments() for collection in axes.collections])
-    assert np.allclose(bars[:, :, 1], [[0.5, 2], [1, 4], [3, 5]])
-
-
 def test_spreads_are_told_by_median_and_range():
     columns = {"ms": "ms median", "seconds min": "ms min", "seconds max": "ms max"}
     first, *_ = figures.spreads(TIMES.rename(columns=columns), "ms", digits=3)
