@@ -16,10 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from pandas.io.formats.style import Styler
 from torch import Tensor
 
-from lib.evidence.statistics import Interval, Paired
 from lib.methods import METHODS
 
 # a method keeps its colour throughout the book; those of what is no method are Okabe and Ito's too
@@ -395,91 +393,3 @@ def embedding_map(
     axes.set_title(title, fontsize=10)
     sns.despine(ax=axes, left=True, bottom=True)
     return axes
-
-
-def matrix(
-    axes: Axes,
-    values: Tensor,
-    title: str = "",
-    low: float = -1,
-    high: float = 1,
-    digits: int | None = None,
-    cmap: str = "vlag",
-) -> Axes:
-    """A matrix as colours, with its numbers where digits is given."""
-    sns.heatmap(
-        np.asarray(values),
-        ax=axes,
-        vmin=low,
-        vmax=high,
-        cmap=cmap,
-        square=True,
-        xticklabels=False,
-        yticklabels=False,
-        annot=digits is not None,
-        fmt=f".{digits or 0}f",
-        cbar_kws={"shrink": 0.7},
-    )
-    axes.set_title(title, fontsize=10)
-    return axes
-
-
-def paired_table(pairs: list[Paired], first: str, second: str, n: int) -> pd.DataFrame:
-    """One row per seed: the difference in points, the images that only one gets right, McNemar's p.
-
-    first, second: names of the two. n: test images.
-    """
-    difference = f"{first} - {second} (points)"
-    names = [difference, f"right: {first} alone", f"right: {second} alone", "p"]
-    table = pd.DataFrame(pairs).set_axis(names, axis=1)
-    table[difference] *= 100
-    table["p"] = table["p"].map(_p_in_words)
-    return table.assign(**{"test images": n}).rename_axis("seed").round(2)
-
-
-def _p_in_words(p: float) -> str:
-    if p < 1e-4:
-        return "< 0.0001"
-    return f"{p:.4f}"
-
-
-def accuracy_table(summary: pd.DataFrame, name: str = "accuracy (%)") -> Styler:
-    """``statistics.summarise``'s rows as a table to read: accuracies in percent, with intervals.
-
-    name: of what was measured; it comes first, in sight even where the table is wider than the
-        page.
-
-    What is the same in every row moves into the caption.
-    """
-    if summary.empty:
-        empty = pd.DataFrame({"": ["no published record yet"]})
-        return empty.style.hide(axis="index").hide(axis="columns")
-
-    accuracies, noises = [], []
-    for row in summary.itertuples():
-        accuracies.append(Interval(row.mean, row.low, row.high).percent())
-        noises.append(row.interval.replace("seeds", f"{row.seeds} seeds"))
-    rest = summary.drop(columns=["mean", "low", "high", "seeds", "interval"])
-    shown = rest.rename(columns={"n": "test images"})
-    shown.insert(0, name, accuracies)
-    shown.insert(1, "interval over", noises)
-
-    same = {}
-    if len(shown) > 1:
-        same = {field: column.iloc[0] for field, column in shown.items() if column.nunique() == 1}
-        same.pop(name, None)
-    shown = shown.drop(columns=same.keys())
-    digits = dict.fromkeys(shown.select_dtypes("float"), "{:.3g}")
-    if "minutes" in digits:
-        digits["minutes"] = "{:.1f}"
-    table = shown.style.hide(axis="index").format(digits)
-    if same:
-        table.set_caption(f"In every row: {'; '.join(map(_in_words, same.items()))}")
-    return table
-
-
-def _in_words(setting: tuple[str, object]) -> str:
-    field, value = setting
-    if isinstance(value, float):
-        return f"{field}: {value:.3g}"
-    return f"{field}: {value}"

@@ -13,7 +13,6 @@ from matplotlib.text import Text
 
 from lib import figures
 from lib.evidence.comparisons import Comparison
-from lib.evidence.statistics import Paired
 from lib.methods import METHODS
 
 matplotlib.use("Agg")
@@ -144,23 +143,6 @@ def test_without_a_record_a_figure_says_so(axes):
     assert "no published record yet" in words(axes.texts)
 
 
-def test_the_table_says_once_what_is_the_same_in_every_row():
-    html = figures.accuracy_table(SUMMARY.drop(columns="label")).to_html()
-    assert "In every row: data: toy; test images: 100; minutes: 1" in html
-    assert "50.0 [45.0, 55.0]" in html
-    assert "3 seeds" in html
-    assert html.count("toy") == 1
-    assert "no published record yet" in figures.accuracy_table(SUMMARY[:0]).to_html()
-
-
-def test_the_accuracy_comes_first_and_settings_keep_their_digits():
-    rows = SUMMARY.drop(columns="label").assign(temperature=[0.07, 0.14])
-    html = figures.accuracy_table(rows).to_html()
-    assert html.index("accuracy (%)") < html.index(">temperature<")
-    assert ">0.07<" in html
-    assert ">0.1<" not in html
-
-
 def test_classes_are_named_on_the_map_in_colours_that_are_told_apart(axes):
     points = np.array([[0, 0], [1, 0], [9, 9], [9, 7], [9, 8]])
     figures.embedding_map(axes, points, [0, 0, 9, 9, 9], tuple("abcdefghij"))
@@ -219,11 +201,3 @@ def test_neighbours_stand_right_of_their_query_and_those_of_another_class_are_fr
     assert np.argwhere(middles > 0.9).tolist() == [[1, 3]]
     frames = [frame.get_xy() for frame in axes.patches]
     assert np.allclose(frames, [(4.06, 0.06), (1.06, 1.06)])
-
-
-def test_a_small_p_is_not_printed_as_zero():
-    pairs = [Paired(0.04, 90, 10, 1e-16), Paired(0.01, 6, 4, 0.7539)]
-    table = figures.paired_table(pairs, "h", "z", 1000)
-    assert list(table["p"]) == ["< 0.0001", "0.7539"]
-    assert list(table["h - z (points)"]) == [4.0, 1.0]
-    assert list(table["right: z alone"]) == [10, 4]
