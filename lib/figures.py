@@ -148,9 +148,9 @@ def pipeline(image: Tensor, pair: Tensor, other: tuple[Tensor, Tensor] | None = 
     image: (3, H, W), pair: its two views (2, 3, S, S), other: another image and a view of it; all
         float in [0, 1].
     """
-    rows = [(6, pair[0]), (4, pair[1])]
+    rows = [(6.0, 5.3, pair[0]), (4.0, 4.7, pair[1])]  # height, where its arrow begins, view
     if other is not None:
-        rows.append((1.5, other[1]))
+        rows.append((1.5, 1.5, other[1]))
     lowest = rows[-1][0]
     figure, axes = plt.subplots(figsize=(WIDTH, (8.7 - lowest) / 2))
     axes.set(xlim=(0, 10), ylim=(lowest - 1.7, 7), aspect="equal")
@@ -159,11 +159,11 @@ def pipeline(image: Tensor, pair: Tensor, other: tuple[Tensor, Tensor] | None = 
     _place(axes, image, 0.9, 5, side=1.8)
     if other is not None:
         _place(axes, other[0], 0.9, lowest, side=1.8)
-    for number, (y, view) in enumerate(rows, start=1):
+    for number, (y, start, view) in enumerate(rows, start=1):
         _place(axes, view, 3, y, side=1.5)
-        _arrow(axes, (1.85, {6: 5.3, 4: 4.7}.get(y, y)), (2.2, y))
-        for start, end in ((3.8, 4.35), (5.25, 5.75), (6.3, 6.75), (7.65, 8.15)):
-            _arrow(axes, (start, y), (end, y))
+        _arrow(axes, (1.85, start), (2.2, y))
+        for left, right in ((3.8, 4.35), (5.25, 5.75), (6.3, 6.75), (7.65, 8.15)):
+            _arrow(axes, (left, y), (right, y))
         for x, letter in ((6.02, "h"), (8.4, "z")):
             axes.text(x, y, f"${letter}_{number}$", ha="center", va="center", fontsize=13)
 

@@ -56,8 +56,6 @@ def stated() -> list[tuple[str, list[str]]]:
         for found in re.findall(r"python -m lib +([a-z][^`\"|#&\n]*)", text(path)):
             line = found.partition("  ")[0].partition("[")[0].strip(" );.,")
             words = shlex.split(line)
-            if line.endswith("--only"):  # chapter 8 adds the name
-                words.append("small-images-slice")
             if not PLACEHOLDERS & set(words[:2]) and "{" not in line:
                 commands.append((path.name, words))
     return commands
