@@ -47,7 +47,7 @@ def test_what_is_open_shows_its_largest_complete_size():
 
 def test_a_question_without_runs_says_so():
     (answer,) = headline.answers([QUESTION], tables.measures([]))
-    assert answer.difference() == "no runs yet"
+    assert answer.difference() == "no runs of the plan yet"
     assert answer.standing == "open: 0 of 3 seeds at 60 against 120 epochs"
     assert "<svg" not in headline.html([QUESTION], tables.measures([]))
 
@@ -114,18 +114,18 @@ def test_the_first_page_says_what_the_records_say():
 
 
 def test_the_first_pages_two_sentences_are_still_so():
-    """Written by hand: two questions point one way at the size shown, three are open."""
+    """Written by hand: what 25 epochs show, and that the rest is open."""
     stated, measured = claims.read(), tables.measures(records.load_all())
     learns, longer, head, kmeans, supcon = headline.answers(stated, measured)
+    assert (learns.size, longer.size) == ("25 epochs", "25 against 5 epochs")
     assert learns.comparison.low > 0 and longer.comparison.low > 0
-    for answer in (head, kmeans, supcon):
+    for answer in (longer, head, kmeans, supcon):
         assert answer.mark == claims.OPEN
-    assert head.comparison.low < 0 < head.comparison.high
 
     intro = " ".join((ROOT / "book" / "intro.md").read_text(encoding="utf-8").split())
     assert (
-        "**A small network does learn from such views alone, and more so the longer it trains. "
-        "Whether the projection head is better thrown away, whether SimCLR beats k-means on "
-        "CIFAR-10, and whether labels in a contrastive loss beat plain cross-entropy, our runs "
-        "have not decided yet.**"
+        "**After 25 epochs on such views a small network is better than untrained, and better than "
+        "after 5. The report's own questions, 100 epochs against 500, the projection head, SimCLR "
+        "on CIFAR-10, and ours, whether SupCon beats plain cross-entropy in a fair comparison, are "
+        "open: the runs that decide them are being computed.**"
     ) in intro

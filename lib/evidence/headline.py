@@ -49,7 +49,7 @@ class Answer:
     def difference(self) -> str:
         """``+1.4 [0.3, 2.5]``, in points."""
         if self.comparison is None:
-            return "no runs yet"
+            return "no runs of the plan yet"
         return self.comparison.points().rpartition(",")[0]
 
 
