@@ -33,7 +33,7 @@ pdf: .venv/done   ## run the chapters that are not done, print the whole book to
 	$(ENV)/python -m tools.pdf --profile $(PROFILE)
 
 test: .venv/done  ## set up .venv, run the tests, the quick book among them
-	$(ENV)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(ENV)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 strip: .venv/done ## take the outputs out of the notebooks, as they are committed
 	$(ENV)/nbstripout $(STRIP) book/notebooks/*.ipynb

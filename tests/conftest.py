@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ COLOURS = (
     (60, 60, 200),
     (160, 160, 40),
 )
+OF_THE_SITE = ("test_site", "test_browser", "test_pdf")  # files whose tests look at the built book
 OF_THE_MACHINE = {"seconds", "views_per_second"}  # what may differ between equal runs
 
 
@@ -155,18 +157,22 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(threads)
 
 
-@pytest.hookimpl(tryfirst=True)
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+@pytest.hookimpl(optionalhook=True)  # xdist may be missing, on a GPU machine say
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """A file's tests go to one process, and those of the built book together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "site" if Path(file).stem in OF_THE_SITE else file
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests go to one process, and those of the built book, the longest, first."""
-
-    def wants_site(item: pytest.Item) -> bool:
-        return "site" in getattr(item, "fixturenames", ())
-
-    items.sort(key=wants_site, reverse=True)
-    for item in items:
-        group = "site" if wants_site(item) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    """The tests of the built book, the longest, first."""
+    items.sort(key=lambda item: item.path.stem not in OF_THE_SITE)
 
 
 @pytest.fixture(autouse=True)

@@ -556,16 +556,6 @@ def test_a_chapter_runs_in_this_python_whatever_kernel_has_the_name(small, tmp_p
 # --- the real book
 
 
-def test_the_quick_book_runs_and_builds():
-    """Through papermill, every chapter; strict build: a warning is an error."""
-    done = book.run("quick")
-    assert len(done) > 10
-    assert [path.stem for path in done] == [path.stem for path in book.chapters()]
-    assert book.build("quick").is_file()
-    for path in done:
-        assert path.stat().st_size < 1_000_000
-
-
 PROFILE_NAMES = sorted(path.stem for path in PROFILES.glob("*.yml"))
 
 

@@ -106,6 +106,16 @@ def chapter_pages(pages):
         yield path, pages[BOOK.site() / "notebooks" / f"{path.stem}.html"]
 
 
+def test_the_quick_book_runs_and_builds(site):
+    """Through papermill, every chapter; strict build: a warning is an error."""
+    done = book.run("quick")
+    assert len(done) > 10
+    assert [path.stem for path in done] == [path.stem for path in book.chapters()]
+    assert (site / "index.html").is_file()
+    for path in done:
+        assert path.stat().st_size < 2_500_000
+
+
 def test_every_chapter_is_a_page(pages):
     assert len(list(chapter_pages(pages))) > 10
 
