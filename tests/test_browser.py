@@ -65,7 +65,7 @@ LOOK = r"""() => {
 # What can be measured of how a page reads, before hidden things are opened. What has an icon's size
 # is no picture.
 LAYOUT = r"""() => {
-  const article = document.querySelector("article"), found = {};
+  const article = document.querySelector("article") || document.body, found = {};
   const box = e => e.getBoundingClientRect();
   const pictures = [...article.querySelectorAll("img, svg")]
     .filter(e => box(e).width > 100 && box(e).height > 60);
