@@ -72,7 +72,9 @@ def use_style() -> None:
             "svg.hashsalt": "the same ids every time",
         },
     )
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if "IPython" not in sys.modules:  # which only a notebook has loaded
+        return
+    shell = sys.modules["IPython"].get_ipython()
     if shell is not None:
         shell.run_line_magic("config", "InlineBackend.figure_formats = ['svg']")
 
@@ -142,24 +144,20 @@ def _drawable(image: Tensor) -> np.ndarray:
     return image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
 
 
-def pipeline(image: Tensor, pair: Tensor, other: tuple[Tensor, Tensor] | None = None) -> Figure:
+def pipeline(images: Tensor, views: Tensor) -> Figure:
     """SimCLR in one diagram.
 
-    image: (3, H, W), pair: its two views (2, 3, S, S), other: another image and a view of it; all
-        float in [0, 1].
+    images: two (2, 3, H, W), views: two of the first and one of the second (3, 3, S, S); both float
+        in [0, 1].
     """
-    rows = [(6.0, 5.3, pair[0]), (4.0, 4.7, pair[1])]  # height, where its arrow begins, view
-    if other is not None:
-        rows.append((1.5, 1.5, other[1]))
-    lowest = rows[-1][0]
-    figure, axes = plt.subplots(figsize=(WIDTH, (8.7 - lowest) / 2))
-    axes.set(xlim=(0, 10), ylim=(lowest - 1.7, 7), aspect="equal")
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.6))
+    axes.set(xlim=(0, 10), ylim=(-0.2, 7), aspect="equal")
     axes.axis("off")
 
-    _place(axes, image, 0.9, 5, side=1.8)
-    if other is not None:
-        _place(axes, other[0], 0.9, lowest, side=1.8)
-    for number, (y, start, view) in enumerate(rows, start=1):
+    for image, y in zip(images, (5, 1.5), strict=True):
+        _place(axes, image, 0.9, y, side=1.8)
+    rows = ((6, 5.3), (4, 4.7), (1.5, 1.5))  # height of a view, and where the arrow to it begins
+    for number, (view, (y, start)) in enumerate(zip(views, rows, strict=True), start=1):
         _place(axes, view, 3, y, side=1.5)
         _arrow(axes, (1.85, start), (2.2, y))
         for left, right in ((3.8, 4.35), (5.25, 5.75), (6.3, 6.75), (7.65, 8.15)):
@@ -168,19 +166,16 @@ def pipeline(image: Tensor, pair: Tensor, other: tuple[Tensor, Tensor] | None = 
             axes.text(x, y, f"${letter}_{number}$", ha="center", va="center", fontsize=13)
 
     for x, words, colour in ((4.8, "encoder", "simclr"), (7.2, "head", "untrained")):
-        bottom, height = lowest - 0.8, 7.6 - lowest
-        axes.add_patch(Rectangle((x - 0.42, bottom), 0.84, height, color=COLOURS[colour], lw=0))
-        middle = bottom + height / 2
-        axes.text(x, middle, words, color="white", rotation=90, ha="center", va="center")
+        axes.add_patch(Rectangle((x - 0.42, 0.7), 0.84, 6.1, color=COLOURS[colour], lw=0))
+        axes.text(x, 3.75, words, color="white", rotation=90, ha="center", va="center")
 
     _arrow(axes, (8.9, 4.1), (8.9, 5.9), arrowstyle="<->", color=COLOURS["simclr"], lw=2)
     axes.text(9.05, 5, "pull", color=COLOURS["simclr"], va="center", fontsize=10)
-    if other is not None:
-        _arrow(axes, (8.9, 3.6), (8.9, 2), arrowstyle="<->", color=PUSH, lw=2)
-        axes.text(9.05, 2.8, "push", color=PUSH, va="center", fontsize=10)
+    _arrow(axes, (8.9, 3.6), (8.9, 2), arrowstyle="<->", color=PUSH, lw=2)
+    axes.text(9.05, 2.8, "push", color=PUSH, va="center", fontsize=10)
     under = ((0.9, "images"), (3, "random\nviews"), (6.02, "kept for\nuse"), (7.6, "thrown\naway"))
     for x, words in under:
-        axes.text(x, lowest - 1, words, ha="center", va="top", fontsize=9, color="0.3")
+        axes.text(x, 0.5, words, ha="center", va="top", fontsize=9, color="0.3")
     return figure
 
 
@@ -196,7 +191,7 @@ def _arrow(axes: Axes, start: Point, end: Point, **style) -> None:
     axes.annotate("", end, start, arrowprops=properties | style)
 
 
-def _row(axes: Axes, y: int, label: str, number: str) -> None:
+def write_row(axes: Axes, y: int, label: str, number: str) -> None:
     """Write a row's label and number above its dot, at the left and the right of the axes."""
     for x, text, side, weight in ((0, label, "left", "normal"), (1, number, "right", "bold")):
         axes.annotate(
@@ -211,7 +206,8 @@ def _row(axes: Axes, y: int, label: str, number: str) -> None:
         )
 
 
-def _end_rows(axes: Axes, count: int, xlabel: str) -> None:
+def end_rows(axes: Axes, count: int, xlabel: str) -> None:
+    """Make of axes those of so many rows, which ``write_row`` has named."""
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")
@@ -277,9 +273,9 @@ def accuracy_dots(axes: Axes, summary: pd.DataFrame, chance: float | None = None
         axes.plot(mean, y, "o", color=colour, ms=7)
         if np.isfinite(low):
             axes.plot([low, high], [y, y], color=colour, lw=2)
-        _row(axes, y, rows["label"][y], f"{mean:.1f}")
+        write_row(axes, y, rows["label"][y], f"{mean:.1f}")
 
-    _end_rows(axes, len(rows), "test accuracy (%), 95 % interval")
+    end_rows(axes, len(rows), "test accuracy (%), 95 % interval")
     if len(rows):
         least, most = np.nanmin(percent), np.nanmax(percent)
         margin = max(1, 0.15 * (most - least))
@@ -302,9 +298,9 @@ def difference_dots(axes: Axes, table: pd.DataFrame) -> Axes:
         fill = "white" if np.isnan(low) else "black"
         axes.plot([low, high], [y, y], color="black", lw=2)
         axes.plot(value, y, "o", color="black", ms=7, mfc=fill)
-        _row(axes, y, row.label, f"{value:+z.1f}")
+        write_row(axes, y, row.label, f"{value:+z.1f}")
 
-    _end_rows(axes, len(table), "difference (points), 95 % interval over paired seeds")
+    end_rows(axes, len(table), "difference (points), 95 % interval over paired seeds")
     axes.margins(x=0.15)
     return axes
 

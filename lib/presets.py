@@ -140,7 +140,7 @@ _DIGITS = replace(
 )
 
 
-# the book's live data: a minute on two cores, with a shortcut that the recipe takes away
+# the book's live data: seconds of training, with a shortcut that the recipe takes away
 _TINTED = replace(_DIGITS, name="simclr-tinted-digits", data="tinted-digits", recipe="tinted")
 
 

@@ -19,7 +19,6 @@ from lib.config import FIELDS, Config, one_of
 from lib.files import checked, read_yaml, validated
 from lib.methods import METHODS
 from lib.presets import PRESETS, preset
-from lib.probes.published import PROTOCOLS
 from lib.runs import RUNS, backup
 
 PROFILES = ROOT / "book" / "profiles"
@@ -46,7 +45,6 @@ KINDS: dict[str, Any] = Config.__annotations__ | {
     "ce_epochs": Count,
     "seeds": Count,
     "ratio": Annotated[int, Field(ge=2)],
-    "published": Annotated[str, one_of("published probe", PROTOCOLS)],
     "maps": Annotated[str, one_of("choice of maps", ("tsne", "both"))],
     "runs": str,
     "backup": str,

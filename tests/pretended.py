@@ -64,7 +64,8 @@ class OnGpu(Tensor):
             _refuse_apart(name, given, changed=args[0] if name.endswith("_") else None)
         if name == "copy_" and not isinstance(args[0], OnGpu):
             pinned = getattr(args[0], "is_in_pinned_memory", False)
-            OnGpu.waits.append(not (pinned and (*args, False)[2]))
+            non_blocking = args[2] if len(args) > 2 else False
+            OnGpu.waits.append(not (pinned and non_blocking))
         result = operation(*tree_map(_inner, args), **tree_map(_inner, kwargs))
         if name == "copy_":
             return args[0]

@@ -343,7 +343,6 @@ def test_a_parameter_given_wins_over_the_chapters_over_the_common():
         ({"per_gpu": 0}, "per_gpu must be at least 1, got 0"),
         ({"simclr": "supcon-digits"}, "unknown preset of simclr 'supcon-digits'"),
         ({"recipe": "uvas"}, "unknown recipe 'uvas'; did you mean 'uva'"),
-        ({"published": "linear"}, "unknown published probe 'linear'; known: uva, supcontrast"),
         ({"maps": "umap"}, "unknown choice of maps 'umap'; known: tsne, both"),
         ({"folder": "nowhere"}, "folder must be a folder that is there, got 'nowhere'"),
         ({"data": 10}, "data must be text, got 10"),

@@ -5,13 +5,14 @@ it; the tests then look at what was found. Links and anchors are checked in test
 needs no browser.
 """
 
+import json
 import re
 
 import pytest
 import yaml
 from axe_playwright_python.base import AXE_SCRIPT
 
-from tools import chromium
+from tools import book, chromium
 from tools.book import BOOK
 
 if not chromium.found():
@@ -285,6 +286,16 @@ def test_a_chapter_has_a_picture_on_its_first_screen_and_an_end(inspection, name
 def test_nothing_is_cut_off_on_a_laptop_and_no_picture_on_a_phone(inspection, name):
     assert inspection.layout[name, LAPTOP["width"]]["cut"] == []
     assert inspection.layout[name, PHONE["width"]]["pictures_cut"] == []
+
+
+@pytest.mark.parametrize("path", book.chapters(), ids=lambda path: path.stem)
+def test_every_named_figure_of_a_chapter_is_on_its_page(inspection, path):
+    named = []
+    for cell in json.loads(path.read_bytes())["cells"]:
+        figure = cell["metadata"].get("mystnb", {}).get("figure", {})
+        if "name" in figure:
+            named.append(figure["name"])
+    assert set(named) <= set(inspection.layout[path.stem, LAPTOP["width"]]["figures"])
 
 
 @pytest.mark.parametrize("name", main_pages())

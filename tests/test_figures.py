@@ -80,12 +80,13 @@ def test_differences_stand_about_zero_and_are_hollow_where_one_seed_knows_no_int
 
 
 def test_the_pipeline_shows_image_and_views():
-    image, pair = torch.rand(3, 8, 8), torch.rand(2, 3, 4, 4)
-    figure = figures.pipeline(image, pair)
+    images, views = torch.rand(2, 3, 8, 8), torch.rand(3, 3, 4, 4)
+    figure = figures.pipeline(images, views)
     pictures = figure.axes[0].images
-    for picture, x in zip(pictures, (image, *pair), strict=True):
+    for picture, x in zip(pictures, (*images, *views), strict=True):
         assert np.allclose(picture.get_array(), x.permute(1, 2, 0).numpy())
-    assert {"$h_1$", "$h_2$", "$z_1$", "$z_2$"} <= set(words(figure.axes[0].texts))
+    letters = {"$h_1$", "$h_2$", "$h_3$", "$z_1$", "$z_2$", "$z_3$"}
+    assert letters | {"pull", "push"} <= set(words(figure.axes[0].texts))
     plt.close(figure)
 
 

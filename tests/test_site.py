@@ -29,12 +29,9 @@ def extension(name):
     return module
 
 
-REPOSITORY = yaml.safe_load((BOOK.source / "_config.yml").read_text(encoding="utf-8"))[
-    "repository"
-]["url"]
-MOVED = yaml.safe_load((BOOK.source / "_config.yml").read_text(encoding="utf-8"))["sphinx"][
-    "config"
-]["redirects"]
+CONFIG = yaml.safe_load((BOOK.source / "_config.yml").read_text(encoding="utf-8"))
+REPOSITORY = CONFIG["repository"]["url"]
+MOVED = CONFIG["sphinx"]["config"]["redirects"]
 OWNER_AND_NAME = REPOSITORY.removeprefix("https://github.com/")
 HOME = extension("address").pages_url(REPOSITORY)
 FOLDER = "/" + HOME.split("/", 3)[3]  # of the site on its host: the 404 page links from there

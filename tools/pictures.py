@@ -15,7 +15,7 @@ from matplotlib.patches import Circle, FancyBboxPatch
 from sklearn.datasets import load_sample_image
 
 from lib import figures
-from lib.augmentations import RECIPES, apply, draw
+from lib.augmentations import RECIPES, views
 from tools import family, measure
 from tools.book import BOOK
 
@@ -74,18 +74,17 @@ def card(path: Path) -> None:
 
 def overview(path: Path) -> None:
     """SimCLR's pipeline on the two photographs that come with scikit-learn."""
-    photos, views = [], []
+    photos, pairs = [], []
     for name, left in (("flower.jpg", 60), ("china.jpg", 140)):
         pixels = torch.from_numpy(load_sample_image(name).copy())  # (427, 640, 3)
         photo = pixels.permute(2, 0, 1)[None, :, :, left : left + 427]
-        for view in range(2):
-            drawn = draw(RECIPES["uva"], 1, seed=3, step=0, view=view)
-            views.append(apply(photo, drawn).clamp(0, 1)[0])
+        pairs.append(views(photo, RECIPES["uva"], seed=3, step=0)[:, 0].clamp(0, 1))
         photos.append(F.interpolate(photo / 255, 160, mode="area")[0])
+    first, second = pairs
 
     with plt.rc_context():
         figures.use_style()
-        figure = figures.pipeline(photos[0], torch.stack(views[:2]), (photos[1], views[2]))
+        figure = figures.pipeline(torch.stack(photos), torch.cat([first, second[:1]]))
         figure.savefig(path, dpi=240, metadata={"Software": None})
         plt.close(figure)
 

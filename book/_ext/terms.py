@@ -1,6 +1,7 @@
 """Words of the glossary, where a page first uses them: a link, with what they mean as a card."""
 
 import re
+from functools import cache
 from typing import Any
 
 from bs4 import BeautifulSoup, NavigableString
@@ -8,18 +9,8 @@ from docutils import nodes
 from sphinx.util.osutil import relative_uri
 
 GLOSSARY = "glossary"
-# words that the language has too, and what belongs to this book alone
-TOO_COMMON = {
-    "chance",
-    "floor",
-    "record",
-    "seed",
-    "slice",
-    "slim",
-    "stand-in",
-    "positive",
-    "negative",
-}
+# words that the language has too
+TOO_COMMON = {"chance", "floor", "record", "seed", "positive", "negative"}
 WITHIN = ("p", "li")  # where words are looked for
 NOT_WITHIN = (
     "a",
@@ -37,10 +28,11 @@ NOT_WITHIN = (
 )
 
 
-def meanings(glossary: nodes.document) -> dict[str, tuple[str, str]]:
-    """Of each term its anchor and its meaning, the longest terms first."""
+@cache  # of a build: the glossary is on disk, and there are many pages
+def meanings(environment: Any) -> dict[str, tuple[str, str]]:
+    """Of each term of the glossary its anchor and its meaning, the longest terms first."""
     found = {}
-    for item in glossary.findall(nodes.definition_list_item):
+    for item in environment.get_doctree(GLOSSARY).findall(nodes.definition_list_item):
         meaning = item.next_node(nodes.definition).astext()
         for term in item.findall(nodes.term):
             if term.astext() not in TOO_COMMON and "," not in term.astext():
@@ -83,8 +75,7 @@ def _add_cards(app: Any, page: str, template: str, context: dict, doctree: objec
     if not doctree or page in (GLOSSARY, "notation", "references"):
         return
     address = relative_uri(app.builder.get_target_uri(page), app.builder.get_target_uri(GLOSSARY))
-    terms = meanings(app.env.get_doctree(GLOSSARY))
-    context["body"] = with_cards(context["body"], terms, address)
+    context["body"] = with_cards(context["body"], meanings(app.env), address)
 
 
 def setup(app: Any) -> dict:

@@ -24,12 +24,17 @@ class Comparison(NamedTuple):
         """Whether the interval leaves zero out; one seed has none."""
         return self.low > 0 or self.high < 0
 
-    def points(self) -> str:
-        """``+1.4 [0.3, 2.5], 5 seeds``."""
+    def difference(self) -> str:
+        """``+1.4 [0.3, 2.5]``, in points; one seed has no interval."""
         value, low, high = (100 * x for x in self.interval)
         if self.seeds == 1:
-            return f"{value:+z.1f}, 1 seed"
-        return f"{value:+z.1f} [{low:z.1f}, {high:z.1f}], {self.seeds} seeds"
+            return f"{value:+z.1f}"
+        return f"{value:+z.1f} [{low:z.1f}, {high:z.1f}]"
+
+    def points(self) -> str:
+        """``+1.4 [0.3, 2.5], 5 seeds``."""
+        seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        return f"{self.difference()}, {seeds}"
 
     def beside(self, other: str) -> str:
         """``13.5 [12.4, 14.6] points above other (n = 3)``."""

@@ -50,7 +50,7 @@ class Answer:
         """``+1.4 [0.3, 2.5]``, in points."""
         if self.comparison is None:
             return "no runs of the plan yet"
-        return self.comparison.points().rpartition(",")[0]
+        return self.comparison.difference()
 
 
 def answers(claims: Sequence[Claim], table: pd.DataFrame) -> list[Answer]:
@@ -61,12 +61,13 @@ def answers(claims: Sequence[Claim], table: pd.DataFrame) -> list[Answer]:
 def _answer(claim: Claim, table: pd.DataFrame) -> Answer:
     row = decide(claim, table)
     planned = at_our_size(claim["ours"], table)
-    size, shown = _largest_complete(claim["ours"], table)
+    size, shown = largest_complete(claim["ours"], table) or (claim["ours"], planned)
     standing = planned.verdict
     if standing == "open":
         seeds = planned.comparison.seeds if planned.comparison else 0
-        at = _length(claim["ours"])
-        standing = f"open: {seeds} of {planned.seeds} seeds" + f" at {at}" * bool(at)
+        standing = f"open: {seeds} of {planned.seeds} seeds"
+        if length(claim["ours"]):
+            standing += f" at {length(claim['ours'])}"
     if row["mark"] == PUBLISHED:
         standing = f"{row['verdict']} at the published size: {row['ours']}; at ours: {standing}"
     return Answer(
@@ -74,21 +75,24 @@ def _answer(claim: Claim, table: pd.DataFrame) -> Answer:
         claim["question"],
         claim.get("says", claimed(claim)),
         shown.comparison,
-        _length(size),
+        length(size),
         standing,
     )
 
 
-def _largest_complete(claim: OurSize, table: pd.DataFrame) -> tuple[OurSize, Ours]:
-    """The largest size of a claim all of whose pairs are there; the planned one where none is."""
-    found = [(size, at_our_size(size, table)) for size in sizes(claim)]
-    for size, ours in found:
+def largest_complete(claim: OurSize, table: pd.DataFrame) -> tuple[OurSize, Ours] | None:
+    """The largest size of a claim all of whose pairs are there, and what they say.
+
+    table: ``tables.measures``.
+    """
+    for size in sizes(claim):
+        ours = at_our_size(size, table)
         if ours.comparison is not None and ours.comparison.seeds >= size["seeds"]:
             return size, ours
-    return found[0]
+    return None
 
 
-def _length(claim: OurSize) -> str:
+def length(claim: OurSize) -> str:
     """``500 epochs``, ``60 against 120 epochs``; nothing where the claim is of any length."""
     ours = claim["like_for_like"].get("epochs")
     if ours is None:
@@ -99,11 +103,10 @@ def _length(claim: OurSize) -> str:
     return f"{ours} against {other} epochs"
 
 
-def opening(claims: Sequence[Claim], table: pd.DataFrame) -> str:
+def _opening(claims: Sequence[Claim], asked: Sequence[Answer], table: pd.DataFrame) -> str:
     """How much is decided, in a sentence."""
     published = [claim for claim in claims if "rule" in claim]
     decided = sum(decide(claim, table)["mark"] == PUBLISHED for claim in published)
-    asked = answers(claims, table)
     at_ours = sum(answer.mark in (FOR, AGAINST) for answer in asked)
     return (
         f"Of {len(published)} published claims the records decide **{decided or 'none'}** at their "
@@ -113,16 +116,19 @@ def opening(claims: Sequence[Claim], table: pd.DataFrame) -> str:
 
 def markdown(claims: Sequence[Claim], table: pd.DataFrame) -> str:
     """The sentence and the questions as a Markdown table."""
+    asked = answers(claims, table)
     lines = [
-        opening(claims, table),
+        _opening(claims, asked, table),
         "",
         "| | question | the report says | our difference in points | so far |",
         "|---|---|---|---|---|",
     ]
-    for answer in answers(claims, table):
+    for answer in asked:
         ours = answer.difference()
         if answer.comparison is not None:
-            ours += f", {answer.comparison.seeds} seeds" + f" ({answer.size})" * bool(answer.size)
+            ours = answer.comparison.points()
+        if answer.comparison is not None and answer.size:
+            ours += f" ({answer.size})"
         cells = answer.mark, answer.question, answer.claimed, ours, answer.standing
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -159,7 +165,8 @@ def _range(comparisons: Sequence[Comparison]) -> tuple[int, int]:
     ends = [0.0]
     for comparison in comparisons:
         ends += [100 * end for end in comparison.interval if math.isfinite(end)]
-    return int(min(ends) // STEP * STEP), int(-(-max(ends) // STEP) * STEP) or STEP
+    low, high = math.floor(min(ends) / STEP), math.ceil(max(ends) / STEP)
+    return STEP * low, STEP * max(high, 1)
 
 
 def _drawing(answer: Answer, low: int, high: int) -> str:
