@@ -74,9 +74,10 @@ LAYOUT = r"""() => {
   found.height = Math.round(box(article).height);
   found.cut = [...article.querySelectorAll("img, svg, table, pre, mjx-container[display=true]")]
     .filter(e => {
-      for (let box = e; box && box !== article; box = box.parentElement)
-        if (box.scrollWidth > box.clientWidth + 2 && getComputedStyle(box).overflowX !== "visible")
-          return true;
+      for (let outer = e; outer && outer !== article; outer = outer.parentElement) {
+        const scrolls = getComputedStyle(outer).overflowX !== "visible";
+        if (scrolls && outer.scrollWidth > outer.clientWidth + 2) return true;
+      }
       return false;
     })
     .map(e => e.outerHTML.slice(0, 120));
@@ -223,6 +224,7 @@ class Inspection:
         page.evaluate(TYPESET)
         for size in (PHONE, LAPTOP):
             page.set_viewport_size(size)
+            page.evaluate(SETTLED)
             self.layout[name, size["width"]] = page.evaluate(LAYOUT)
         for script in (AXE_SCRIPT, PREPARED, SETTLED):
             page.evaluate(script)
