@@ -2,18 +2,19 @@
 
 A step is forward, NT-Xent, backward and optimiser on views that are there. "ours" is
 ``training.Step`` in the midst of a run, in float32 or bfloat16; "plain" the same in contiguous
-float32, with the dense loss; "compiled" (on GPUs) is ours through torch.compile. "product" is a
-product of two square matrices, whose rate is the best that the device can do: the share of it says
-how near a step is to that.
+float32, with the dense loss; "compiled" (on GPUs, in the precision that suits them) is ours through
+torch.compile. "product" is a product of two square matrices, whose rate is the best that the device
+can do: the share of it says how near a step is to that.
 
 A whole run is two epochs, views included. "ours" is ``runs.pretrain`` with its checkpoints and its
 record, in float32 and in the precision that suits the device, where that is another. "plain loop"
-has PIL views from a DataLoader whose workers are already running, as in SupContrast; "Lightning"
-the same views in a LightningModule, as in UvA's tutorial. All have the same encoder, batches,
-recipe and optimiser.
+has PIL views from a DataLoader whose workers, one for each core, are already running, as in
+SupContrast; "Lightning" the same views in a LightningModule, as in UvA's tutorial. All have the
+same encoder, batches, recipe and optimiser.
 """
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader
 from benchmarks import measure
 from benchmarks.loss import dense_nt_xent
 from benchmarks.measure import Case
-from benchmarks.views import WORKERS, Pairs, smooth
+from benchmarks.views import Pairs, smooth
 from lib.compute.cost import flops
 from lib.config import Config
 from lib.data import Dataset, build
@@ -46,6 +47,7 @@ from lib.training import Step, build_model, build_optimiser, build_scaler, recip
 PEERS = ("pytorch-lightning", "pillow")
 IMAGES = {"cpu": 512, "cuda": 8192}
 BATCH = {"cpu": 128, "cuda": 512}
+WORKERS = os.cpu_count() or 1
 EPOCHS = 2
 CASES = {
     "32x32, SupContrast's recipe": (32, "simclr-cifar10-r18"),
@@ -88,7 +90,7 @@ def steps(config: Config, size: int, batch: int, device: torch.device) -> dict[s
     for precision in ("float32", "bfloat16"):
         precise = replace(config, precision=precision)
         made[f"ours {precision}"] = step_of(precise, model_of(config, dataset, device), x)
-        if device.type == "cuda":
+        if device.type == "cuda" and precision == choose_precision("auto", device):
             compiled = partial(torch.compile, dynamic=False)
             model = model_of(config, dataset, device)
             made[f"compiled {precision}"] = step_of(precise, model, x, wrap=compiled)
@@ -197,7 +199,9 @@ def runs(config: Config, size: int, images: int) -> dict[str, Case]:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``python -m benchmarks training``; all of them small ones for the tests."""
+    """The options of ``python -m benchmarks training``; the hidden ones are for the tests."""
+    sides = [size for size, _ in CASES.values()]
+    parser.add_argument("--side", type=int, choices=sides, help="of the images; default both")
     parser.add_argument("--images", type=measure.count, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=measure.count, help=argparse.SUPPRESS)
     parser.add_argument("--encoders", nargs="+", help=argparse.SUPPRESS)
@@ -211,6 +215,8 @@ def run(args: argparse.Namespace) -> None:
 
     rows = []
     for case, (size, name) in CASES.items():
+        if args.side not in (None, size):
+            continue
         for encoder in args.encoders or ENCODERS[device.type]:
             config = preset(
                 name,
