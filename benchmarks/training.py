@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ IMAGES = {"cpu": 512, "cuda": 8192}
 BATCH = {"cpu": 128, "cuda": 512}
 WORKERS = os.cpu_count() or 1
 EPOCHS = 2
+RATE = 1e-4  # nothing is to be learned, and there is nothing to learn: higher ones can collapse
 CASES = {
     "32x32, SupContrast's recipe": (32, "simclr-cifar10-r18"),
     "96x96, UvA's recipe": (96, "simclr-stl10"),
@@ -212,8 +214,18 @@ def run(args: argparse.Namespace) -> None:
     device = choose_device()
     images = args.images or IMAGES[device.type]
     batch = args.batch or BATCH[device.type]
+    settings = {
+        "images": images,
+        "batch": batch,
+        "epochs": EPOCHS,
+        "workers": WORKERS,
+        "repetitions": args.repetitions,
+    }
 
-    rows = []
+    def keep(rows: list[dict]) -> Path:
+        return measure.keep("training", device, rows, PEERS, settings, args.results)
+
+    rows: list[dict] = []
     for case, (size, name) in CASES.items():
         if args.side not in (None, size):
             continue
@@ -227,6 +239,8 @@ def run(args: argparse.Namespace) -> None:
                 epochs=EPOCHS,
                 pool="train+val",
                 precision="float32",
+                learning_rate=RATE,
+                warmup=0,
             )
             model = build_model(config, of_smooth(size, 16))
             about = {
@@ -236,15 +250,10 @@ def run(args: argparse.Namespace) -> None:
             }
 
             rows += rows_of_steps(about, config, size, device, args.repetitions)
+            path = keep(rows)
             rows += rows_of_runs(about, config, size, images, device, args.repetitions)
-    settings = {
-        "images": images,
-        "batch": batch,
-        "epochs": EPOCHS,
-        "workers": WORKERS,
-        "repetitions": args.repetitions,
-    }
-    print(measure.keep("training", device, rows, PEERS, settings, args.results))
+            path = keep(rows)
+    print(path)
 
 
 def rows_of_steps(
