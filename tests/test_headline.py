@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from lib import ROOT
-from lib.evidence import claims, headline, tables
+from lib.evidence import claims, experiments, headline, tables
 from lib.evidence.headline import MARKS, PAGE, README
 from lib.runs import records
 from tests.test_our_size import ASKED, OURS, rows
@@ -75,10 +75,13 @@ def test_marks_stand_on_one_axis_where_their_numbers_are():
     def place(path: ET.Element) -> float:
         return float(path.get("d").split()[0].lstrip("M"))
 
-    for row, mean, kind in zip(drawn.iter("svg"), (3.1, -1.8), ("decided", "open"), strict=True):
+    numbers = {text.text: float(text.get("x")) for text in drawn.findall(".//th/svg/text")}
+    drawings = drawn.findall(".//td/svg")
+    for row, mean, kind in zip(drawings, (3.1, -1.8), ("decided", "open"), strict=True):
         zero = place(row.find("path[@class='zero']"))
         ticks = [place(path) for path in row.findall("path[@class='tick']")]
         point = min(abs(tick - zero) for tick in ticks) / headline.STEP
+        assert numbers["0"] == zero
         dot = row.find("circle")
         assert dot.get("class") == kind
         assert (float(dot.get("cx")) - zero) / point == pytest.approx(mean, abs=0.05)
@@ -129,3 +132,16 @@ def test_the_first_pages_two_sentences_are_still_so():
         "on CIFAR-10, and ours, whether SupCon beats plain cross-entropy in a fair comparison, are "
         "open: the runs that decide them are being computed.**"
     ) in intro
+
+
+def test_the_first_page_says_what_the_pair_on_a_gpu_gave():
+    found = tables.table(experiments.published("supcon-r18") + experiments.published("ce-r18"))
+    as_published = {
+        "supcon": {"method": "supcon", "features": "h", "probe": "supcontrast"},
+        "ce": {"method": "ce", "epochs": 50, "probe": "classifier-best"},
+    }
+    ours, theirs = (tables.matching(found, reading) for reading in as_published.values())
+    assert (len(ours), len(theirs)) == (1, 3)
+    lead = 100 * (ours.accuracy.mean() - theirs.accuracy.mean())
+    intro = " ".join((ROOT / "book" / "intro.md").read_text(encoding="utf-8").split())
+    assert f"on a GPU, by {lead:.1f} points, one run against three" in intro

@@ -137,11 +137,12 @@ def markdown(claims: Sequence[Claim], table: pd.DataFrame) -> str:
 def html(claims: Sequence[Claim], table: pd.DataFrame) -> str:
     """The questions as an HTML table, our differences as marks on a common axis."""
     asked = answers(claims, table)
-    low, high = _range([answer.comparison for answer in asked if answer.comparison])
-    head = "".join(
-        f"<th>{words}</th>"
-        for words in ("", "", "the report says", "our difference in points", "so far")
-    )
+    compared = [answer.comparison for answer in asked if answer.comparison]
+    low, high = _range(compared)
+    ours = "our difference in points"
+    if compared:
+        ours += _scale(low, high)
+    head = "".join(f"<th>{words}</th>" for words in ("", "", "the report says", ours, "so far"))
     lines = ['<table class="headline">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
     for answer in asked:
         ours = escape(answer.difference())
@@ -169,12 +170,27 @@ def _range(comparisons: Sequence[Comparison]) -> tuple[int, int]:
     return STEP * low, STEP * max(high, 1)
 
 
+def _x(points: float, low: int, high: int) -> float:
+    """Where so many points lie on the axis, in pixels."""
+    return round(6 + (WIDTH - 12) * (points - low) / (high - low), 1)
+
+
+def _scale(low: int, high: int) -> str:
+    """The numbers of the axis, at every second tick."""
+    numbers = []
+    for points in range(low, high + 1, STEP):
+        if points % (2 * STEP) == 0:
+            words = f"{points:+d}" if points else "0"
+            numbers.append(f'<text x="{_x(points, low, high)}" y="12">{words}</text>')
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" aria-hidden="true">{"".join(numbers)}</svg>'
+
+
 def _drawing(answer: Answer, low: int, high: int) -> str:
     """A row's part of the axis: zero, ticks, the interval, and a dot, hollow while it is open."""
     assert answer.comparison is not None
 
     def x(points: float) -> float:
-        return round(6 + (WIDTH - 12) * (points - low) / (high - low), 1)
+        return _x(points, low, high)
 
     middle = HEIGHT / 2
     parts = [
