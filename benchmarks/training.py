@@ -240,7 +240,7 @@ def run(args: argparse.Namespace) -> None:
                 pool="train+val",
                 precision="float32",
                 learning_rate=RATE,
-                warmup=0,
+                warmup_epochs=0,
             )
             model = build_model(config, of_smooth(size, 16))
             about = {

@@ -137,6 +137,16 @@ def test_both_ways_make_the_same_pixels(tmp_path):
     assert alike > 50
 
 
+def test_rows_are_kept_where_a_later_comparison_fails(rows_of, tmp_path):
+    """One image: steps can be timed, on views that are there, and no run."""
+    small = ["--images", "1", "--batch", "16", "--encoders", "slim", "--repetitions", "1"]
+    with pytest.raises(InputError):
+        rows_of("training", *small, "--side", "32")
+    rows = records.benchmark("training-cpu", tmp_path)["rows"]
+    assert {row["kind"] for row in rows} == {"step"}
+    assert {row["case"].partition(",")[0] for row in rows} == {"32x32"}
+
+
 def test_the_probes_from_end_to_end(rows_of):
     rows = rows_of("probe", "--scale", "0.02", "--epochs", "2", "--repetitions", "1")
     linear = {row["library"]: row for row in rows if row["case"] == "linear probe"}
