@@ -33,7 +33,7 @@ def work(minutes: float, options: Sequence[str], runs: Path, weights: Path, call
     started = time.monotonic()
     if call(["pytest", "-m", "device"]):
         raise InputError("the smoke test failed, see above: nothing is run on this device")
-    if call(["benchmarks", "training"]):
+    if call(["benchmarks", "training", "--side", "32", "--encoders", "resnet18"]):
         print("the benchmark failed, see above; the experiments begin", file=sys.stderr)
 
     left = minutes - (time.monotonic() - started) / 60 - EXPORTING
