@@ -89,10 +89,11 @@ def steps(config: Config, size: int, batch: int, device: torch.device) -> dict[s
     side = SIDE.get(device.type, SIDE_ELSEWHERE)
 
     made: dict[str, Case] = {}
-    for precision in ("float32", "bfloat16"):
+    fast = choose_precision("auto", device)
+    for precision in dict.fromkeys(("float32", "bfloat16", fast)):
         precise = replace(config, precision=precision)
         made[f"ours {precision}"] = step_of(precise, model_of(config, dataset, device), x)
-        if device.type == "cuda" and precision == choose_precision("auto", device):
+        if device.type == "cuda" and precision == fast:
             compiled = partial(torch.compile, dynamic=False)
             model = model_of(config, dataset, device)
             made[f"compiled {precision}"] = step_of(precise, model, x, wrap=compiled)
@@ -206,7 +207,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", type=int, choices=sides, help="of the images; default both")
     parser.add_argument("--images", type=measure.count, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=measure.count, help=argparse.SUPPRESS)
-    parser.add_argument("--encoders", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--encoders", nargs="+", metavar="NAME", help="default two, by the device")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -250,7 +251,7 @@ def run(args: argparse.Namespace) -> None:
             }
 
             rows += rows_of_steps(about, config, size, device, args.repetitions)
-            path = keep(rows)
+            keep(rows)
             rows += rows_of_runs(about, config, size, images, device, args.repetitions)
             path = keep(rows)
     print(path)

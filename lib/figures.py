@@ -264,13 +264,13 @@ def accuracy_dots(axes: Axes, summary: pd.DataFrame, chance: float | None = None
     summary: columns label, method, mean, low, high (fractions), from top.
 
     The axis shows the range of the dots, so that differences can be seen; a dotted line marks
-    guessing, where given and in that range.
+    guessing, where given and in that range. A dot whose interval is unknown (published) is hollow.
     """
     rows = summary.iloc[::-1].reset_index(drop=True)
     percent = 100 * rows[["mean", "low", "high"]].to_numpy(dtype=float)
     for y, (mean, low, high) in enumerate(percent):
         colour = COLOURS[rows["method"][y]]
-        axes.plot(mean, y, "o", color=colour, ms=7)
+        axes.plot(mean, y, "o", color=colour, ms=7, mfc="white" if np.isnan(low) else colour)
         if np.isfinite(low):
             axes.plot([low, high], [y, y], color=colour, lw=2)
         write_row(axes, y, rows["label"][y], f"{mean:.1f}")

@@ -140,7 +140,7 @@ def test_both_ways_make_the_same_pixels(tmp_path):
 def test_rows_are_kept_where_a_later_comparison_fails(rows_of, tmp_path):
     """One image: steps can be timed, on views that are there, and no run."""
     small = ["--images", "1", "--batch", "16", "--encoders", "slim", "--repetitions", "1"]
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="every class needs two training images"):
         rows_of("training", *small, "--side", "32")
     rows = records.benchmark("training-cpu", tmp_path)["rows"]
     assert {row["kind"] for row in rows} == {"step"}

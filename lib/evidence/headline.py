@@ -7,6 +7,7 @@ is that of the plan's largest size whose runs are all there, with its length.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -189,9 +190,7 @@ def _drawing(answer: Answer, low: int, high: int) -> str:
     """A row's part of the axis: zero, ticks, the interval, and a dot, hollow while it is open."""
     assert answer.comparison is not None
 
-    def x(points: float) -> float:
-        return _x(points, low, high)
-
+    x = partial(_x, low=low, high=high)
     middle = HEIGHT / 2
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{answer.difference()} points">'
