@@ -1,0 +1,107 @@
+"use strict";
+/* What a reader can touch. A figure stays as it is, for paper and for pages without scripts; below it stands a button, and
+   behind the button an element that answers. Its script is fetched when it is asked for, so no page waits for one. All are
+   plain scripts: a page opened from a file may load these, but neither modules nor data. */
+const Play = (() => {
+  // By the id of what an element stands below, a figure or a heading's section: what its button says, and its scripts.
+  const ELEMENTS = {
+    "loss-circle": { invitation: "Drag the points yourself", scripts: ["circle.js"] },
+  };
+  const FOLDER = document.currentScript.src.replace(/[^/]*$/, "");
+  const SVG = new Set(["svg", "g", "path", "line", "circle", "rect", "text", "polyline"]);
+  const starters = {};  // by the last of an element's scripts
+  const loading = {};   // promises, by script
+
+  /** An HTML or SVG element. attributes: by name; those that are functions listen to the event of that name. */
+  function node(tag, attributes = {}, ...children) {
+    const made = SVG.has(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (typeof value === "function") made.addEventListener(name, value);
+      else if (value === true) made.setAttribute(name, "");
+      else if (value !== false && value != null) made.setAttribute(name, value);
+    }
+    made.append(...children);
+    return made;
+  }
+
+  /** A slider with its words and its value. shown: the value in words; changed: called with each new value. */
+  function slider(words, { min, max, step, value }, shown, changed) {
+    const output = node("output", {}, shown(value));
+    const input = node("input", { type: "range", min, max, step, value, input() {
+      output.value = shown(input.valueAsNumber);
+      input.setAttribute("aria-valuetext", output.value);
+      changed(input.valueAsNumber);
+    } });
+    input.setAttribute("aria-valuetext", shown(value));
+    return node("label", { class: "slider" }, node("span", {}, words), input, output);
+  }
+
+  /** A box to tick, with its words. changed: called with true or false. */
+  function tick(words, checked, changed) {
+    const input = node("input", { type: "checkbox", checked, change: () => changed(input.checked) });
+    return node("label", { class: "tick" }, input, node("span", {}, words));
+  }
+
+  /** Choices of which one holds, by value: its words. changed: called with the value. */
+  function choice(words, choices, chosen, changed) {
+    const name = `play-${Math.random().toString(36).slice(2)}`;
+    const group = node("fieldset", { class: "choice" }, node("legend", {}, words));
+    for (const [value, said] of Object.entries(choices)) {
+      const input = node("input", { type: "radio", name, value, checked: value === chosen, change: () => changed(value) });
+      group.append(node("label", {}, input, node("span", {}, said)));
+    }
+    return group;
+  }
+
+  /** A button. */
+  function button(words, pressed, attributes = {}) {
+    return node("button", { type: "button", class: "play-button", click: pressed, ...attributes }, words);
+  }
+
+  /** Fetch a script of this folder, once. A promise that it has run. */
+  function load(script) {
+    loading[script] ??= new Promise((done, failed) => {
+      document.head.append(node("script", { src: FOLDER + script, load: done, error: () => {
+        delete loading[script];
+        failed(new Error(`${script} could not be loaded`));
+      } }));
+    });
+    return loading[script];
+  }
+
+  /** Say what fills an element's box once it is opened: start(box, id of its place). Called by the last of its scripts. */
+  function element(script, start) {
+    starters[script] = start;
+  }
+
+  /** Put the button of an element below what it belongs to. */
+  function invite(id, { invitation, scripts }) {
+    const place = document.getElementById(id);
+    if (!place) return;
+    const box = node("div", { class: "play-box" });
+    const opener = button(invitation, open, { "aria-expanded": "false" });
+    const section = node("section", { class: "play", "aria-label": invitation, "data-play": id }, opener);
+    let opened = false;
+
+    async function open() {
+      if (!opened) {
+        opened = true;
+        section.append(box);
+        try {
+          for (const script of scripts) await load(script);
+          starters[scripts.at(-1)](box, id);
+        } catch (error) {
+          opened = false;
+          box.replaceChildren(node("p", { role: "alert" }, `This can't be shown: ${error.message}.`));
+        }
+      } else box.hidden = !box.hidden;
+      opener.setAttribute("aria-expanded", String(!box.hidden));
+    }
+
+    if (place.tagName === "SECTION") place.querySelector("h1, h2, h3, h4").after(section);
+    else place.after(section);
+  }
+
+  for (const [id, about] of Object.entries(ELEMENTS)) invite(id, about);
+  return { node, slider, tick, choice, button, load, element };
+})();
