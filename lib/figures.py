@@ -212,6 +212,15 @@ def end_rows(axes: Axes, count: int, xlabel: str) -> None:
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")
     axes.set(xlabel=xlabel, ylim=(-0.4, count - 0.2))
+    _refuse_names_that_reach_their_numbers(axes)
+
+
+def _refuse_names_that_reach_their_numbers(axes: Axes) -> None:
+    """Raise ValueError where a row's name is too long to stand beside its number."""
+    axes.get_figure(root=True).draw_without_rendering()
+    for name, number in zip(axes.texts[::2], axes.texts[1::2]):
+        if name.get_window_extent().x1 > number.get_window_extent().x0:
+            raise ValueError(f"too long to stand beside its number: {name.get_text()!r}")
 
 
 def loss_curve(

@@ -1,4 +1,4 @@
-"""A page as small as can be with one of the book's elements, opened in a browser without a network."""
+"""A page as small as can be with one of the book's elements, in a browser without a network."""
 
 from contextlib import contextmanager
 
@@ -6,21 +6,27 @@ from tools import chromium
 from tools.book import BOOK
 
 PLAY = BOOK.source / "_static" / "play"
-PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><meta charset="utf-8"><title>An element</title>
+PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><meta charset="utf-8">
+<title>An element</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>:root {{ --pst-color-primary: #0a6577; --pst-color-accent: #8045e5; --pst-color-border: #999;
---pst-color-background: #fff; --pst-color-surface: #eee; --pst-color-text-base: #222; --pst-color-text-muted: #555; }}
-[data-theme=dark] {{ --pst-color-primary: #3fb1c5; --pst-color-background: #121212; --pst-color-surface: #222;
---pst-color-text-base: #ddd; --pst-color-text-muted: #aaa; }}
+--pst-color-background: #fff; --pst-color-surface: #eee; --pst-color-text-base: #222;
+--pst-color-text-muted: #555; }}
+[data-theme=dark] {{ --pst-color-primary: #3fb1c5; --pst-color-background: #121212;
+--pst-color-surface: #222; --pst-color-text-base: #ddd; --pst-color-text-muted: #aaa; }}
 body {{ font: 16px/1.5 system-ui; margin: 1rem; background: var(--pst-color-background);
 color: var(--pst-color-text-base); }}</style>
 <link rel="stylesheet" href="{play}/play.css"><script defer src="{play}/play.js"></script>
-<main id="main-content"><figure id="{id}"><figcaption>The still.</figcaption></figure></main></html>"""
+<main id="main-content"><figure id="{id}"><figcaption>The still.</figcaption></figure></main>
+</html>"""
 
 
 @contextmanager
 def opened(id, folder, width=1280, theme="light", play=PLAY):
-    """The page with the element of that id, its button pressed. Whatever it says on the console is an error."""
+    """The page with the element of that id, its button pressed.
+
+    Whatever it says on the console is an error.
+    """
     said, asked = [], []
     path = folder / f"{id}-{theme}.html"
     path.write_text(PAGE.format(id=id, theme=theme, play=play.as_uri()), encoding="utf-8")

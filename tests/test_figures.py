@@ -67,6 +67,16 @@ def test_dots_stand_at_the_means_and_intervals_at_their_ends(axes):
     assert 55 < high < 60
 
 
+def test_a_name_that_would_run_into_its_number_is_refused():
+    figure, axes = figures.rows_of_dots(2)
+    long = SUMMARY.assign(
+        label=["a", "more words than a row of this width has room for, far from it"]
+    )
+    with pytest.raises(ValueError, match="far from it"):
+        figures.accuracy_dots(axes, long)
+    plt.close(figure)
+
+
 def test_differences_stand_about_zero_and_are_hollow_where_one_seed_knows_no_interval(axes):
     found = [Comparison(0.05, 0.04, 0.06, 3), Comparison(-0.02, np.nan, np.nan, 1)]
     figures.difference_dots(axes, pd.DataFrame(found).assign(label=["a", "b"]))
