@@ -21,6 +21,11 @@ color: var(--pst-color-text-base); }}</style>
 </html>"""
 
 
+def write(path, id, theme="light", play=PLAY):
+    """The page, with a figure of that id."""
+    path.write_text(PAGE.format(id=id, theme=theme, play=play.as_uri()), encoding="utf-8")
+
+
 @contextmanager
 def opened(id, folder, width=1280, theme="light", play=PLAY):
     """The page with the element of that id, its button pressed.
@@ -29,7 +34,7 @@ def opened(id, folder, width=1280, theme="light", play=PLAY):
     """
     said, asked = [], []
     path = folder / f"{id}-{theme}.html"
-    path.write_text(PAGE.format(id=id, theme=theme, play=play.as_uri()), encoding="utf-8")
+    write(path, id, theme, play)
     with chromium.opened(asked) as context:
         page = context.new_page()
         page.set_viewport_size({"width": width, "height": 900})

@@ -89,6 +89,7 @@ const Play = (() => {
         section.append(box);
         try {
           for (const script of scripts) await load(script);
+          box.replaceChildren();
           starters[scripts.at(-1)](box, id);
         } catch (error) {
           opened = false;
