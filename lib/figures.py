@@ -217,7 +217,9 @@ def end_rows(axes: Axes, count: int, xlabel: str) -> None:
 
 def _refuse_names_that_reach_their_numbers(axes: Axes) -> None:
     """Raise ValueError where a row's name is too long to stand beside its number."""
-    axes.get_figure(root=True).draw_without_rendering()
+    figure = axes.get_figure(root=True)
+    assert figure is not None  # axes that are drawn on have one
+    figure.draw_without_rendering()
     for name, number in zip(axes.texts[::2], axes.texts[1::2]):
         if name.get_window_extent().x1 > number.get_window_extent().x0:
             raise ValueError(f"too long to stand beside its number: {name.get_text()!r}")

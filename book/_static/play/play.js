@@ -6,9 +6,14 @@ const Play = (() => {
   // By the id of what an element stands below, a figure or a heading's section: what its button says, and its scripts.
   const ELEMENTS = {
     "loss-circle": { invitation: "Drag the points yourself", scripts: ["circle.js"] },
+    "positives-plane": { invitation: "Drag the points, switch the labels", scripts: ["circle.js"] },
   };
   const FOLDER = document.currentScript.src.replace(/[^/]*$/, "");
   const SVG = new Set(["svg", "g", "path", "line", "circle", "rect", "text", "polyline"]);
+  // Round values, as good as evenly spaced on a logarithmic scale.
+  const TEMPERATURES = [
+    0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.2, 1.5, 2, 2.5, 3, 4, 5,
+  ];
   const starters = {};  // by the last of an element's scripts
   const loading = {};   // promises, by script
 
@@ -34,6 +39,33 @@ const Play = (() => {
     } });
     input.setAttribute("aria-valuetext", shown(value));
     return node("label", { class: "slider" }, node("span", {}, words), input, output);
+  }
+
+  /** A slider over TEMPERATURES. changed: called with the temperature. */
+  function temperature(value, changed) {
+    const scale = { min: 0, max: TEMPERATURES.length - 1, step: 1, value: TEMPERATURES.indexOf(value) };
+    return slider("temperature τ", scale, (at) => String(TEMPERATURES[at]), (at) => changed(TEMPERATURES[at]));
+  }
+
+  /** A field for a number, with its words. changed: called with each number within its range. */
+  function number(words, { min, max, step = "any", value }, changed) {
+    const input = node("input", { type: "number", inputmode: "decimal", min, max, step, value, input() {
+      const valid = input.validity.valid && input.value !== "";
+      input.setAttribute("aria-invalid", String(!valid));
+      if (valid) changed(input.valueAsNumber);
+    } });
+    return node("label", { class: "number" }, node("span", {}, words), input);
+  }
+
+  /** A number as a reader wants it, with all its digits in the page. */
+  function data(value, shown) {
+    return node("data", { value }, shown);
+  }
+
+  /** What the page's own cell wrote as JSON under that id; null on a page without it. */
+  function written(id) {
+    const script = document.getElementById(id);
+    return script && JSON.parse(script.textContent);
   }
 
   /** A box to tick, with its words. changed: called with true or false. */
@@ -104,5 +136,5 @@ const Play = (() => {
   }
 
   for (const [id, about] of Object.entries(ELEMENTS)) invite(id, about);
-  return { node, slider, tick, choice, button, load, element };
+  return { node, slider, temperature, number, data, written, tick, choice, button, load, element };
 })();
