@@ -39,7 +39,9 @@ def expected(degrees, labels, temperature, positives, push, followed):
     similarity = (points @ points.T / temperature).fill_diagonal_(-math.inf)
     pushes = similarity.logsumexp(1)
     mean = losses.sup_con(z, labels, temperature, positives)
-    anchor = reference.sup_con_anchors(z.detach(), labels.tolist(), temperature, positives=positives)[0]
+    anchor = reference.sup_con_anchors(
+        z.detach(), labels.tolist(), temperature, positives=positives
+    )[0]
     if not push:
         mean, anchor = mean - pushes.mean(), anchor - pushes[0].item()
 
@@ -47,7 +49,9 @@ def expected(degrees, labels, temperature, positives, push, followed):
     own = labels.repeat_interleave(2)
     alike = (own == own[0]).nonzero()[1:, 0]
     row = similarity[0].detach().requires_grad_()
-    pull = row[alike].mean() if positives == "out" else row[alike].logsumexp(0) - math.log(len(alike))
+    pull = (
+        row[alike].mean() if positives == "out" else row[alike].logsumexp(0) - math.log(len(alike))
+    )
     alone = (row[1:].logsumexp(0) if push else 0) - pull
     assert math.isclose(alone.item(), anchor, abs_tol=1e-9)
     (slopes,) = torch.autograd.grad(alone, row)
@@ -83,9 +87,7 @@ def set_temperature(page, steps):
 
 def check(page, labels, temperature, positives="out", push=True, followed="all"):
     seen = page.evaluate(SEEN)
-    said, arrows, slopes = expected(
-        seen["degrees"], labels, temperature, positives, push, followed
-    )
+    said, arrows, slopes = expected(seen["degrees"], labels, temperature, positives, push, followed)
     m = len(seen["degrees"])
     equal = losses.chance(m) if push else -1 / temperature
     assert seen["losses"] == pytest.approx([*said, equal], abs=1e-9)
@@ -106,7 +108,8 @@ def test_it_starts_as_the_figure_is(page):
     seen = check(page, None, 0.5)
     assert seen["degrees"] == pytest.approx([0, 40, 150, 170])
     text = page.locator(".play-box").inner_text()
-    for number in ("0.064", "0.036", "0.028", "0.0661", "ln 3"):  # as the figure and the chapter say
+    # as the figure and the chapter say
+    for number in ("0.064", "0.036", "0.028", "0.0661", "ln 3"):
         assert number in text
 
 
