@@ -1,11 +1,12 @@
 """A page as small as can be with one of the book's elements, in a browser without a network."""
 
+import shutil
 from contextlib import contextmanager
 
 from tools import chromium
 from tools.book import BOOK
 
-PLAY = BOOK.source / "_static" / "play"
+STATIC, SCRIPTS = BOOK.source / "_static", BOOK.source / "_play" / "play"
 PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><meta charset="utf-8">
 <title>An element</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -16,25 +17,29 @@ PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><meta charset="utf
 --pst-color-surface: #222; --pst-color-text-base: #ddd; --pst-color-text-muted: #aaa; }}
 body {{ font: 16px/1.5 system-ui; margin: 1rem; background: var(--pst-color-background);
 color: var(--pst-color-text-base); }}</style>
-<link rel="stylesheet" href="{play}/play.css"><script defer src="{play}/play.js"></script>
+<link rel="stylesheet" href="_static/play.css"><script src="_static/play.js"></script>
 <main id="main-content"><figure id="{id}"><figcaption>The still.</figcaption></figure></main>
 </html>"""
 
 
-def write(path, id, theme="light", play=PLAY):
-    """The page, with a figure of that id."""
-    path.write_text(PAGE.format(id=id, theme=theme, play=play.as_uri()), encoding="utf-8")
+def write(path, id, theme="light"):
+    """The page, with a figure of that id; beside it, as in the site, the loader and its scripts."""
+    path.write_text(PAGE.format(id=id, theme=theme), encoding="utf-8")
+    for name in ("play.js", "play.css"):
+        (path.parent / "_static").mkdir(exist_ok=True)
+        shutil.copy(STATIC / name, path.parent / "_static")
+    shutil.copytree(SCRIPTS, path.parent / "play", dirs_exist_ok=True)
 
 
 @contextmanager
-def opened(id, folder, width=1280, theme="light", play=PLAY):
+def opened(id, folder, width=1280, theme="light"):
     """The page with the element of that id, its button pressed.
 
     Whatever it says on the console is an error.
     """
     said, asked = [], []
     path = folder / f"{id}-{theme}.html"
-    write(path, id, theme, play)
+    write(path, id, theme)
     with chromium.opened(asked) as context:
         page = context.new_page()
         page.set_viewport_size({"width": width, "height": 900})

@@ -1,7 +1,5 @@
 """The loader of what a reader can touch: it fetches what is asked for, and says what is missing."""
 
-import shutil
-
 import pytest
 
 from tests import elements
@@ -14,19 +12,17 @@ SCRIPT = 'Play.element("circle.js", box => box.append(Play.node("p", {}, "here I
 
 
 @pytest.fixture
-def play(tmp_path):
-    """The loader, with an element of the test's own in the circle's place."""
-    folder = tmp_path / "play"
-    shutil.copytree(elements.PLAY, folder)
-    (folder / "circle.js").write_text(SCRIPT, encoding="utf-8")
-    return folder
+def script(tmp_path):
+    """An element of the test's own in the circle's place."""
+    elements.write(tmp_path / "page.html", "loss-circle")
+    (tmp_path / "play" / "circle.js").write_text(SCRIPT, encoding="utf-8")
+    return tmp_path / "play" / "circle.js"
 
 
 @pytest.fixture
-def page(tmp_path, play):
+def page(tmp_path, script):
     with chromium.opened() as context:
         page = context.new_page()
-        elements.write(tmp_path / "page.html", "loss-circle", play=play)
         page.goto((tmp_path / "page.html").as_uri())
         yield page
 
@@ -54,14 +50,14 @@ def test_an_element_is_fetched_when_it_is_opened_and_closes_again(page):
     assert page.get_by_text("here I am").count() == 1
 
 
-def test_a_script_that_is_not_there_is_said_and_can_be_tried_again(page, play):
-    (play / "circle.js").unlink()
+def test_a_script_that_is_not_there_is_said_and_can_be_tried_again(page, script):
+    script.unlink()
     page.locator(".play-button").click()
     page.get_by_role("alert").wait_for()
     said = page.get_by_role("alert").inner_text()
     assert said == "This can't be shown: circle.js could not be loaded."
 
-    (play / "circle.js").write_text(SCRIPT, encoding="utf-8")
+    script.write_text(SCRIPT, encoding="utf-8")
     page.locator(".play-button").click()
     page.get_by_text("here I am").wait_for()
     assert page.get_by_role("alert").count() == 0
@@ -75,8 +71,8 @@ def test_paper_shows_the_figure_alone(page):
 
 def test_every_element_has_its_scripts():
     """What play.js names is in its folder, but for what the site's build makes."""
-    page = (elements.PLAY / "play.js").read_text(encoding="utf-8")
+    page = (elements.STATIC / "play.js").read_text(encoding="utf-8")
     named = {part.split('"')[1] for part in page.split("scripts: [")[1:]}
     assert named
     for name in named:
-        assert (elements.PLAY / name).is_file(), name
+        assert (elements.SCRIPTS / name).is_file(), name

@@ -8,7 +8,7 @@ const Play = (() => {
     "loss-circle": { invitation: "Drag the points yourself", scripts: ["circle.js"] },
     "positives-plane": { invitation: "Drag the points, switch the labels", scripts: ["circle.js"] },
   };
-  const FOLDER = document.currentScript.src.replace(/[^/]*$/, "");
+  const FOLDER = new URL("../play/", document.currentScript.src).href;
   const SVG = new Set(["svg", "g", "path", "line", "circle", "rect", "text", "polyline"]);
   // Round values, as good as evenly spaced on a logarithmic scale.
   const TEMPERATURES = [
@@ -90,7 +90,7 @@ const Play = (() => {
     return node("button", { type: "button", class: "play-button", click: pressed, ...attributes }, words);
   }
 
-  /** Fetch a script of this folder, once. A promise that it has run. */
+  /** Fetch a script of the folder beside this one, once. A promise that it has run. */
   function load(script) {
     loading[script] ??= new Promise((done, failed) => {
       document.head.append(node("script", { src: FOLDER + script, load: done, error: () => {
@@ -135,6 +135,8 @@ const Play = (() => {
     else place.after(section);
   }
 
-  for (const [id, about] of Object.entries(ELEMENTS)) invite(id, about);
+  document.addEventListener("DOMContentLoaded", () => {
+    for (const [id, about] of Object.entries(ELEMENTS)) invite(id, about);
+  });
   return { node, slider, temperature, number, data, written, tick, choice, button, load, element };
 })();
