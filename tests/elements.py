@@ -1,5 +1,6 @@
 """A page as small as can be with one of the book's elements, in a browser without a network."""
 
+import json
 import shutil
 from contextlib import contextmanager
 
@@ -18,13 +19,24 @@ PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><meta charset="utf
 body {{ font: 16px/1.5 system-ui; margin: 1rem; background: var(--pst-color-background);
 color: var(--pst-color-text-base); }}</style>
 <link rel="stylesheet" href="_static/play.css"><script src="_static/play.js"></script>
-<main id="main-content"><figure id="{id}"><figcaption>The still.</figcaption></figure></main>
+<main id="main-content"><figure id="{id}"><figcaption>The still.</figcaption></figure>{data}</main>
 </html>"""
 
 
-def write(path, id, theme="light"):
-    """The page, with a figure of that id; beside it, as in the site, the loader and its scripts."""
-    path.write_text(PAGE.format(id=id, theme=theme), encoding="utf-8")
+def written(**values):
+    """HTML as a chapter's cell gives it to its page: values as JSON, by their ids."""
+    scripts = ""
+    for name, value in values.items():
+        scripts += f'<script type="application/json" id="{name}">{json.dumps(value)}</script>'
+    return scripts
+
+
+def write(path, id, theme="light", data=""):
+    """The page, with a figure of that id; beside it, as in the site, the loader and its scripts.
+
+    data: HTML that a chapter's cell gives its page.
+    """
+    path.write_text(PAGE.format(id=id, theme=theme, data=data), encoding="utf-8")
     for name in ("play.js", "play.css"):
         (path.parent / "_static").mkdir(exist_ok=True)
         shutil.copy(STATIC / name, path.parent / "_static")
@@ -32,14 +44,14 @@ def write(path, id, theme="light"):
 
 
 @contextmanager
-def opened(id, folder, width=1280, theme="light"):
-    """The page with the element of that id, its button pressed.
+def opened(id, folder, width=1280, theme="light", data=""):
+    """The page with the element of that id, its button pressed. data: see ``write``.
 
     Whatever it says on the console is an error.
     """
     said, asked = [], []
     path = folder / f"{id}-{theme}.html"
-    write(path, id, theme)
+    write(path, id, theme, data)
     with chromium.opened(asked) as context:
         page = context.new_page()
         page.set_viewport_size({"width": width, "height": 900})

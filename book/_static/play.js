@@ -7,6 +7,9 @@ const Play = (() => {
   const ELEMENTS = {
     "loss-circle": { invitation: "Drag the points yourself", scripts: ["circle.js"] },
     "positives-plane": { invitation: "Drag the points, switch the labels", scripts: ["circle.js"] },
+    "loss-simplex": { invitation: "Chance and floor of your batch", scripts: ["bounds.js"] },
+    "supcon-differences": { invitation: "Choose what is held equal", scripts: ["held.js"] },
+    "could-so-few-runs-show-one-point": { invitation: "How many seeds do you need?", scripts: ["seeds.js"] },
   };
   const FOLDER = new URL("../play/", document.currentScript.src).href;
   const SVG = new Set(["svg", "g", "path", "line", "circle", "rect", "text", "polyline"]);
@@ -58,7 +61,7 @@ const Play = (() => {
   }
 
   /** A number as a reader wants it, with all its digits in the page. */
-  function data(value, shown) {
+  function exact(value, shown) {
     return node("data", { value }, shown);
   }
 
@@ -138,5 +141,5 @@ const Play = (() => {
   document.addEventListener("DOMContentLoaded", () => {
     for (const [id, about] of Object.entries(ELEMENTS)) invite(id, about);
   });
-  return { node, slider, temperature, number, data, written, tick, choice, button, load, element };
+  return { node, slider, temperature, number, exact, written, tick, choice, button, load, element };
 })();

@@ -1,6 +1,6 @@
 "use strict";
-/* Pull and push: embeddings on a circle that are dragged, with what a step of gradient descent does to them. The losses are
-   those of lib/losses.py, NT-Xent and both forms of SupCon, for points of the plane. */
+/* Pull and push: embeddings on a circle that are dragged, with what a step of gradient descent does to them. The losses
+   are those of lib/losses.py, NT-Xent and both forms of SupCon, for points of the plane. */
 (() => {
   const { node, button } = Play;
   const LONGEST_STEP = 0.2;  // radians, for a force of 1: what one step at a temperature of 0.4 or more moves
@@ -15,12 +15,23 @@
   // By the figure: its points (two views of each image, the first is the anchor) and how they are told.
   const FIGURES = {
     "loss-circle": {
-      names: ["A1", "A2", "B1", "B2", "C1", "C2"], degrees: [0, 40, 150, 170, 250, 285], temperature: 0.5, alike: [0, 1],
-      labels: "labels: B is a second A", subsets: { 4: "A and B", 6: "A, B and C" }, followed: "all", look: "by-image",
+      names: ["A1", "A2", "B1", "B2", "C1", "C2"],
+      degrees: [0, 40, 150, 170, 250, 285],
+      subsets: { 4: "A and B", 6: "A, B and C" },
+      temperature: 0.5,
+      alike: [0, 1],  // images that labels put in one class
+      labels: "labels: B is a second A",
+      followed: "all",
+      look: "by-image",
     },
     "positives-plane": {
-      names: ["cat 1 a", "cat 1 b", "cat 2 a", "cat 2 b", "dog a", "dog b"], degrees: [90, 15, 172, 205, 250, 305],
-      temperature: 1, alike: [0, 1], labels: "labels: both cats are one class", subsets: null, followed: "anchor",
+      names: ["cat 1 a", "cat 1 b", "cat 2 a", "cat 2 b", "dog a", "dog b"],
+      degrees: [90, 15, 172, 205, 250, 305],
+      subsets: null,
+      temperature: 1,
+      alike: [0, 1],
+      labels: "labels: both cats are one class",
+      followed: "anchor",
       look: "by-role",
     },
   };
@@ -38,9 +49,9 @@
     return { log: largest + Math.log(sum), shares: powers.map((power) => power / sum) };
   }
 
-  /** The loss of one anchor, and its derivatives by the similarities with the others, both by lib/losses.py's equations.
-      angles: of all points; classes: of all points, equal for positives; push: whether the sum over all others is there;
-      inside: whether the mean over the positives is inside the logarithm (L_in). slopes are times the temperature. */
+  /** The loss of one anchor, and its derivatives by the similarities with the others, by lib/losses.py's equations.
+      angles: of all points; classes: of all points, equal for positives; push: whether the sum over all others is
+      there; inside: whether the mean over the positives is inside the logarithm (L_in). slopes: times the temperature. */
   function lossOf(anchor, angles, classes, { temperature, push, inside }) {
     const others = angles.map((_, j) => j).filter((j) => j !== anchor);
     const positives = others.filter((j) => classes[j] === classes[anchor]);
@@ -62,8 +73,8 @@
     return { loss, slopes, others, positives };
   }
 
-  /** The force on each point along the circle, counter-clockwise: less the gradient of the anchors' losses, summed, times
-      the temperature. */
+  /** The force on each point along the circle, counter-clockwise: less the gradient of the anchors' losses, summed,
+      times the temperature. */
   function forcesOf(anchors, angles, losses) {
     const forces = angles.map(() => 0);
     for (const i of anchors) {
@@ -83,7 +94,8 @@
   Play.element("circle.js", (box, id) => {
     const figure = FIGURES[id];
     const start = figure.degrees.map((degrees) => degrees * Math.PI / 180);
-    const settings = { temperature: figure.temperature, push: true, labelled: false, inside: false, followed: figure.followed };
+    const { temperature, followed: followedFirst } = figure;
+    const settings = { temperature, push: true, labelled: false, inside: false, followed: followedFirst };
     const anchorName = figure.names[0];
     let count = figure.subsets ? 4 : 6;
     let angles = start.slice(0, count);
@@ -102,7 +114,7 @@
       return { losses, forces: forcesOf(anchors, angles, losses) };
     }
 
-    /** A step of gradient descent, or a part of one: what a step is at lower temperatures is shorter, so that it leads down. */
+    /** A step of gradient descent, or a part of one. At lower temperatures it is shorter, so that it leads down. */
     function descend(part) {
       const { forces } = state();
       const length = part * Math.min(LONGEST_STEP, settings.temperature / 2);
@@ -141,7 +153,8 @@
           point.focus({ preventScroll: true, focusVisible: false });
           event.preventDefault();
         },
-        touchstart: (event) => event.preventDefault(),  // else the page scrolls: Chromium heeds touch-action of no part of an SVG
+        // else the page scrolls: Chromium does not heed touch-action of an SVG's parts
+        touchstart: (event) => event.preventDefault(),
         pointermove(event) {
           if (held !== i) return;
           const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(picture.getScreenCTM().inverse());
@@ -183,14 +196,14 @@
 
       const mean = losses.reduce((sum, { loss }) => sum + loss, 0) / count;
       const equal = settings.push ? Math.log(count - 1) : -1 / settings.temperature;
-      ofAll.replaceChildren(Play.data(mean, mean.toFixed(4)));
-      ofAnchor.replaceChildren(Play.data(losses[0].loss, losses[0].loss.toFixed(4)));
-      ofEqual.replaceChildren(Play.data(equal, equal.toFixed(4)), settings.push ? ` = ln ${count - 1}` : " = -1/τ");
+      ofAll.replaceChildren(Play.exact(mean, mean.toFixed(4)));
+      ofAnchor.replaceChildren(Play.exact(losses[0].loss, losses[0].loss.toFixed(4)));
+      ofEqual.replaceChildren(Play.exact(equal, equal.toFixed(4)), settings.push ? ` = ln ${count - 1}` : " = -1/τ");
       rows.replaceChildren(...others.map((j) => {
         const size = Math.abs(slopes[j]).toFixed(3);
         const said = Number(size) === 0 ? "none" : slopes[j] < 0 ? `pull ${size}` : `push ${size}`;
         return node("tr", {}, node("th", { scope: "row" }, figure.names[j]),
-          node("td", {}, Math.cos(angles[0] - angles[j]).toFixed(2)), node("td", {}, Play.data(slopes[j], said)));
+          node("td", {}, Math.cos(angles[0] - angles[j]).toFixed(2)), node("td", {}, Play.exact(slopes[j], said)));
       }));
     }
 
@@ -272,8 +285,8 @@
       mean.hidden = !settings.labelled;
       draw();
     };
-    const mean = Play.choice("mean over the positives", { out: "outside the logarithm, L_out", in: "inside, L_in" }, "out",
-      (value) => set("inside")(value === "in"));
+    const mean = Play.choice("mean over the positives", { out: "outside the logarithm, L_out", in: "inside, L_in" },
+      "out", (value) => set("inside")(value === "in"));
     mean.hidden = true;
     const subsets = figure.subsets && Play.choice("images", figure.subsets, String(count), (value) => {
       count = Number(value);
@@ -281,18 +294,19 @@
     });
     const labels = Play.tick(figure.labels, false, set("labelled"));
     const push = Play.tick("push: the sum over all others", true, set("push"));
-    const followed = Play.choice("arrows and steps", { all: "by the loss of all anchors", anchor: `by ${anchorName}'s alone` },
-      figure.followed, set("followed"));
+    const followed = Play.choice("arrows and steps",
+      { all: "by the loss of all anchors", anchor: `by ${anchorName}'s alone` }, followedFirst, set("followed"));
 
     box.append(
-      node("p", {}, "Drag a point, or focus it and use the arrow keys. An arrow shows where the next step of gradient descent ",
-        "takes a point. Its length is the root of the force, so that weak ones are seen."),
+      node("p", {}, "Drag a point, or focus it and use the arrow keys. An arrow shows where the next step of gradient ",
+        "descent takes a point. Its length is the root of the force, the gradient times τ, so that weak ones are seen."),
       node("div", { class: "columns" }, picture, readout),
       ...(subsets ? [subsets] : []),
       node("div", {}, labels, push), mean, followed,
       Play.temperature(settings.temperature, set("temperature")),
       node("div", { class: "buttons" }, player, button("One step", () => { descend(1); draw(); }),
-        button("All at one point", () => put(angles.map(() => angles[0]))), button("Reset the points", () => put(start))));
+        button("All at one point", () => put(angles.map(() => angles[0]))),
+        button("Reset the points", () => put(start))));
     put(start);
   });
 })();
