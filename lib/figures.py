@@ -197,6 +197,7 @@ def write_row(axes: Axes, y: int, label: str, number: str) -> None:
         axes.annotate(
             text,
             (x, y),
+            label=f"row, {side}",  # by which end_rows finds them
             xytext=(0, 7),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
@@ -220,7 +221,11 @@ def _refuse_names_that_reach_their_numbers(axes: Axes) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None  # axes that are drawn on have one
     figure.draw_without_rendering()
-    for name, number in zip(axes.texts[::2], axes.texts[1::2]):
+    names, numbers = (
+        [text for text in axes.texts if text.get_label() == f"row, {side}"]
+        for side in ("left", "right")
+    )
+    for name, number in zip(names, numbers, strict=True):
         if name.get_window_extent().x1 > number.get_window_extent().x0:
             raise ValueError(f"too long to stand beside its number: {name.get_text()!r}")
 

@@ -70,7 +70,7 @@ def test_paper_shows_the_figure_alone(page):
 
 
 def test_every_element_has_its_scripts():
-    """What play.js names is in its folder, but for what the site's build makes."""
+    """What play.js names is in the scripts' folder."""
     page = (elements.STATIC / "play.js").read_text(encoding="utf-8")
     named = {part.split('"')[1] for part in page.split("scripts: [")[1:]}
     assert named
