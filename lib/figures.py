@@ -1,5 +1,8 @@
 """One style for every figure. A function takes data, draws on axes, and returns them."""
 
+import base64
+import io
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 from torch import Tensor
 
 from lib.methods import METHODS
@@ -142,6 +146,27 @@ def _drawable(image: Tensor) -> np.ndarray:
     if not image.is_floating_point():
         image = image / 255
     return image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+
+
+def sheet(images: Tensor, columns: int = 1, quality: int = 90) -> str:
+    """Images (N, 3, H, W), uint8 or float in [0, 1], in rows of so many, as an address of a JPEG.
+
+    Sides that are multiples of eight pixels keep each image out of the next. What is left of the
+    last row is black.
+    """
+    left = -len(images) % columns
+    images = torch.cat([images, images.new_zeros(left, *images.shape[1:])])
+    rows = [np.hstack([_drawable(image) for image in row]) for row in images.split(columns)]
+    pixels = np.rint(255 * np.vstack(rows)).astype(np.uint8)
+    written = io.BytesIO()
+    Image.fromarray(pixels).save(written, "JPEG", quality=quality, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(written.getvalue()).decode()
+
+
+def page_data(id: str, value: object) -> str:
+    """HTML that shows nothing and gives a page's scripts a value, as JSON under that id."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    return f'<script type="application/json" id="{id}">{text}</script>'
 
 
 def pipeline(images: Tensor, views: Tensor) -> Figure:

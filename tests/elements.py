@@ -1,9 +1,9 @@
 """A page as small as can be with one of the book's elements, in a browser without a network."""
 
-import json
 import shutil
 from contextlib import contextmanager
 
+from lib import figures
 from tools import chromium
 from tools.book import BOOK
 
@@ -24,11 +24,8 @@ color: var(--pst-color-text-base); }}</style>
 
 
 def written(**values):
-    """HTML as a chapter's cell gives it to its page: values as JSON, by their ids."""
-    scripts = ""
-    for name, value in values.items():
-        scripts += f'<script type="application/json" id="{name}">{json.dumps(value)}</script>'
-    return scripts
+    """HTML as a chapter's cell gives it to its page: values by their ids."""
+    return "".join(figures.page_data(id, value) for id, value in values.items())
 
 
 def write(path, id, theme="light", data=""):

@@ -1,5 +1,8 @@
 """Figures: what is drawn where, read from the axes."""
 
+import base64
+import io
+import json
 from collections.abc import Iterable, Iterator
 
 import matplotlib
@@ -10,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from PIL import Image
 
 from lib import figures
 from lib.evidence.comparisons import Comparison
@@ -212,3 +216,29 @@ def test_neighbours_stand_right_of_their_query_and_those_of_another_class_are_fr
     assert np.argwhere(middles > 0.9).tolist() == [[1, 3]]
     frames = [frame.get_xy() for frame in axes.patches]
     assert np.allclose(frames, [(4.06, 0.06), (1.06, 1.06)])
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_a_sheet_holds_its_images_row_by_row(scale):
+    """Three even colours, of which a JPEG loses next to nothing, and what is left is black."""
+    colours = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.2, 0.2, 0.9], [0.0, 0.0, 0.0]])
+    images = (colours[:3] * scale).view(3, 3, 1, 1).expand(-1, -1, 16, 16)
+    address = figures.sheet(images if scale == 1 else images.byte(), columns=2)
+
+    start, written = address.split(",")
+    assert start == "data:image/jpeg;base64"
+    pixels = np.array(Image.open(io.BytesIO(base64.b64decode(written)))) / 255
+    assert pixels.shape == (32, 32, 3)
+    tiles = pixels.reshape(2, 16, 2, 16, 3).swapaxes(1, 2).reshape(4, -1, 3)
+    for tile, colour in zip(tiles, colours.numpy(), strict=True):
+        assert np.abs(tile - colour).max() < 0.03
+
+
+def test_what_is_written_into_a_page_is_read_as_it_was_and_ends_no_script():
+    value = {"words": "</script><!-- ü", "numbers": [1, -2.5, None]}
+    html = figures.page_data("x", value)
+    start, end = '<script type="application/json" id="x">', "</script>"
+    assert html.startswith(start) and html.endswith(end) and html.count("</") == 1
+    assert json.loads(html.removeprefix(start).removesuffix(end)) == value
+    with pytest.raises(ValueError, match="JSON"):
+        figures.page_data("x", float("nan"))

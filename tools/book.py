@@ -25,6 +25,7 @@ from lib.files import only_writer, read_yaml, write_atomically
 from lib.runs import provenance, records
 from lib.settings import filled_in, found_profile, load_profile
 from lib.weights import REGISTRY
+from tools import photographs
 
 # what draws figures and tables, beside what the numbers depend on
 DRAWN_BY = ("matplotlib", "pandas", "seaborn", "umap-learn")
@@ -343,6 +344,9 @@ def stage(profile: str, target: Path, book: Book = BOOK) -> None:
     ignored = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__")
     shutil.copytree(book.source, target, ignore=ignored)
     shutil.copy(book.root / "README.md", target)  # rerun.md shows a part of it
+    play = target / "_play" / "play"
+    if play.is_dir():
+        photographs.write(play)
 
     for path in chapters(book):
         chapter = Chapter(path, profile, book)

@@ -6,6 +6,9 @@ const Play = (() => {
   // By the id of what an element stands below, a figure or a heading's section: what its button says, and its scripts.
   const ELEMENTS = {
     "loss-circle": { invitation: "Drag the points yourself", scripts: ["circle.js"] },
+    "views-recipes": { invitation: "Make your own views", scripts: ["photographs.js", "views.js"] },
+    "simclr-matrices": { invitation: "Watch the training step by step", scripts: ["film.js"] },
+    "evaluation-neighbours": { invitation: "Explore the neighbours of other images", scripts: ["neighbours.js"] },
     "positives-plane": { invitation: "Drag the points, switch the labels", scripts: ["circle.js"] },
     "loss-simplex": { invitation: "Chance and floor of your batch", scripts: ["bounds.js"] },
     "supcon-differences": { invitation: "Choose what is held equal", scripts: ["held.js"] },
@@ -19,6 +22,7 @@ const Play = (() => {
   ];
   const starters = {};  // by the last of an element's scripts
   const loading = {};   // promises, by script
+  const data = {};      // what scripts of data bring, by a name of theirs
 
   /** An HTML or SVG element. attributes: by name; those that are functions listen to the event of that name. */
   function node(tag, attributes = {}, ...children) {
@@ -141,5 +145,5 @@ const Play = (() => {
   document.addEventListener("DOMContentLoaded", () => {
     for (const [id, about] of Object.entries(ELEMENTS)) invite(id, about);
   });
-  return { node, slider, temperature, number, exact, written, tick, choice, button, load, element };
+  return { node, slider, temperature, number, exact, written, tick, choice, button, load, element, data };
 })();
