@@ -9,8 +9,8 @@ The core are nine files: ``data.dataset``, ``augmentations``, ``encoders``, ``lo
 ``config``, ``presets``, ``training`` and ``evaluation``. The rooms stand on it, each on those
 before it: ``compute`` (numbers alone, under the core), ``data``, ``probes``, ``distributed``,
 ``runs``, ``evidence``, ``weights``. Under the core are also ``hardware``, ``files``, the group of
-ranks (``distributed.group``) and ``interruptions``. ``geometry``, ``figures`` and ``settings`` are
-for the chapters; ``python -m lib`` is the command line.
+ranks (``distributed.group``) and ``interruptions``. ``geometry``, ``figures``, ``settings`` and
+``exercises`` are for the chapters; ``python -m lib`` is the command line.
 """
 
 import difflib

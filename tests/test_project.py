@@ -35,7 +35,7 @@ FLOORS = (
     ("distributed",),
     ("runs",),
     ("evidence",),
-    ("weights", "figures", "settings"),
+    ("weights", "figures", "settings", "exercises"),
     ("__main__",),
 )
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
