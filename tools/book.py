@@ -25,7 +25,7 @@ from lib.files import only_writer, read_yaml, write_atomically
 from lib.runs import provenance, records
 from lib.settings import filled_in, found_profile, load_profile
 from lib.weights import REGISTRY
-from tools import photographs
+from tools import page_encoder, photographs
 
 # what draws figures and tables, beside what the numbers depend on
 DRAWN_BY = ("matplotlib", "pandas", "seaborn", "umap-learn")
@@ -347,6 +347,7 @@ def stage(profile: str, target: Path, book: Book = BOOK) -> None:
     play = target / "_play" / "play"
     if play.is_dir():
         photographs.write(play)
+        page_encoder.write(play, book.root / "weights")
 
     for path in chapters(book):
         chapter = Chapter(path, profile, book)

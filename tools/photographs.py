@@ -1,4 +1,4 @@
-"""What the generator of views on the page of chapter 1 starts from: pictures and recipes.
+"""What a page that makes views starts from: pictures and recipes.
 
 Written into the site when it is built, as a script of its own, so that only who asks for it waits
 for it: two photographs that come with scikit-learn, made smaller, and a tinted digit.
@@ -20,6 +20,12 @@ from lib.data import load
 
 SIDE = 256  # pixels of a photograph; a view of it has 96
 DIGIT = 13  # the chapter's
+CUT = "from scikit-learn; here cut, made smaller and augmented"
+CREDITS = {
+    "dahlia": f"Photograph: flower.jpg by vultilion, CC BY 2.0, {CUT}.",
+    "pagoda": f"Photograph: china.jpg by danielbuechele, CC BY 2.0, {CUT}.",
+    "digit": "Digit from scikit-learn, here in a random hue.",
+}
 # Chapter 1's five, and what it says of them. SimCLR's paper blurs every second view.
 RECIPE_NAMES = {
     "paper": "SimCLR's paper",
@@ -51,9 +57,9 @@ def recipes() -> dict[str, Recipe]:
     return {name: PAPER if name == "paper" else RECIPES[name] for name in RECIPE_NAMES}
 
 
-def _described(name: str, recipe: Recipe) -> dict[str, Any]:
+def described(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as augment.js draws by it. blurred: the share of views that are, where any is."""
     return {
-        "name": RECIPE_NAMES[name],
         "crop": recipe.crop_scale,
         "ratio": recipe.crop_ratio,
         "flip": recipe.flip,
@@ -62,18 +68,28 @@ def _described(name: str, recipe: Recipe) -> dict[str, Any]:
         "grey": recipe.greyscale,
         "kernel": recipe.blur_kernel,
         "sigma": recipe.blur_sigma,
-        "blurred": 0.5 if name == "paper" else 1,
+        "blurred": 1,
     }
 
 
+def _chosen(name: str, recipe: Recipe) -> dict[str, Any]:
+    blurred = 0.5 if name == "paper" else 1
+    return described(recipe) | {"name": RECIPE_NAMES[name], "blurred": blurred}
+
+
 def script() -> str:
-    """Assigns to Play.data.photographs: pictures, each with the side of its views, and recipes."""
+    """Assigns to Play.data.photographs: pictures, each with the side of its views and its source,
+    and recipes."""
     value = {
         "pictures": {
-            word: {"source": figures.sheet(pixels[None]), "size": min(96, pixels.shape[-1])}
+            word: {
+                "source": figures.sheet(pixels[None]),
+                "size": min(96, pixels.shape[-1]),
+                "credit": CREDITS[word],
+            }
             for word, pixels in pictures().items()
         },
-        "recipes": {name: _described(name, recipe) for name, recipe in recipes().items()},
+        "recipes": {name: _chosen(name, recipe) for name, recipe in recipes().items()},
     }
     return f"Play.data.photographs = {json.dumps(value)};\n"
 

@@ -3,10 +3,13 @@
    behind the button an element that answers. Its script is fetched when it is asked for, so no page waits for one. All are
    plain scripts: a page opened from a file may load these, but neither modules nor data. */
 const Play = (() => {
+  const OWN_PICTURE = ["photographs.js", "augment.js", "encoder-weights.js", "encoder.js", "own-picture.js"];
   // By the id of what an element stands below, a figure or a heading's section: what its button says, and its scripts.
   const ELEMENTS = {
     "loss-circle": { invitation: "Drag the points yourself", scripts: ["circle.js"] },
-    "views-recipes": { invitation: "Make your own views", scripts: ["photographs.js", "views.js"] },
+    "views-gallery": { invitation: "Show a picture of yours to a trained encoder", scripts: OWN_PICTURE },
+    "own-folder": { invitation: "Show a picture of yours to a trained encoder", scripts: OWN_PICTURE },
+    "views-recipes": { invitation: "Make your own views", scripts: ["photographs.js", "augment.js", "views.js"] },
     "simclr-matrices": { invitation: "Watch the training step by step", scripts: ["film.js"] },
     "evaluation-neighbours": { invitation: "Explore the neighbours of other images", scripts: ["neighbours.js"] },
     "positives-plane": { invitation: "Drag the points, switch the labels", scripts: ["circle.js"] },
