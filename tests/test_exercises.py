@@ -6,7 +6,6 @@ written here as a reader would write them.
 
 import copy
 import json
-import math
 import re
 import textwrap
 from functools import cache
@@ -130,11 +129,13 @@ def test_the_solutions_of_both_losses_pass(write_it):
     assert exercises.check_sup_con(defined(solution("sup_con"), "sup_con", write_it)) == "Passed."
 
 
-def test_chapter_2s_five_lines_pass_too(write_it):
-    """The same loss in another form."""
-    (cell,) = (source for source in cells_of("02_loss")[0] if source.startswith("def nt_xent("))
-    function = defined(cell.partition("\n\n\n")[0], "nt_xent", write_it | {"math": math})
-    assert exercises.check_nt_xent(function) == "Passed."
+@pytest.mark.parametrize(
+    ("name", "chapters"), [("nt_xent", ["02_loss", "03_simclr"]), ("sup_con", ["09_positives"])]
+)
+def test_a_loss_is_written_letter_for_letter_as_in_its_chapters(name, chapters):
+    for chapter in chapters:
+        (cell,) = (s for s in cells_of(chapter)[0] if s.startswith(f"def {name}("))
+        assert cell.partition("\n\n\n")[0].strip() == solution(name).strip()
 
 
 NORMALISED = "F.normalize(z, dim=-1)"
