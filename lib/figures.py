@@ -27,7 +27,7 @@ from lib.methods import METHODS
 # a method keeps its colour throughout the book; those of what is no method are Okabe and Ito's too
 COLOURS = {
     **{name: method.colour for name, method in METHODS.items()},
-    "untrained": "#999999",
+    "untrained": "#707070",
     "pixels": "#CC79A7",
     "kmeans": "#E69F00",
 }
