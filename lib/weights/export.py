@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from lib import InputError
 from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.evidence.statistics import binomial
-from lib.evidence.tables import results
+from lib.evidence.tables import matching, results, run_columns, table
 from lib.files import parse_json, write_atomically
 from lib.runs import records
 from lib.runs.packing import packed, view_of
@@ -130,16 +130,9 @@ def _card(record: dict, entry: Entry, published: Path) -> Iterator[str]:
     yield "\n`lib.weights.load(FOLDER)` reads it; the record is in the file.\n"
 
 
-def _of_other_seeds(record: dict, published: Path) -> Iterator[float]:
+def _of_other_seeds(record: dict, published: Path) -> list[float]:
     """Shares of right answers from h, by the linear probe, of records that differ in the seed."""
-    for other in records.load_all(published):
-        same_data = other["data"]["fingerprint"] == record["data"]["fingerprint"]
-        if same_data and other["id"] != record["id"] and _setup(other) == _setup(record):
-            result = other["evaluation"].get("h", {}).get("linear")
-            if result:
-                yield result["correct"] / result["n"]
-
-
-def _setup(record: dict) -> dict:
-    """What decides a run's numbers, the seed left out."""
-    return replace(Config(**record["config"]), seed=0).decisive
+    protocol = run_columns(record)["protocol"]
+    read = {"protocol": protocol, "features": "h", "probe": "linear"}
+    runs = matching(table(records.load_all(published)), read)
+    return runs.loc[runs["id"] != record["id"], "accuracy"].tolist()
