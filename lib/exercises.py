@@ -35,7 +35,7 @@ NOT_WRITTEN = "Not written yet."
 class Form:
     """A way to write NT-Xent or SupCon; as it stands the right one, and each change a mistake."""
 
-    normalised: bool = True
+    axis: str = "dimensions"  # along which z has length 1; "images", "embeddings" or "none"
     power: int = -1  # of the temperature, by which cosines are multiplied
     itself: str = "out"  # the anchor in its own denominator: "out", "zero" (as e^0) or "in"
     positives_in_sum: bool = True
@@ -56,8 +56,13 @@ class Form:
         if not self.labelled:
             labels = torch.arange(images)
         labels = labels.repeat_interleave(views) if self.by_image else labels.repeat(views)
-        z = F.normalize(z, dim=-1) if self.normalised else z
+        if self.axis == "images":
+            z = F.normalize(z, dim=1)
+        elif self.axis == "dimensions":
+            z = F.normalize(z, dim=-1)
         rows = z.flatten(0, 1)
+        if self.axis == "embeddings":
+            rows = F.normalize(rows, dim=0)
         logits = rows @ rows.T * temperature**self.power  # (2N, 2N)
 
         same = torch.eye(len(rows), dtype=torch.bool)
@@ -95,7 +100,15 @@ class Form:
 Mistake = tuple[dict[str, Any], str]  # fields of a Form, and what to say of them
 
 OF_BOTH: list[Mistake] = [
-    ({"normalised": False}, "z is not brought to length 1: similarities are cosines."),
+    ({"axis": "none"}, "z is not brought to length 1: similarities are cosines."),
+    (
+        {"axis": "images"},
+        "Lengths are taken along the images: F.normalize(z, dim=-1) is each one's.",
+    ),
+    (
+        {"axis": "embeddings"},
+        "Lengths are taken along the embeddings: F.normalize(z, dim=-1) is each one's.",
+    ),
     ({"power": 1}, "The temperature is on the wrong side: cosines are divided by it."),
     ({"power": 0}, "The temperature has no effect: cosines are divided by it."),
     ({"itself": "in"}, "The anchor is among its own negatives: leave the diagonal out of the sum."),
@@ -189,6 +202,7 @@ class Trial:
     temperature: float
     right: float  # the loss
     given: float  # the reader's
+    turned: float  # how far the reader's gradient is from the right one, as a share of its length
 
     def off(self, form: Form | None = None) -> float:
         """How far the reader's value is from the right one, or from another form's."""
@@ -203,13 +217,18 @@ def _check_loss(loss: Callable[..., Any], right: Form, mistakes: list[Mistake]) 
             draw = torch.Generator().manual_seed(images)
             z = 2 * torch.randn(2, images, 8, dtype=torch.float64, generator=draw)
             labels = torch.randint(3, (images,), generator=draw)
-            given, problem = _value(loss, z, labels, temperature)
+            given, gradient, problem = _value(loss, z, labels, temperature)
             if problem:
                 return problem
-            expected = _ours(z, labels if right.labelled else None, temperature)
-            trials.append(Trial(z, labels, temperature, float(expected), given))
+            leaf = z.clone().requires_grad_()
+            expected = _ours(leaf, labels if right.labelled else None, temperature)
+            (slope,) = torch.autograd.grad(expected, leaf)
+            turned = float((gradient - slope).norm() / slope.norm())
+            trials.append(Trial(z, labels, temperature, float(expected.detach()), given, turned))
 
     worst = max(trials, key=Trial.off)
+    if worst.off() < CLOSE and max(trial.turned for trial in trials) > SINGLE:
+        return "The value is right and its gradient another one: somewhere z is detached."
     if worst.off() < CLOSE:
         return PASSED
     if worst.off() < SINGLE:
@@ -228,15 +247,18 @@ def _ours(z: Tensor, labels: Tensor | None, temperature: float) -> Tensor:
 
 def _value(
     loss: Callable[..., Any], z: Tensor, labels: Tensor, temperature: float
-) -> tuple[float, str]:
-    """What a function makes of a batch, and what is wrong with that, or nothing."""
+) -> tuple[float, Tensor, str]:
+    """What a function makes of a batch, its gradient, and what is wrong with that, or nothing."""
     given = z.clone().requires_grad_()
     try:
         value = loss(given, labels.clone(), temperature)
     except Exception as error:  # whatever it is, the reader wants to know
-        return math.nan, _raised(error, f"z of the shape {tuple(z.shape)}")
+        return math.nan, z, _raised(error, f"z of the shape {tuple(z.shape)}")
 
     problem = ""
+    gradient = None
+    if isinstance(value, Tensor) and value.requires_grad and not value.ndim:
+        (gradient,) = torch.autograd.grad(value, given, allow_unused=True)
     if value is None:
         problem = NOT_WRITTEN
     elif not isinstance(value, Tensor):
@@ -244,16 +266,24 @@ def _value(
     elif value.ndim:
         shape = tuple(value.shape)
         problem = f"Wrong shape: it must return one number, the mean over the anchors, not {shape}."
+    elif value.isinf():
+        problem = (
+            f"It is {value.item()} for z of the shape {tuple(z.shape)}: the right answer is "
+            "the anchor itself, which the mask has taken out."
+        )
     elif not value.isfinite():
         problem = (
             f"It is {value.item()} for z of the shape {tuple(z.shape)}. Minus infinity times 0 is "
             "no number: choose the positives first, and mask the diagonal for the denominator only."
         )
-    elif not value.requires_grad:
+    elif gradient is None:
         problem = "No gradient flows: it must be computed from z, without detach() or item()."
     elif not torch.equal(given, z):
         problem = "It changes z itself: leave the argument as it is."
-    return (math.nan if problem else float(value.detach())), problem
+    if problem:
+        return math.nan, z, problem
+    assert gradient is not None
+    return float(value.detach()), gradient, ""
 
 
 def _diagnosis(trials: list[Trial], right: Form, mistakes: list[Mistake]) -> str:
@@ -264,6 +294,9 @@ def _diagnosis(trials: list[Trial], right: Form, mistakes: list[Mistake]) -> str
     for (one, first), (two, second) in combinations(mistakes, 2):
         if not one.keys() & two.keys() and _gives(replace(right, **one | two), trials):
             return f"Two things. {first} {second}"
+    for temperature in TEMPERATURES:
+        if all(trial.off() < SINGLE for trial in trials if trial.temperature == temperature):
+            return f"Right at temperature {temperature} alone: it must be the argument."
     worst = max(trials, key=Trial.off)
     return (
         f"Wrong, and by no mistake that is known here: for {worst.z.shape[1]} images and "
@@ -371,8 +404,8 @@ def _wrong_with_steps(watch: Watch) -> str:
             return "The two views of an image are the same picture, number for number."
         if not _of_the_same_images(first, second):
             return (
-                "The two views of a pair are not of one image: first come all first views, then "
-                "all second ones in the same order."
+                "This check expects all first views and then all second ones in the same order; "
+                "so read, the two views of a pair are not of one image."
             )
     return ""
 
@@ -495,7 +528,7 @@ def _wrong_with_answers(answers: Any, asked: int, known: int) -> str:
         return NOT_WRITTEN
     if not isinstance(answers, Tensor):
         return f"It must return a tensor of classes, not {_kind(answers)}."
-    if answers.ndim == 2 and len(answers) == asked:
+    if answers.ndim == 2 and len(answers) == asked and answers.shape[1] > 1:
         return (
             "Wrong shape: these are scores of the classes. Take the place of the largest, argmax."
         )

@@ -142,6 +142,16 @@ NORMALISED = "F.normalize(z, dim=-1)"
 LOGITS = "(z @ z.T / temperature).fill_diagonal_(-torch.inf)"
 OF_NT_XENT = [
     (NORMALISED, "z", "z is not brought to length 1"),
+    (NORMALISED, "F.normalize(z)", "Lengths are taken along the images"),
+    (f"{NORMALISED}.flatten(0, 1)", "F.normalize(z.flatten(0, 1), dim=0)", "along the embeddings"),
+    (NORMALISED, "F.normalize(torch.stack([z[0], z[1].detach()]), dim=-1)", "z is detached"),
+    (
+        "F.cross_entropy(logits, partner)",
+        "torch.tensor(F.cross_entropy(logits, partner).item(), requires_grad=True)",
+        "No gradient flows",
+    ),
+    ("logits, partner)", "logits, torch.arange(len(z)))", "the right answer is the anchor itself"),
+    ("/ temperature", "/ 0.5", "Right at temperature 0.5 alone"),
     (LOGITS, "(z @ z.T * temperature).fill_diagonal_(-torch.inf)", "temperature is on the wrong"),
     (LOGITS, "(z @ z.T).fill_diagonal_(-torch.inf)", "The temperature has no effect"),
     (LOGITS, "z @ z.T / temperature", "The anchor is among its own negatives"),

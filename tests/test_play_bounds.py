@@ -105,6 +105,11 @@ def test_what_lies_outside_is_said_and_what_is_no_number_is_not_taken(page):
     ask(page, loss="")
     ask(page, images=1)
     ask(page, views=2.5)
-    check(page, 512, 1, 0.5)
     for name in ("images N", "views of each", "your loss"):
         assert page.get_by_label(name).get_attribute("aria-invalid") == "true"
+    said = page.locator(".wrong").all_inner_texts()
+    assert "a whole number from 2 to 1,000,000" in said
+    assert not page.locator(".play-box table").is_visible()  # nothing old beside it
+    ask(page, images=256, views=2, loss=5)
+    assert set(page.locator(".wrong").all_inner_texts()) == {""}
+    check(page, 512, 1, 0.5)

@@ -196,7 +196,9 @@ def test_the_shares_are_over_all_images(page, part, spaces):
         alike = (labels[nearest] == labels[:, None]).mean()
         called, share = row.locator("div").first.inner_text().split("\n")
         assert called == name
-        assert float(share.removesuffix(" % alike")) == pytest.approx(100 * alike, abs=0.51)
+        assert float(share.removesuffix(" % of the same class")) == pytest.approx(
+            100 * alike, abs=0.51
+        )
 
 
 def test_lines_lead_to_the_neighbours_by_the_features_that_are_asked_for(page, spaces):

@@ -57,14 +57,18 @@ const Play = (() => {
     return slider("temperature τ", scale, (at) => String(TEMPERATURES[at]), (at) => changed(TEMPERATURES[at]));
   }
 
-  /** A field for a number, with its words. changed: called with each number within its range. */
+  /** A field for a number, with its words. changed: called with each number within its range; what is not, is said, and
+      results are hidden as long. */
   function number(words, { min, max, step = "any", value }, changed) {
+    const range = [min == null ? "" : ` from ${min}`, max == null ? "" : ` to ${max.toLocaleString("en")}`].join("");
+    const wrong = node("span", { class: "wrong", role: "alert" });
     const input = node("input", { type: "number", inputmode: "decimal", min, max, step, value, input() {
       const valid = input.validity.valid && input.value !== "";
       input.setAttribute("aria-invalid", String(!valid));
+      wrong.textContent = valid ? "" : `${step === 1 ? "a whole number" : "a number"}${range}`;
       if (valid) changed(input.valueAsNumber);
     } });
-    return node("label", { class: "number" }, node("span", {}, words), input);
+    return node("label", { class: "number" }, node("span", {}, words), input, wrong);
   }
 
   /** A number as a reader wants it, with all its digits in the page. */

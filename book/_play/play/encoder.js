@@ -222,7 +222,8 @@ const Encoder = (() => {
   async function square(bitmap, side) {
     const { width, height } = bitmap, shorter = Math.min(width, height);
     if (width * height > PIXELS || Math.max(width, height) > ELONGATED * shorter) {
-      throw new Error(`${width} × ${height} pixels are too many, or too long and narrow`);
+      throw new Error(`${width} × ${height} pixels are too many (above ${PIXELS / 2 ** 20} million) or too long and narrow `
+        + `(one side above ${ELONGATED} times the other)`);
     }
     const columns = axis(width, shorter, side), rows = axis(height, shorter, side);
     const first = rows[0].start, last = rows[side - 1].start + rows[side - 1].weights.length;

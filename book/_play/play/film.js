@@ -107,7 +107,7 @@ Play.element("film.js", box => {
       { values: film.partners, first: 0, look: { stroke: "var(--pst-color-primary)" }, words: "two views of a digit" },
       { values: film.alike, first: 0, look: { stroke: "currentColor", "stroke-dasharray": "5 3" },
         words: "two digits of a class" },
-      { values: film.others, first: 0, look: { stroke: "currentColor" }, words: "two digits" },
+      { values: film.others, first: 0, look: { stroke: "currentColor" }, words: "different digits" },
     ], []),
   ];
 

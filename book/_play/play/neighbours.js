@@ -122,7 +122,7 @@ Play.element("neighbours.js", box => {
       } }, node("span", picture(n, other ? "other" : "")), node("span", {}, cosine));
     });
     return node("div", { class: "space", role: "group", "aria-label": name },
-      node("div", {}, node("strong", {}, name), node("br"), `${(100 * alike).toFixed(0)} % alike`),
+      node("div", {}, node("strong", {}, name), node("br"), `${(100 * alike).toFixed(0)} % of the same class`),
       node("div", { class: "five" }, ...found));
   }
 

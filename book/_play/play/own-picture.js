@@ -107,7 +107,7 @@ Play.element("own-picture.js", (box) => {
     const words = [`${kind} of view 1`, `${kind} of view 2`, "cosine of the two views",
       `cosine of view 1 and a view of the ${other.words}`];
     headers.forEach((header, row) => { header.textContent = words[row]; });
-    const both = {};
+    const both = {}, beside = {};
     STAGES.forEach((stage, column) => {
       const [one, two, apart] = seen[stage].map((features) => features[kind]);
       const highest = Math.max(...[...one, ...two].map(Math.abs)) || 1;
@@ -118,7 +118,8 @@ Play.element("own-picture.js", (box) => {
       });
       both[stage] = Encoder.cosine(one, two);
       cells[column][2].replaceChildren(...gauge(both[stage]));
-      cells[column][3].replaceChildren(...gauge(Encoder.cosine(one, apart)));
+      beside[stage] = Encoder.cosine(one, apart);
+      cells[column][3].replaceChildren(...gauge(beside[stage]));
     });
 
     const features = seen.trained[3];
@@ -133,7 +134,8 @@ Play.element("own-picture.js", (box) => {
       .flatMap(({ name, cosine }, k) => [k ? ", " : "", `${name} `, number(cosine)]);
     nearest.replaceChildren(`Nearest classes, by the cosine of its ${kind} with their means: `, ...near, ".");
     summary.value = `Cosine of the two views by ${kind}: ${decimals(both.untrained, 2)} before training, `
-      + `${decimals(both.trained, 2)} after. The classifier says: ${classes[best]}, ${percent(shares[best])}.`;
+      + `${decimals(both.trained, 2)} after; with a view of the ${other.words} ${decimals(beside.untrained, 2)} and `
+      + `${decimals(beside.trained, 2)}. The classifier says: ${classes[best]}, ${percent(shares[best])}.`;
   }
 
   // ----------------------------------------------------------------------------------------------------- what is asked
@@ -197,6 +199,7 @@ Play.element("own-picture.js", (box) => {
       if (now !== latest) return;
       const why = error instanceof DOMException ? "the browser can't read it as a picture" : error.message;
       trouble.textContent = `${file.name} is not shown: ${why}.`;
+      input.value = "";  // it is not what is looked at
       if (picture) await look();  // what the question may have come amid
     }
   }

@@ -188,6 +188,7 @@
         const field = spreadField.querySelector("input");
         field.value = points(record.spread);
         field.setAttribute("aria-invalid", "false");
+        spreadField.querySelector(".wrong").textContent = "";
         kind.querySelector(`[value=${record.paired ? "paired" : "apart"}]`).checked = true;
       }
       draw();
