@@ -298,8 +298,8 @@
       { all: "by the loss of all anchors", anchor: `by ${anchorName}'s alone` }, followedFirst, set("followed"));
 
     box.append(
-      node("p", {}, "Drag a point, or focus it and use the arrow keys. An arrow shows where the next step of gradient ",
-        "descent takes a point. Its length is the root of the force, the gradient times τ, so that weak ones are seen."),
+      node("p", {}, "Drag a point, or focus it and use the arrow keys. An arrow shows in which direction the next ",
+        "step of gradient descent takes a point. Its length is the root of the force, the gradient times τ, so that weak ones are seen."),
       node("div", { class: "columns" }, picture, readout),
       ...(subsets ? [subsets] : []),
       node("div", {}, labels, push), mean, followed,

@@ -204,7 +204,7 @@ Play.element("own-picture.js", (box) => {
     }
   }
 
-  const input = node("input", { type: "file", accept: "image/*", change() {
+  const input = node("input", { type: "file", accept: "image/png,image/jpeg,image/webp,image/gif,image/bmp,image/avif", change() {
     if (input.files[0]) open(input.files[0]);
   } });
   const names = Object.keys(pictures);
@@ -251,7 +251,8 @@ Play.element("own-picture.js", (box) => {
     node("p", { class: "aside" }, `Trained: ${written.about}, a narrow ResNet-9. Untrained: the same network as it was `
       + `before. Both see ${side} × ${side} pixels. The classifier, a linear probe on the trained h, is right in `
       + `${percent(correct / n, 1)} of ${written.data}'s ${n.toLocaleString("en")} test images; it knows `
-      + `${classes.length} classes, and calls whatever it sees one of them.`),
+      + `${classes.length} classes, and calls whatever it sees one of them. The nearest classes may be others: a classifier `
+      + "weighs the numbers, a cosine takes all alike."),
   );
 
   const prepared = Promise.all(Object.entries(pictures).map(async ([name, { source, credit: whose }]) =>
