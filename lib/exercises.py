@@ -217,14 +217,16 @@ def _check_loss(loss: Callable[..., Any], right: Form, mistakes: list[Mistake]) 
             draw = torch.Generator().manual_seed(images)
             z = 2 * torch.randn(2, images, 8, dtype=torch.float64, generator=draw)
             labels = torch.randint(3, (images,), generator=draw)
-            given, gradient, problem = _value(loss, z, labels, temperature)
-            if problem:
-                return problem
+            made = _made(loss, z, labels, temperature)
+            if isinstance(made, str):
+                return made
+            given, gradient = made
             leaf = z.clone().requires_grad_()
-            expected = _ours(leaf, labels if right.labelled else None, temperature)
-            (slope,) = torch.autograd.grad(expected, leaf)
-            turned = float((gradient - slope).norm() / slope.norm())
-            trials.append(Trial(z, labels, temperature, float(expected.detach()), given, turned))
+            loss_of_ours = _ours(leaf, labels if right.labelled else None, temperature)
+            (expected,) = torch.autograd.grad(loss_of_ours, leaf)
+            turned = float((gradient - expected).norm() / expected.norm())
+            value = float(loss_of_ours.detach())
+            trials.append(Trial(z, labels, temperature, value, given, turned))
 
     worst = max(trials, key=Trial.off)
     if worst.off() < CLOSE and max(trial.turned for trial in trials) > SINGLE:
@@ -245,20 +247,20 @@ def _ours(z: Tensor, labels: Tensor | None, temperature: float) -> Tensor:
     return losses.sup_con(z, labels, temperature)
 
 
-def _value(
+def _made(
     loss: Callable[..., Any], z: Tensor, labels: Tensor, temperature: float
-) -> tuple[float, Tensor, str]:
-    """What a function makes of a batch, its gradient, and what is wrong with that, or nothing."""
+) -> tuple[float, Tensor] | str:
+    """What a function makes of a batch, and its gradient by z; or a sentence on what is wrong."""
     given = z.clone().requires_grad_()
+    gradient = None
     try:
         value = loss(given, labels.clone(), temperature)
+        if isinstance(value, Tensor) and value.requires_grad and not value.ndim:
+            (gradient,) = torch.autograd.grad(value, given, allow_unused=True)
     except Exception as error:  # whatever it is, the reader wants to know
-        return math.nan, z, _raised(error, f"z of the shape {tuple(z.shape)}")
+        return _raised(error, f"z of the shape {tuple(z.shape)}")
 
     problem = ""
-    gradient = None
-    if isinstance(value, Tensor) and value.requires_grad and not value.ndim:
-        (gradient,) = torch.autograd.grad(value, given, allow_unused=True)
     if value is None:
         problem = NOT_WRITTEN
     elif not isinstance(value, Tensor):
@@ -280,10 +282,9 @@ def _value(
         problem = "No gradient flows: it must be computed from z, without detach() or item()."
     elif not torch.equal(given, z):
         problem = "It changes z itself: leave the argument as it is."
-    if problem:
-        return math.nan, z, problem
-    assert gradient is not None
-    return float(value.detach()), gradient, ""
+    if problem or gradient is None:
+        return problem
+    return float(value.detach()), gradient
 
 
 def _diagnosis(trials: list[Trial], right: Form, mistakes: list[Mistake]) -> str:

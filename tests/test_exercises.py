@@ -187,6 +187,13 @@ OF_NT_XENT = [
         "Not symmetric: first views are anchors, second views candidates",
     ),
     ("    z = F", "    z *= 1\n    z = F", "It raises RuntimeError"),
+    (
+        "return F.cross_entropy(logits, partner)",
+        "powers = logits.exp()\n    push = powers.sum(1).log()\n"
+        "    pull = logits[torch.arange(len(z)), partner]\n    powers.zero_()\n"
+        "    return (push - pull).mean()",
+        "It raises RuntimeError",  # in the way back
+    ),
     ("    z = F", "    z.data *= 2\n    z = F", "It changes z itself"),
     ("return F", "return z.shape[9] + F", "It raises IndexError"),
     ("return F", "return 0.1 + F", "by no mistake that is known here"),

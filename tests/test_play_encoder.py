@@ -290,23 +290,8 @@ def test_the_site_has_an_encoder():
     assert chosen and page_encoder.script(book.BOOK.root / "weights")
 
 
-def test_all_of_it_is_small_and_a_view_is_quick(page, site):
-    size = sum(file.stat().st_size for file in (site / "play").glob("*.js"))
-    assert size < 5e6
-    took = page.evaluate(
-        """() => {
-            const plane = Float32Array.from({ length: 1024 }, (_, i) => (i * 7919 % 255) / 255);
-            const view = [plane, plane, plane];
-            const took = [];
-            for (let i = 0; i < 30; i++) {
-                const start = performance.now();
-                Encoder.features(encoders.trained, view);
-                took.push(performance.now() - start);
-            }
-            return took.sort((a, b) => a - b);
-        }"""
-    )
-    print(f"{size / 1e6:.2f} MB; a view in {took[0]:.0f} ms, median {took[15]:.0f}")
+def test_all_of_it_is_small(site):
+    assert sum(file.stat().st_size for file in (site / "play").glob("*.js")) < 5e6
 
 
 # --------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from safetensors.torch import load as deserialise
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib import InputError, data, weights
+from lib import HOME, InputError, data, weights
 from lib.augmentations import Recipe
 from lib.data.dataset import Dataset
 from lib.encoders import Model
@@ -310,9 +310,14 @@ def test_an_unknown_name_is_told_with_those_that_are_near(shared, tmp_path):
 
 
 def test_the_projects_registry_is_whole_and_its_files_are_small():
+    entries = registry.entries()
+    rerun = (HOME / "book" / "rerun.md").read_text(encoding="utf-8")
     files = list(weights.REGISTRY.parent.rglob("*.safetensors"))
-    assert files and all(file.stat().st_size < 2e6 for file in files)
-    for name, entry in registry.entries().items():
+    assert all(file.stat().st_size < 2e6 for file in files)
+    there = {file.parent.name for file in files if file.name == weights.FILE}
+    assert there == {entry.url for entry in entries.values() if not entry.remote}
+    for name, entry in entries.items():
+        assert f"`{name}`" in rerun
         assert (records.RESULTS / f"{entry.record}.json").is_file()
         if not entry.remote:
             weights.load(name)

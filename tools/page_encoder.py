@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from lib import InputError, in_a_line
 from lib.augmentations import RECIPES
+from lib.config import Config
 from lib.data import load as load_dataset
 from lib.files import parse_json, write_atomically
+from lib.methods import METHODS
 from lib.probes.basic import linear_result
 from lib.probes.seen import Seen
-from lib.runs.run import Run
 from lib.weights import FILE, Weights
 from lib.weights import load as load_weights
 from lib.weights import run as load_run
@@ -37,7 +38,6 @@ from tools.photographs import described
 
 CLASSIFIER = "classifier.safetensors"
 SCRIPT = "encoder-weights.js"
-METHODS = {"simclr": "SimCLR", "supcon": "SupCon"}  # whose z a cosine is read on
 TITLES = {"cifar10": "CIFAR-10"}  # of data sets, else their names
 
 
@@ -123,22 +123,24 @@ def pair(home: Path) -> Pair | None:
     A narrow ResNet-9 by SimCLR or SupCon that has a classifier beside it, SimCLR first and then the
     longest, and an untrained one of the same data.
     """
-    runs: dict[Path, Run] = {}
+    configs = {}
     for file in sorted(home.glob(f"*/{FILE}")):
-        run = load_run(file.parent, home)
-        config = run.config
-        if (config.encoder, config.stem) == ("resnet9", "cifar") and config.method in METHODS:
-            runs[file.parent] = run
+        config = load_run(file.parent, home).config
+        contrastive = not METHODS[config.method].classifier  # whose z a cosine is read on
+        if contrastive and (config.encoder, config.stem) == ("resnet9", "cifar"):
+            configs[file.parent] = config
 
-    found = []
-    for trained, run in runs.items():
-        for untrained, other in runs.items():
-            same = other.config.data == run.config.data and other.config.head == run.config.head
-            if run.config.epochs and not other.config.epochs and same:
-                order = run.config.method != "simclr", -run.config.epochs, trained, untrained
-                if (trained / CLASSIFIER).is_file():
-                    found.append((*order, Pair(untrained, trained)))
-    return min(found)[-1] if found else None
+    def order(folder: Path) -> tuple[bool, int, Path]:
+        return configs[folder].method != "simclr", -configs[folder].epochs, folder
+
+    for trained in sorted(configs, key=order):
+        ours = configs[trained]
+        if not ours.epochs or not (trained / CLASSIFIER).is_file():
+            continue
+        for untrained, other in configs.items():
+            if not other.epochs and (other.data, other.head) == (ours.data, ours.head):
+                return Pair(untrained, trained)
+    return None
 
 
 def script(home: Path) -> str | None:
@@ -148,16 +150,15 @@ def script(home: Path) -> str | None:
         return None
     tensors, about = classifier(chosen.trained)
     trained, untrained = load_weights(chosen.trained, home), load_weights(chosen.untrained, home)
-    config = load_run(chosen.trained, home).config
-    recipe = RECIPES[config.recipe]
+    config = Config(**trained.record["config"])
     if (trained.recipe.size or trained.size) != trained.size:
         raise InputError(f"a page can't make the views of {chosen.trained}: another size")
 
     title = TITLES.get(config.data, config.data)
     written = {
         "side": trained.size,
-        "recipe": described(recipe),
-        "about": f"{METHODS[config.method]}, {config.epochs} epochs on {title}",
+        "recipe": described(RECIPES[config.recipe]),
+        "about": f"{METHODS[config.method].name}, {config.epochs} epochs on {title}",
         "data": title,
         "encoders": {"untrained": _written(untrained), "trained": _written(trained)},
         "classifier": {name: _text(value, np.float32) for name, value in sorted(tensors.items())}

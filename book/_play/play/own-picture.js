@@ -107,7 +107,7 @@ Play.element("own-picture.js", (box) => {
     const words = [`${kind} of view 1`, `${kind} of view 2`, "cosine of the two views",
       `cosine of view 1 and a view of the ${other.words}`];
     headers.forEach((header, row) => { header.textContent = words[row]; });
-    const both = {}, beside = {};
+    const ofViews = {}, ofOther = {};
     STAGES.forEach((stage, column) => {
       const [one, two, apart] = seen[stage].map((features) => features[kind]);
       const highest = Math.max(...[...one, ...two].map(Math.abs)) || 1;
@@ -116,10 +116,10 @@ Play.element("own-picture.js", (box) => {
         const about = `${values.length} numbers between ${least} and ${most}`;
         cells[column][row].replaceChildren(bars(values, highest, about));
       });
-      both[stage] = Encoder.cosine(one, two);
-      cells[column][2].replaceChildren(...gauge(both[stage]));
-      beside[stage] = Encoder.cosine(one, apart);
-      cells[column][3].replaceChildren(...gauge(beside[stage]));
+      ofViews[stage] = Encoder.cosine(one, two);
+      cells[column][2].replaceChildren(...gauge(ofViews[stage]));
+      ofOther[stage] = Encoder.cosine(one, apart);
+      cells[column][3].replaceChildren(...gauge(ofOther[stage]));
     });
 
     const features = seen.trained[3];
@@ -133,9 +133,9 @@ Play.element("own-picture.js", (box) => {
     const near = alike(features).slice(0, 3)
       .flatMap(({ name, cosine }, k) => [k ? ", " : "", `${name} `, number(cosine)]);
     nearest.replaceChildren(`Nearest classes, by the cosine of its ${kind} with their means: `, ...near, ".");
-    summary.value = `Cosine of the two views by ${kind}: ${decimals(both.untrained, 2)} before training, `
-      + `${decimals(both.trained, 2)} after; with a view of the ${other.words} ${decimals(beside.untrained, 2)} and `
-      + `${decimals(beside.trained, 2)}. The classifier says: ${classes[best]}, ${percent(shares[best])}.`;
+    summary.value = `Cosine of the two views by ${kind}: ${decimals(ofViews.untrained, 2)} before training, `
+      + `${decimals(ofViews.trained, 2)} after; with a view of the ${other.words} ${decimals(ofOther.untrained, 2)} and `
+      + `${decimals(ofOther.trained, 2)}. The classifier says: ${classes[best]}, ${percent(shares[best])}.`;
   }
 
   // ----------------------------------------------------------------------------------------------------- what is asked
