@@ -405,7 +405,7 @@ def test_a_picture_of_ones_own_and_what_the_classifier_calls_it(home, encoders, 
         best = shown.locator(".classes .best span >> nth=0").inner_text()
         assert best == str(int(shares.argmax()))
         likeness = F.cosine_similarity(z, tensors["mean_z"])
-        nearest = shown.get_by_text("Nearest classes").inner_text()
+        nearest = shown.get_by_text("Nearest classes, by the cosine").inner_text()
         for place in likeness.topk(3).indices:
             assert f"{int(place)} {likeness[place]:.3f}".replace("-", "−") in nearest
         share = (
