@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from benchmarks import accumulation, encoders, loss, measure, pictures, probe, training, views
+from benchmarks import accumulation, encoders, loss, measure, page, pictures, probe, training, views
 from lib import InputError
 
 BENCHMARKS = {
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "pictures": pictures,
     "accumulation": accumulation,
     "encoders": encoders,
+    "page": page,
 }
 
 

@@ -48,7 +48,10 @@ class Form:
     anchors: int = 2  # the views whose embeddings are anchors
     positives_added: bool = False  # in place of their mean
     factor: float = 1.0
-    by_base: bool = False  # times temperature / 0.07
+    count_more: int = 0  # by how much the number of an anchor's positives is counted too high
+    scale: int = 0  # the power of the temperature that multiplies the loss
+    softmaxed: bool = False  # whether the logits are probabilities already
+    neighbours: bool = False  # whether the partner is taken to be in the next row
 
     def __call__(self, z: Tensor, labels: Tensor, temperature: float) -> Tensor:
         """Of z (2, N, D) and labels (N,), a scalar."""
@@ -56,26 +59,19 @@ class Form:
         if not self.labelled:
             labels = torch.arange(images)
         labels = labels.repeat_interleave(views) if self.by_image else labels.repeat(views)
-        if self.axis == "images":
-            z = F.normalize(z, dim=1)
-        elif self.axis == "dimensions":
-            z = F.normalize(z, dim=-1)
-        rows = z.flatten(0, 1)
-        if self.axis == "embeddings":
-            rows = F.normalize(rows, dim=0)
+        rows = self._rows(z)
         logits = rows @ rows.T * temperature**self.power  # (2N, 2N)
 
         same = torch.eye(len(rows), dtype=torch.bool)
+        if self.softmaxed:
+            logits = logits.masked_fill(same, -math.inf).softmax(1)
         positive = labels[:, None] == labels
+        if self.neighbours:
+            positive = same.roll(1, dims=1)
         if not self.own_positive:
             positive = positive & ~same
-        count = positive.sum(1)
-        pull = (logits * positive).sum(1)
-        if self.inside:
-            pull = logits.masked_fill(~positive, -math.inf).logsumexp(1) - count.log()
-        elif not self.positives_added:
-            pull = pull / count
-        loss = self._push(logits, same, positive, images) - pull
+        count = positive.sum(1) + self.count_more
+        loss = self._push(logits, same, positive, images) - self._pull(logits, positive, count)
 
         if self.anchors == 1:
             loss, count = loss[:images], count[:images]
@@ -83,7 +79,24 @@ class Form:
             mean = (loss * count).sum() / count.sum()
         else:
             mean = loss.sum() if self.over == "sum" else loss.mean()
-        return mean * self.factor * (temperature / 0.07 if self.by_base else 1)
+        return mean * self.factor * temperature**self.scale
+
+    def _rows(self, z: Tensor) -> Tensor:
+        """Of z (2, N, D): all embeddings, (2N, D), of length 1 where that is not forgotten."""
+        if self.axis == "images":
+            z = F.normalize(z, dim=1)
+        elif self.axis == "dimensions":
+            z = F.normalize(z, dim=-1)
+        rows = z.flatten(0, 1)
+        return F.normalize(rows, dim=0) if self.axis == "embeddings" else rows
+
+    def _pull(self, logits: Tensor, positive: Tensor, count: Tensor) -> Tensor:
+        """What each anchor's positives take off its loss: (2N,)."""
+        if self.inside:
+            pull = logits.masked_fill(~positive, -math.inf).logsumexp(1)
+            return pull if self.positives_added else pull - count.log()
+        pull = (logits * positive).sum(1)
+        return pull if self.positives_added else pull / count
 
     def _push(self, logits: Tensor, same: Tensor, positive: Tensor, images: int) -> Tensor:
         """The logarithm of each anchor's denominator: (2N,)."""
@@ -111,6 +124,11 @@ OF_BOTH: list[Mistake] = [
     ),
     ({"power": 1}, "The temperature is on the wrong side: cosines are divided by it."),
     ({"power": 0}, "The temperature has no effect: cosines are divided by it."),
+    (
+        {"power": 0, "scale": -1},
+        "The whole loss is divided by the temperature: only the cosines are, in the exponent.",
+    ),
+    ({"scale": 1}, "The loss is multiplied by the temperature: nothing but cosines meets it."),
     ({"itself": "in"}, "The anchor is among its own negatives: leave the diagonal out of the sum."),
     (
         {"itself": "zero"},
@@ -136,6 +154,14 @@ OF_NT_XENT: list[Mistake] = [
         {"by_image": True},
         "Wrong partners: in z.flatten(0, 1) all first views come before all second views, so the "
         "partner is N rows away.",
+    ),
+    (
+        {"neighbours": True},
+        "Wrong partners: the partner of row i is N rows away, not the next row.",
+    ),
+    (
+        {"softmaxed": True, "itself": "in"},
+        "Softmax is taken twice: cross_entropy takes logits, and does it itself.",
     ),
     (
         {"across": True},
@@ -175,7 +201,19 @@ OF_SUPCON: list[Mistake] = [
         {"positives_added": True},
         "An anchor's positives are added up: divide by how many it has.",
     ),
-    ({"by_base": True}, "There is a factor temperature / 0.07, which SupContrast's code has."),
+    (
+        {"count_more": 1},
+        "An anchor's positives are counted with the anchor itself, which is none of them: |P| is "
+        "one less.",
+    ),
+    (
+        {"inside": True, "positives_added": True},
+        "This is L_in without its 1/|P|: the mean over positives belongs outside the logarithm.",
+    ),
+    (
+        {"scale": 1, "factor": 1 / 0.07},
+        "There is a factor temperature / 0.07, which SupContrast's code has.",
+    ),
 ]
 
 SIZES, TEMPERATURES = (4, 7, 16), (0.1, 0.5)  # images in a batch

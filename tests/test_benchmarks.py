@@ -16,6 +16,7 @@ from lib.hardware import choose_precision
 from lib.presets import preset
 from lib.runs import records
 from lib.training import build_model
+from tools import chromium
 
 ONE = {"min": 1, "median": 1, "max": 1}  # the ratio of a thing to itself
 
@@ -92,6 +93,16 @@ def test_the_encoders_from_end_to_end(rows_of, toy_root, monkeypatch):
         assert learned["epochs"] >= 1 and learned["minutes"] > 0
         for reader in ("linear", "knn", "classifier"):
             assert 0 <= learned[reader] <= 1
+
+
+@pytest.mark.skipif(not chromium.found(), reason="no Chromium found")
+def test_the_page_from_end_to_end(rows_of):
+    page, peer = rows_of("page", "--repetitions", "1")
+    assert (page["library"], peer["library"]) == ("page", "PyTorch")
+    ratio = page["seconds_a_view"]["median"] / peer["seconds_a_view"]["median"]
+    assert page["times_pytorch"]["median"] == pytest.approx(ratio)
+    assert 0 < page["farthest"] < 1e-4
+    assert page["bytes"] < 5e6
 
 
 def test_all_cases_of_a_loss_give_the_same_gradient():

@@ -164,7 +164,16 @@ OF_NT_XENT = [
     ("logits, partner)", "logits, partner).item()", "It must return a tensor"),
     ("logits, partner)", "logits, partner).detach()", "No gradient flows"),
     (NORMALISED, "F.normalize(z, dim=-1).float()", "somewhere numbers became float32"),
-    (".roll(len(z) // 2)", " ^ 1", "Wrong partners"),
+    (".roll(len(z) // 2)", " ^ 1", "all first views come before all second views"),
+    ("roll(len(z) // 2)", "roll(1)", "not the next row"),
+    ("roll(len(z) // 2)", "roll(-1)", "not the next row"),
+    ("entropy(logits", "entropy(logits.softmax(1)", "Softmax is taken twice"),
+    (
+        "cross_entropy(logits, partner)",
+        "cross_entropy(logits * temperature, partner) / temperature",
+        "The whole loss is divided by the temperature",
+    ),
+    ("partner)", "partner) * temperature", "The loss is multiplied by the temperature"),
     ("logits, partner)", "logits[: len(z) // 2], partner[: len(z) // 2])", "Not symmetric: only"),
     (
         "return F.cross_entropy(logits, partner)",
@@ -211,6 +220,13 @@ OF_SUP_CON = [
     ("labels.repeat(2)", "labels", "It raises RuntimeError"),
     (EQUAL, "labels[:, None] == labels", "The anchor is among its own positives"),
     (" / positive.sum(1)", "", "An anchor's positives are added up"),
+    ("positive.sum(1)\n", "(positive.sum(1) + 1)\n", "are counted with the anchor itself"),
+    (
+        "(logits * positive).sum(1) / positive.sum(1)",
+        "(logits.exp() * positive).sum(1).log()",
+        "This is L_in without its 1/|P|",
+    ),
+    (RETURNED, f"temperature * {RETURNED}", "The loss is multiplied by the temperature"),
     (
         "pull = (logits * positive).sum(1) / positive.sum(1)",
         "logits.fill_diagonal_(-torch.inf)\n"

@@ -73,9 +73,8 @@ def test_dots_stand_at_the_means_and_intervals_at_their_ends(axes):
 
 def test_a_name_that_would_run_into_its_number_is_refused():
     figure, axes = figures.rows_of_dots(2)
-    long = SUMMARY.assign(
-        label=["a", "more words than a row of this width has room for, far from it"]
-    )
+    words_to_spare = "more words than a row of any width has room for, " * 3 + "far from it"
+    long = SUMMARY.assign(label=["a", words_to_spare])
     with pytest.raises(ValueError, match="far from it"):
         figures.accuracy_dots(axes, long)
     plt.close(figure)

@@ -141,7 +141,7 @@ def test_losses_and_arrows_are_the_packages_for_what_is_set_and_dragged(page):
     check(page, LABELS["loss-circle"], 1, "out", push=False, followed="anchor")
     page.get_by_label("by the loss of all").check()
     check(page, LABELS["loss-circle"], 1, "out", push=False)
-    assert "-1/τ" in box.inner_text()
+    assert "\u22121/τ" in box.inner_text()
 
     page.get_by_label("A and B", exact=True).check()  # one class: nothing but positives
     page.get_by_label("push").check()
@@ -178,8 +178,16 @@ def test_a_step_is_one_of_gradient_descent_and_play_leads_to_the_floor(page):
     seen = check(page, None, 0.5)
     assert seen["losses"][0] == pytest.approx(losses.floor(4, 1, 0.5), abs=1e-6)
 
+    assert page.get_by_text("the points rest").is_visible()
+
     page.get_by_role("button", name="Reset").click()
     assert page.evaluate(SEEN)["degrees"] == pytest.approx(before["degrees"])
+    page.get_by_role("button", name="Play").click()
+    page.get_by_role("button", name="Reset").click()  # ends it
+    assert page.evaluate(SEEN)["degrees"] == pytest.approx(before["degrees"])
+    page.get_by_role("button", name="Play").wait_for()
+    turn(page, "A2", "Home", 1)
+    assert page.evaluate(SEEN)["degrees"][1] == 0
 
 
 def test_from_one_point_no_force_leads_anywhere(page):
@@ -187,7 +195,7 @@ def test_from_one_point_no_force_leads_anywhere(page):
     seen = check(page, None, 0.5)
     assert len({tuple(arrow) for arrow in seen["arrows"]}) == 1
     page.get_by_role("button", name="Play").click()
-    page.wait_for_timeout(300)
+    page.get_by_text("Where all lie in one place the forces cancel").wait_for()
     assert page.evaluate(SEEN)["degrees"] == seen["degrees"]
     page.get_by_role("button", name="Play").wait_for()
 

@@ -1,4 +1,4 @@
-"""What was held equal: bars and differences are the records', and what was not run is said so."""
+"""What was held equal: bars and differences are the records', and what was not run is no choice."""
 
 import math
 
@@ -12,7 +12,6 @@ if not chromium.found():
     pytest.skip("no Chromium found", allow_module_level=True)
 
 ID, DATA = "supcon-differences", "recorded-comparisons"
-NAMES = ("views", "augmentation", "steps")
 ON_H = {"features": "h", "probe": "linear"}
 SUPCON = [360.0, 700.0, 4.0]  # thousands of views, steps, augmentations
 RUNS = "9,000 images"
@@ -51,19 +50,25 @@ def page(tmp_path, small):
         yield opened_page
 
 
-def hold(page, *names):
-    for name in NAMES:
-        page.get_by_role("checkbox", name=name).set_checked(name in names)
+def hold(page, words):
+    page.get_by_role("radio", name=words, exact=True).check()
+
+
+def choices(page):
+    """What can be held equal, by its words: whether it was run."""
+    radios = page.locator(".choice input").all()
+    return {radio.get_attribute("value"): radio.is_enabled() for radio in radios}
 
 
 def verdict(page):
-    return page.locator("output").inner_text().replace("\u00a0", " ")
+    said = page.locator("output").inner_text()
+    return said.replace("\u00a0", " ").replace("\u2212", "-")
 
 
 def lengths(page, method):
     """Of a method's bars: what they stand for, and how long they are."""
     bars = page.locator(f"rect.{method}").all()
-    values = [float(bar.get_attribute("data-value") or "nan") for bar in bars]
+    values = [float(bar.get_attribute("data-value")) for bar in bars]
     return values, [float(bar.get_attribute("width")) for bar in bars]
 
 
@@ -80,9 +85,9 @@ def interval(page):
     return value, points * (low - zero), points * (high - zero)
 
 
-@pytest.mark.parametrize("at, names", [(0, ()), (1, ("views",))])
-def test_bars_and_difference_are_those_of_the_records(page, small, at, names):
-    hold(page, *names)
+@pytest.mark.parametrize("at, equal", [(0, "nothing"), (1, "views")])
+def test_bars_and_difference_are_those_of_the_records(page, small, at, equal):
+    hold(page, equal)
     record, highest = small[at], [360, 1400, 4]
     for method in ("supcon", "ce"):
         values, widths = lengths(page, method)
@@ -95,25 +100,21 @@ def test_bars_and_difference_are_those_of_the_records(page, small, at, names):
     value, low, high = expected.values()
     leader = "SupCon leads" if low > 0 else "cross-entropy leads"
     words = f"{leader}: SupCon minus cross-entropy is {value:+.1f} points [{low:.1f}, {high:.1f}]"
-    assert words in verdict(page) and "3 pairs" in verdict(page)
+    assert f"With {equal} held equal {words}" in verdict(page) and "3 pairs" in verdict(page)
+    assert page.get_by_text("as published").is_visible() == (equal == "nothing")
 
 
-def test_a_comparison_without_a_record_says_so(page):
-    hold(page, "steps", "augmentation")
-    assert verdict(page).startswith("With augmentation and steps held equal there is no record")
-    assert "nothing; views." in verdict(page)
-    assert lengths(page, "ce")[1] == [0, 0, 0] and lengths(page, "supcon")[0] == SUPCON
-    assert page.locator(".held circle").count() == 0
-    assert page.get_by_text("not run", exact=True).count() == 3
+def test_other_runs_have_their_own_records_and_what_was_not_run_is_no_choice(page):
+    assert verdict(page).startswith("With nothing held equal")  # it opens on a record
+    assert choices(page) == {"nothing": True, "views": True, "views and steps": False}
 
-
-def test_other_runs_have_their_own_records(page):
-    page.get_by_role("combobox", name="runs").select_option("other runs")
-    assert "SupCon is ahead in the only pair" in verdict(page)
-    assert page.locator(".interval").count() == 0
     hold(page, "views")
-    assert "no record" in verdict(page) and "nothing; views and steps." in verdict(page)
-    hold(page, "views", "steps")
+    page.get_by_role("combobox", name="runs").select_option("other runs")
+    assert choices(page) == {"nothing": True, "views": False, "views and steps": True}
+    assert page.get_by_text("views (not run)").count() == 1
+    assert "SupCon is ahead in the only pair" in verdict(page)  # the first that there is
+    assert page.locator(".interval").count() == 0
+    hold(page, "views and steps")
     assert "neither is shown to lead" in verdict(page)
 
 

@@ -122,8 +122,11 @@ def test_steps_can_be_switched_and_set(generator):
         "Grey": (0.95, {"greyscale": 0.95}),
         "Blur": (3.7, {"blur_sigma": (0.1, 3.7)}),
     }
+    changed = generator.page.get_by_text("changed by you")
+    assert not changed.is_visible()
     for step in alone:
         generator.switch(step, False)
+    assert changed.is_visible()
     assert generator.farthest(nothing, seed=1) < NEAREST
     assert generator.accounts()[0].endswith(
         "the whole picture; not mirrored; colours kept; not grey; not blurred."
@@ -136,6 +139,9 @@ def test_steps_can_be_switched_and_set(generator):
         assert generator.farthest(replace(nothing, **change), seed=1) < NEAREST, step
         assert (generator.pixels(1) != plain).any(), step
         generator.switch(step, False)
+
+    generator.page.get_by_role("button", name="Undo").click()
+    assert generator.farthest(recipe, seed=1) < NEAREST and not changed.is_visible()
 
 
 def test_the_papers_recipe_blurs_half_of_its_views(generator):

@@ -221,7 +221,7 @@ def test_a_checkpoint_says_when_the_next_is_due(toy, tmp_path, monkeypatch):
     size = (cut.folder / NEWEST).stat().st_size
     monkeypatch.setattr(session, "BYTES_AN_HOUR", 36 * size)
     cut.save()
-    assert cut.pause == pytest.approx(100)
+    assert cut.pause == pytest.approx(100, rel=1e-3)  # two checkpoints differ by some bytes
     cut.saved -= 99
     assert step_and_saved() == 2
     cut.saved -= 2

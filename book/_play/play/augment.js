@@ -215,12 +215,12 @@ const Views = (() => {
       x: left, y: top, width: w, height: h, fill: "none", stroke, "stroke-width": width * unit,
       "stroke-dasharray": dashes.split(" ").filter(Boolean).map(x => x * unit).join(" ") || null,
     });
-    const x = left + (4 + 22 * (number - 1)) * unit, y = top + 4 * unit;
+    const x = left + (4 + 28 * (number - 1)) * unit, y = top + 4 * unit;
     return [
       outline("black", 5, ""), outline("white", 2.5, LINES[number - 1]),
-      node("rect", { x, y, width: 18 * unit, height: 20 * unit, fill: "black" }),
+      node("rect", { x, y, width: 24 * unit, height: 26 * unit, fill: "black" }),
       node("text", {
-        x: x + 9 * unit, y: y + 15.5 * unit, "text-anchor": "middle", style: `fill: white; font-size: ${16 * unit}px`,
+        x: x + 12 * unit, y: y + 20 * unit, "text-anchor": "middle", style: `fill: white; font-size: ${21 * unit}px`,
       }, String(number)),
     ];
   }

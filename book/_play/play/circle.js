@@ -87,6 +87,8 @@
     return forces;
   }
 
+  const nats = (value) => Play.exact(value, minus(value.toFixed(4)));
+  const minus = (text) => text.replace("-", "\u2212");
   const place = (angle, radius = RADIUS) => [radius * Math.cos(angle), -radius * Math.sin(angle)];
   const positive = (degrees) => ((degrees % 360) + 360) % 360;
   const inDegrees = (angle) => positive(angle * 180 / Math.PI);
@@ -129,6 +131,8 @@
       "aria-label": "Embeddings on a circle; each can be moved" }, circle, arrows, dots, names);
     const ofAll = node("output"), ofAnchor = node("output"), ofEqual = node("span");
     const rows = node("tbody");
+    const still = node("p", { role: "status" }, `No force is larger than ${FADED}: the points rest. Where all lie in one place `,
+      "the forces cancel, and a point moved a little sets them off.");
     const readout = node("div", { class: "readout" },
       node("table", {},
         node("caption", {}, "Loss in nats"),
@@ -136,7 +140,7 @@
         node("tr", {}, node("th", { scope: "row" }, `${anchorName} alone`), node("td", {}, ofAnchor)),
         node("tr", {}, node("th", { scope: "row" }, "either, if all points were equal"), node("td", {}, ofEqual))),
       node("table", {},
-        node("caption", {}, `${anchorName}'s own loss`),
+        node("caption", {}, `Forces by ${anchorName}'s loss alone`),
         node("thead", {}, node("tr", {}, node("th", { scope: "col" }, "with"), node("th", { scope: "col" }, "cosine"),
           node("th", { scope: "col" }, "force"))),
         rows));
@@ -164,9 +168,10 @@
         pointercancel() { held = -1; },
         keydown(event) {
           const by = { ArrowRight: 5, ArrowUp: 5, ArrowLeft: -5, ArrowDown: -5, PageUp: 30, PageDown: -30 }[event.key];
-          if (!by) return;
+          const to = { Home: 0, End: 360 }[event.key];
+          if (!by && to === undefined) return;
           event.preventDefault();
-          move(i, angles[i] + (event.shiftKey ? by / 5 : by) * Math.PI / 180);
+          move(i, (by ? inDegrees(angles[i]) + (event.shiftKey ? by / 5 : by) : to) * Math.PI / 180);
         },
       }, node("circle", { r: 17, class: "reach" }), node("path", { d: SHAPES[image(i)] }));
       return point;
@@ -178,6 +183,7 @@
     }
 
     function draw() {
+      still.hidden = true;
       const { losses, forces } = state();
       const { others, positives, slopes } = losses[0];
       const role = (i) => (i === 0 ? "anchor" : positives.includes(i) ? "positive" : "negative");
@@ -196,14 +202,14 @@
 
       const mean = losses.reduce((sum, { loss }) => sum + loss, 0) / count;
       const equal = settings.push ? Math.log(count - 1) : -1 / settings.temperature;
-      ofAll.replaceChildren(Play.exact(mean, mean.toFixed(4)));
-      ofAnchor.replaceChildren(Play.exact(losses[0].loss, losses[0].loss.toFixed(4)));
-      ofEqual.replaceChildren(Play.exact(equal, equal.toFixed(4)), settings.push ? ` = ln ${count - 1}` : " = -1/τ");
+      ofAll.replaceChildren(nats(mean));
+      ofAnchor.replaceChildren(nats(losses[0].loss));
+      ofEqual.replaceChildren(nats(equal), settings.push ? ` = ln ${count - 1}` : " = \u22121/τ");
       rows.replaceChildren(...others.map((j) => {
         const size = Math.abs(slopes[j]).toFixed(3);
         const said = Number(size) === 0 ? "none" : slopes[j] < 0 ? `pull ${size}` : `push ${size}`;
         return node("tr", {}, node("th", { scope: "row" }, figure.names[j]),
-          node("td", {}, Math.cos(angles[0] - angles[j]).toFixed(2)), node("td", {}, Play.exact(slopes[j], said)));
+          node("td", {}, minus(Math.cos(angles[0] - angles[j]).toFixed(2))), node("td", {}, Play.exact(slopes[j], said)));
       }));
     }
 
@@ -264,12 +270,19 @@
       draw();
     }
 
+    /** Stop, and say so where nothing moves. */
+    function rest() {
+      stop();
+      still.hidden = false;
+    }
+
     function frame(now) {
       if (before === null) return;
       const passed = Math.max(0, Math.min(now - before, 50));
       before = now;
       const goesOn = descend(passed / STEP_TIME);
-      if (box.hidden || (!goesOn && held < 0)) return stop();
+      if (box.hidden) return stop();
+      if (!goesOn && held < 0) return rest();
       draw();
       requestAnimationFrame(frame);
     }
@@ -277,7 +290,7 @@
     function put(where) {
       angles = where.slice(0, count);
       dots.replaceChildren(...handles.slice(0, count));
-      draw();
+      stop();
     }
 
     const set = (name) => (value) => {
@@ -306,7 +319,8 @@
       Play.temperature(settings.temperature, set("temperature")),
       node("div", { class: "buttons" }, player, button("One step", () => { descend(1); draw(); }),
         button("All at one point", () => put(angles.map(() => angles[0]))),
-        button("Reset the points", () => put(start))));
+        button("Reset the points", () => put(start))),
+      still);
     put(start);
   });
 })();

@@ -62,7 +62,8 @@ Play.element("film.js", box => {
     const text = (words, place, anchor = "start") => node("text", { ...place, "text-anchor": anchor }, words);
     const svg = node("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": title });
     const axis = { stroke: "currentColor", "stroke-opacity": 0.4 };
-    svg.append(node("line", { x1: x(0), x2: x(last), y1: y(low), y2: y(low), ...axis }));
+    const cursor = node("line", { y1: TOP, y2: y(low), stroke: "currentColor", "stroke-width": 1.5 });
+    svg.append(cursor, node("line", { x1: x(0), x2: x(last), y1: y(low), y2: y(low), ...axis }));
     for (const value of ticks) {
       svg.append(text(String(value).replace("-", "−"), { x: LEFT - 5, y: y(value) + 4 }, "end"));
     }
@@ -73,7 +74,6 @@ Play.element("film.js", box => {
         text(words, { x: x(last), y: y(value) + (value === low ? -4 : 13) }, "end"),
       );
     }
-    const cursor = node("line", { y1: TOP, y2: y(low), stroke: "currentColor", "stroke-width": 1.5 });
     const legend = node("div", { class: "legend" });
     const dots = curves.map(({ values, first, look, words }) => {
       const points = values.map((value, n) => `${x(first + n)},${y(value)}`).join(" ");
@@ -82,7 +82,7 @@ Play.element("film.js", box => {
       if (words) legend.append(node("span", {}, line, words));
       return node("circle", { r: 4, fill: look.stroke });
     });
-    svg.append(cursor, ...dots);
+    svg.append(...dots);
     const move = () => {
       cursor.setAttribute("x1", x(step));
       cursor.setAttribute("x2", x(step));

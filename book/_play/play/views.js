@@ -80,17 +80,19 @@ Play.element("views.js", box => {
   const controls = node("fieldset", { class: "steps" }, node("legend", {}, "The five steps"));
   const range = node("p", {}), credit = node("p", { class: "credit" }), drawnText = node("div", { "aria-live": "polite" });
   const seedText = node("output", {});
+  const changed = node("span", { role: "status" }, "changed by you ", Play.button("Undo", reset));
 
   /** Put the five steps at what the recipe says. */
   function reset() {
     steps = {};
+    changed.hidden = true;
     controls.querySelectorAll(".step").forEach(row => row.remove());
     for (const [key, [words, says, scale, shown, initial]] of Object.entries(STEPS)) {
       const [on, strength] = initial(recipes[name]);
       steps[key] = { on: Boolean(on), strength };
       const slider = Play.slider(says, { ...scale, value: strength }, shown, value => {
         steps[key].strength = value;
-        show();
+        change();
       });
       const input = slider.querySelector("input");
       input.setAttribute("aria-label", `${words}, ${says}`);
@@ -98,9 +100,15 @@ Play.element("views.js", box => {
       controls.append(node("div", { class: "step" }, Play.tick(words, Boolean(on), ticked => {
         steps[key].on = ticked;
         input.disabled = !ticked;
-        show();
+        change();
       }), slider));
     }
+    show();
+  }
+
+  /** Show views by steps that are no longer the recipe's. */
+  function change() {
+    changed.hidden = false;
     show();
   }
 
@@ -146,7 +154,7 @@ Play.element("views.js", box => {
       chosen = value;
       show();
     }),
-    node("label", { class: "recipe" }, node("span", {}, "Recipe"), recipeChoice),
+    node("label", { class: "recipe" }, node("span", {}, "Recipe"), recipeChoice), changed,
     node("div", { class: "pictures" },
       node("div", { class: "framed" }, photograph, frames),
       ...canvases.map((canvas, n) => node("div", { class: "made" }, canvas, node("div", { class: "caption" }, `view ${n + 1}`)))),

@@ -1,0 +1,16 @@
+"""Leave Thebe out, which Jupyter Book 1 puts on every page, twice, so that browsers report an error.
+
+Its buttons are not in use here; a chapter runs on Colab and on Binder.
+"""
+
+from typing import Any
+
+
+def _silence(app: Any, config: Any) -> None:
+    for listeners in app.events.listeners.values():
+        listeners[:] = [each for each in listeners if each.handler.__module__ != "sphinx_thebe"]
+
+
+def setup(app: Any) -> dict:
+    app.connect("config-inited", _silence)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
