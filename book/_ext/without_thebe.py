@@ -1,4 +1,4 @@
-"""Leave Thebe out, which Jupyter Book 1 puts on every page, twice, so that browsers report an error.
+"""Leave Thebe out: Jupyter Book 1 puts it on every page, twice, and browsers report an error.
 
 Its buttons are not in use here; a chapter runs on Colab and on Binder.
 """
