@@ -9,6 +9,8 @@ from typing import Any
 def _silence(app: Any, config: Any) -> None:
     for listeners in app.events.listeners.values():
         listeners[:] = [each for each in listeners if each.handler.__module__ != "sphinx_thebe"]
+    styles = app.registry.css_files
+    styles[:] = [style for style in styles if style[0] != "sphinx-thebe.css"]
 
 
 def setup(app: Any) -> dict:
