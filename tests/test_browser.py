@@ -297,6 +297,18 @@ def test_every_named_figure_of_a_chapter_is_on_its_page(inspection, path):
     assert set(named) <= set(inspection.layout[path.stem, LAPTOP["width"]]["figures"])
 
 
+def test_figures_have_numbers_on_numbered_pages_alone(files):
+    chapters = main_pages()[1:]
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        numbers = re.findall(r'class="caption-number">Fig\. ([\d.]+)', text)
+        if path.stem in chapters:
+            place = 1 + chapters.index(path.stem)
+            assert numbers == [f"{place}.{n + 1}" for n in range(text.count("<figcaption>"))]
+        else:
+            assert numbers == [], path
+
+
 @pytest.mark.parametrize("name", main_pages())
 def test_a_chapter_has_two_bars_of_hidden_code_at_most(inspection, name):
     assert inspection.layout[name, LAPTOP["width"]]["bars"] <= 2
