@@ -333,9 +333,7 @@ def difference_dots(axes: Axes, table: pd.DataFrame) -> Axes:
 
     Where the interval is unknown (one seed) the dot is hollow.
     """
-    rows = np.arange(len(table))
-    # not through the words
-    axes.vlines(np.zeros(len(rows)), rows - 0.4, rows + 0.15, color="0.3", lw=1)
+    axes.axvline(0, color="0.7", lw=1.2, zorder=0)  # light, since it goes through the words
     for y, row in enumerate(table.iloc[::-1].itertuples()):
         value, low, high = 100 * row.value, 100 * row.low, 100 * row.high
         fill = "white" if np.isnan(low) else "black"
