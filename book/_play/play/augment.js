@@ -215,7 +215,8 @@ const Views = (() => {
       x: left, y: top, width: w, height: h, fill: "none", stroke, "stroke-width": width * unit,
       "stroke-dasharray": dashes.split(" ").filter(Boolean).map(x => x * unit).join(" ") || null,
     });
-    const x = left + (4 + 28 * (number - 1)) * unit, y = top + 4 * unit;
+    const second = number === 2;  // in the corner across, since crops often share one
+    const x = second ? left + w - 28 * unit : left + 4 * unit, y = second ? top + h - 30 * unit : top + 4 * unit;
     return [
       outline("black", 5, ""), outline("white", 2.5, LINES[number - 1]),
       node("rect", { x, y, width: 24 * unit, height: 26 * unit, fill: "black" }),

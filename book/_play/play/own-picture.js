@@ -245,7 +245,7 @@ Play.element("own-picture.js", (box) => {
     trouble,
     node("div", { class: "tiles" }, ...[whole, small, ...views].map((shown) => shown.whole)),
     credit, again, reading, summary, cosines,
-    node("p", {}, "What the classifier on h calls the picture as a whole:"),
+    node("p", {}, "What the classifier on h calls the picture as a whole. It knows these ten classes, so the name of anything else is wrong:"),
     node("ul", { class: "classes" }, ...rows.map(({ row }) => row)),
     nearest,
     node("p", { class: "aside" }, `Trained: ${written.about}, a narrow ResNet-9. Untrained: the same network as it was `
