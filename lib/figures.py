@@ -333,7 +333,8 @@ def difference_dots(axes: Axes, table: pd.DataFrame) -> Axes:
 
     Where the interval is unknown (one seed) the dot is hollow.
     """
-    axes.axvline(0, color="0.7", lw=1.2, zorder=0)  # light, since it goes through the words
+    # light, since it goes through the words; axes.lines are the rows' alone
+    axes.vlines(0, 0, 1, color="0.7", lw=1.2, zorder=0, transform=axes.get_xaxis_transform())
     for y, row in enumerate(table.iloc[::-1].itertuples()):
         value, low, high = 100 * row.value, 100 * row.low, 100 * row.high
         fill = "white" if np.isnan(low) else "black"
