@@ -130,6 +130,6 @@ def test_the_first_pages_two_sentences_are_still_so():
         "**After 25 epochs on such views a small network is better than untrained, and better than "
         "after 5. Open is what the report asks: are 500 epochs better than 100, is the projection "
         "head better thrown away, is SimCLR on CIFAR-10 any good? And what we ask: does SupCon "
-        "beat plain cross-entropy at equal augmentation and views? The runs that decide these are being "
-        "computed.**"
+        "beat plain cross-entropy at equal augmentation and views? The runs that decide these are "
+        "being computed.**"
     ) in intro
