@@ -215,8 +215,8 @@ const Views = (() => {
       x: left, y: top, width: w, height: h, fill: "none", stroke, "stroke-width": width * unit,
       "stroke-dasharray": dashes.split(" ").filter(Boolean).map(x => x * unit).join(" ") || null,
     });
-    const second = number === 2;  // in the corner across, since crops often share one
-    const x = second ? left + w - 28 * unit : left + 4 * unit, y = second ? top + h - 30 * unit : top + 4 * unit;
+    // the second one's in the corner across, since crops often share one
+    const [x, y] = number === 1 ? [left + 4 * unit, top + 4 * unit] : [left + w - 28 * unit, top + h - 30 * unit];
     return [
       outline("black", 5, ""), outline("white", 2.5, LINES[number - 1]),
       node("rect", { x, y, width: 24 * unit, height: 26 * unit, fill: "black" }),
