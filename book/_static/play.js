@@ -71,6 +71,9 @@ const Play = (() => {
     return node("label", { class: "number" }, node("span", {}, words), input, wrong);
   }
 
+  /** A number's text, its hyphen made a minus sign. */
+  const minus = (text) => text.replace("-", "\u2212");
+
   /** A number as a reader wants it, with all its digits in the page. */
   function exact(value, shown) {
     return node("data", { value }, shown);
@@ -152,5 +155,5 @@ const Play = (() => {
   document.addEventListener("DOMContentLoaded", () => {
     for (const [id, about] of Object.entries(ELEMENTS)) invite(id, about);
   });
-  return { node, slider, temperature, number, exact, written, tick, choice, button, load, element, data };
+  return { node, slider, temperature, number, exact, minus, written, tick, choice, button, load, element, data };
 })();

@@ -2,7 +2,7 @@
 /* Pull and push: embeddings on a circle that are dragged, with what a step of gradient descent does to them. The losses
    are those of lib/losses.py, NT-Xent and both forms of SupCon, for points of the plane. */
 (() => {
-  const { node, button } = Play;
+  const { node, button, minus } = Play;
   const LONGEST_STEP = 0.2;  // radians, for a force of 1: what one step at a temperature of 0.4 or more moves
   const STEP_TIME = 80;      // milliseconds of play in which a step is made, in parts
   const FADED = 1e-4;        // where no force is larger, play ends
@@ -88,7 +88,6 @@
   }
 
   const nats = (value) => Play.exact(value, minus(value.toFixed(4)));
-  const minus = (text) => text.replace("-", "\u2212");
   const place = (angle, radius = RADIUS) => [radius * Math.cos(angle), -radius * Math.sin(angle)];
   const positive = (degrees) => ((degrees % 360) + 360) % 360;
   const inDegrees = (angle) => positive(angle * 180 / Math.PI);

@@ -65,7 +65,7 @@ Play.element("film.js", box => {
     const cursor = node("line", { y1: TOP, y2: y(low), stroke: "currentColor", "stroke-width": 1.5 });
     svg.append(cursor, node("line", { x1: x(0), x2: x(last), y1: y(low), y2: y(low), ...axis }));
     for (const value of ticks) {
-      svg.append(text(String(value).replace("-", "−"), { x: LEFT - 5, y: y(value) + 4 }, "end"));
+      svg.append(text(Play.minus(String(value)), { x: LEFT - 5, y: y(value) + 4 }, "end"));
     }
     for (const at of [0, last / 2, last]) svg.append(text(String(at), { x: x(at), y: HIGH - 4 }, at === last ? "end" : "middle"));
     for (const { value, words } of levels) {
@@ -113,7 +113,7 @@ Play.element("film.js", box => {
 
   // --- what is touched ------------------------------------------------------------------------------------------------
 
-  const number = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
+  const number = (value, digits = 2) => Play.minus(value.toFixed(digits));
 
   /** What there is to see at the present step. */
   function said() {

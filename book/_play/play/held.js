@@ -7,7 +7,7 @@
   const WIDTH = 215, LEFT = 130;  // of the longest bar, and where bars begin
 
   const whole = (number) => Math.round(number).toLocaleString("en");
-  const decimal = (points) => points.toFixed(1).replace("-", "\u2212");
+  const decimal = (points) => Play.minus(points.toFixed(1));
   const signed = (points) => (points > 0 ? "+" : "") + decimal(points);
   const inWords = ({ held }) => (held.length ? held.join(", ").replace(/, ([^,]*)$/, " and $1") : "nothing");
   const unique = (values) => [...new Set(values)];
@@ -39,7 +39,7 @@
       node("line", { class: "axis", x1: 20, x2: 400, y1: 62, y2: 62 }),
       node("line", { class: "axis", x1: across(0), x2: across(0), y1: 22, y2: 68 }),
       ...[low, 0, high].map((points) => node("text", { x: across(points), y: 86, "text-anchor": "middle" },
-        String(points).replace("-", "\u2212"))),
+        Play.minus(String(points)))),
       node("text", { x: across(low / 2), y: 86, "text-anchor": "middle" }, "points"),
       node("text", { x: across(0) - 8, y: 14, "text-anchor": "end" }, "cross-entropy leads"),
       node("text", { x: across(0) + 8, y: 14 }, "SupCon leads"),

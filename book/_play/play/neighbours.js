@@ -114,7 +114,7 @@ Play.element("neighbours.js", box => {
   function row(name) {
     const { places, cosines, alike } = near[name];
     const found = places[chosen].map((n, k) => {
-      const other = labels[n] !== labels[chosen], cosine = (cosines[chosen][k] / 1000).toFixed(3).replace("-", "−");
+      const other = labels[n] !== labels[chosen], cosine = Play.minus((cosines[chosen][k] / 1000).toFixed(3));
       const words = `${classes[labels[n]]}, image ${n + 1}, cosine ${cosine}${other ? ", another class" : ""}`;
       return node("button", { type: "button", class: "neighbour", "aria-label": words, click: () => {
         choose(n);

@@ -20,7 +20,7 @@ Play.element("own-picture.js", (box) => {
   let seen;           // features { h, z } by stage: of view 1, view 2, the other's view; trained also of the picture
   let latest = 0;     // what was asked for last; what comes later than a new question is thrown away
 
-  const decimals = (value, digits) => value.toFixed(digits).replace("-", "−");
+  const decimals = (value, digits) => Play.minus(value.toFixed(digits));
   const number = (value) => node("data", { value }, decimals(value, 3));
   const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)}\u00a0%`;
 
