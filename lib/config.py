@@ -97,11 +97,15 @@ class Config:
     embedding: Annotated[int, Field(ge=1)] = 128
     optimiser: Annotated[str, one_of("optimiser", OPTIMISERS)] = "sgd"
     momentum: BelowOne = 0.9  # sgd only
-    # linear, step by step; a run of less than twice as many epochs warms up for a tenth of its own
+    # linear, step by step; a schedule of less than twice as many epochs has a tenth of its own
     warmup_epochs: AtLeast0 = 0
     warmup_from: NotNegative = 0.0  # learning rate at the first step of the warm-up
     final_rate: NotNegative = 0.0  # the cosine's end, as a share of learning_rate
     first_epoch: int = 0  # what the cosine calls the first epoch: 0 (PyTorch) or 1 (SupContrast)
+    # of the cosine's whole way, for a run that leaves it early; None: as many as the run has
+    cosine_epochs: Annotated[int, Field(ge=1)] | None = None
+    # the last ones, in which the rate falls on a line to final_rate, step by step
+    cooldown_epochs: AtLeast0 = 0
     # instead of the cosine: the rate falls to a tenth at these shares of the epochs
     milestones: Milestones | None = None
     drop_last: bool = False  # leave out the last, smaller batch of an epoch
@@ -133,17 +137,40 @@ class Config:
             )
         return self
 
+    @model_validator(mode="after")
+    def _schedule_has_room(self) -> "Config":
+        shaped = self.cosine_epochs is not None or self.cooldown_epochs
+        if self.milestones and shaped:
+            raise ValueError(
+                "with milestones there is no cosine for cosine_epochs or cooldown_epochs to shape"
+            )
+        if self.cosine_epochs is not None and self.cosine_epochs < self.epochs:
+            raise ValueError(
+                f"cosine_epochs must be at least epochs, {self.epochs}, got {self.cosine_epochs}"
+            )
+        if self.cooldown_epochs and self.cooldown_epochs > self.epochs - self.warmup:
+            raise ValueError(
+                f"cooldown_epochs must be at most what the warm-up leaves of {self.epochs} epochs, "
+                f"got {self.cooldown_epochs}"
+            )
+        return self
+
     @property
     def views(self) -> int:
         """Views of each image in a step."""
         return METHODS[self.method].views
 
     @property
+    def schedule_epochs(self) -> int:
+        """Of the run that the learning rate belongs to, which this one may leave early."""
+        return self.cosine_epochs or self.epochs
+
+    @property
     def warmup(self) -> float:
-        """Epochs of warm-up that are really done: a tenth of a run of less than twice as many."""
-        if self.epochs >= 2 * self.warmup_epochs:
+        """Epochs of warm-up that are done: a tenth of a schedule of less than twice as many."""
+        if self.schedule_epochs >= 2 * self.warmup_epochs:
             return self.warmup_epochs
-        return self.epochs / 10
+        return self.schedule_epochs / 10
 
     @property
     def factor(self) -> float:

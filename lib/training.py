@@ -206,9 +206,11 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
 
         low + (high - low) (1 + cos(pi e / E)) / 2
 
-    with low = final_rate * high, and e counted from first_epoch; before it a warm-up, linear step
-    by step, from warmup_from to the cosine's value at the warm-up's end (SupContrast util.py,
-    adjust_learning_rate and warmup_learning_rate).
+    with low = final_rate * high, E = schedule_epochs, and e counted from first_epoch; before it a
+    warm-up, linear step by step, from warmup_from to the cosine's value at the warm-up's end
+    (SupContrast util.py, adjust_learning_rate and warmup_learning_rate); after it a cooldown,
+    linear step by step, from where the cosine is left to low (Hägele et al., 2024,
+    arXiv:2405.18392).
     """
     epoch = step // steps
     if config.milestones:
@@ -218,12 +220,18 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
     high, low = config.learning_rate, config.learning_rate * config.final_rate
 
     def cosine(epoch: float) -> float:
-        return low + (high - low) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+        return low + (high - low) * (1 + math.cos(math.pi * epoch / config.schedule_epochs)) / 2
 
     warmup_steps = config.warmup * steps
     if step < warmup_steps:
         end = cosine(config.warmup)
         return config.warmup_from + (end - config.warmup_from) * step / warmup_steps
+
+    left = config.epochs - config.cooldown_epochs  # the epoch in which the cosine is left
+    if epoch >= left and config.cooldown_epochs:
+        start = cosine(left + config.first_epoch)
+        cooldown_steps = config.cooldown_epochs * steps
+        return start + (low - start) * (step - left * steps) / cooldown_steps
     return cosine(epoch + config.first_epoch)
 
 

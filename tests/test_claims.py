@@ -24,6 +24,7 @@ RUN = {
     "minutes": 1.0,
     "measure": "accuracy",
     "factor": 1.0,
+    "schedule": "own",
     "per_class": None,
 }
 SLICE = {"data": "cifar10", "images": 100, "encoder": "slim", "epochs": 5}
@@ -191,6 +192,13 @@ def test_of_runs_that_are_as_close_the_longest_are_shown():
     row = decide(CLAIM, table([0.7], epochs=100), table([0.6], epochs=400), table([0.5], epochs=50))
     assert row["verdict"] == "differs in epochs"
     assert row["ours"].startswith("60.0")
+
+
+def test_a_run_that_left_a_longer_schedule_early_is_not_of_its_length():
+    early = table([0.7], schedule="of 1000 epochs")
+    assert decide(CLAIM, early)["verdict"] == "differs in schedule"
+    claim = CLAIM | {"like_for_like": CLAIM["like_for_like"] | {"schedule": "of 1000 epochs"}}
+    assert decide(claim, early)["ours"].startswith("70.0")
 
 
 def test_a_claim_that_no_record_can_decide_says_why():

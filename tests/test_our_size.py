@@ -21,7 +21,14 @@ OURS = {
     "seeds": 3,
 }
 BEST_OF = OURS | {"minus": [{"method": "ce"}, {"method": "kmeans"}]}
-RUN = {"measure": "accuracy", "entry": "duel", "epochs": 60, "features": "h", "probe": "linear"}
+RUN = {
+    "measure": "accuracy",
+    "entry": "duel",
+    "epochs": 60,
+    "schedule": "own",
+    "features": "h",
+    "probe": "linear",
+}
 
 
 def rows(accuracies: list[float], method: str = "supcon", **changes) -> pd.DataFrame:

@@ -119,6 +119,31 @@ def test_the_schedule_is_uvas():
         scheduler.step()
 
 
+def test_a_cosine_may_be_left_early_and_cooled_down_from():
+    """Up to there the rates of the long run, from there a line to the end's rate."""
+    long = preset("simclr-stl10")
+    early = replace(long, epochs=100, cosine_epochs=500)
+    cooled = replace(early, cooldown_epochs=10)
+    begin, end = 90 * 390, 100 * 390
+    line = [begin, end], [learning_rate(long, begin, 390), 1e-5]
+    for step in range(0, end, 97):
+        wanted = learning_rate(long, step, 390)
+        assert learning_rate(early, step, 390) == wanted
+        if step > begin:
+            wanted = np.interp(step, *line)
+        assert learning_rate(cooled, step, 390) == pytest.approx(wanted)
+    assert learning_rate(cooled, end - 1, 390) == pytest.approx(1e-5, rel=0.02)
+
+
+def test_a_run_that_leaves_the_cosine_early_is_the_long_one_so_far(toy, tmp_path):
+    long = small(epochs=4, warmup_epochs=2)
+    early = trained(replace(long, epochs=2, cosine_epochs=4), toy, tmp_path)
+    kept = trained(long, toy, tmp_path, keep=(2,)).folder / "epoch-2.safetensors"
+    _, _, tensors = checkpoints.read(kept)
+    for name, value in early.model.state_dict().items():
+        assert torch.equal(value, tensors[f"model.{name}"]), name
+
+
 def test_the_schedule_of_the_supervised_baseline_is_pytorchs_multisteplr():
     baseline = preset("ce-stl10")
     optimiser = adamw(lr=1e-3)

@@ -27,7 +27,7 @@ from typing_extensions import TypedDict
 from lib import ROOT, InputError
 from lib.evidence.comparisons import Comparison, over_pairs
 from lib.evidence.statistics import Interval, differences, one_more, over_runs, over_seeds
-from lib.evidence.tables import COLUMNS, matching
+from lib.evidence.tables import COLUMNS, OWN_SCHEDULE, matching
 from lib.files import read_yaml, validated
 
 CLAIMS = ROOT / "book" / "claims.yml"
@@ -235,7 +235,7 @@ def at_our_size(claim: OurSize, table: pd.DataFrame) -> Ours:
 
     table: ``tables.measures``.
     """
-    conditions = {"measure": "accuracy", "entry": claim["entry"]} | claim["like_for_like"]
+    conditions = {"entry": claim["entry"]} | _conditions(claim)
     first = matching(table, conditions)
     of_each = []
     for minus in claim["minus"]:
@@ -403,8 +403,8 @@ def _expected(claim: Claim, values: pd.Series) -> Interval:
     return one_more(values, claim.get("runs", 1), rounding=0.5 / 10**digits / 100)
 
 
-def _conditions(claim: Claim) -> dict:
-    return {"measure": "accuracy"} | claim["like_for_like"]
+def _conditions(claim: Claim | OurSize) -> dict:
+    return {"measure": "accuracy", "schedule": OWN_SCHEDULE} | claim["like_for_like"]
 
 
 def _measured(conditions: dict, minus: dict | None, table: pd.DataFrame) -> Measured | None:

@@ -40,6 +40,7 @@ COLUMNS = [
     "trained_on",
     "view_size",
     *RUN_COLUMNS,
+    "schedule",
     "features",
     "probe",
     "accuracy",
@@ -58,7 +59,9 @@ NOT_LISTED = [
     "positives",
     "precision",
     "factor",
+    "schedule",
 ]
+OWN_SCHEDULE = "own"  # one that ends with the run
 
 
 def results(record: dict) -> Iterator[tuple[str, str, dict]]:
@@ -80,6 +83,7 @@ def table(records: list[dict]) -> pd.DataFrame:
     images, trained_on: labelled ones, of which some validate; those in the pool.
     view_size: the side of a view in pixels, NaN where the configuration leaves it to data of
         unknown size.
+    schedule: "own", or of which longer run, and with which cooldown: ``schedule``.
     accuracy: a fraction.
     """
     rows = []
@@ -173,6 +177,7 @@ def config_columns(config: Config) -> dict:
     columns = {key: getattr(config, key) for key in RUN_COLUMNS}
     return columns | {
         "factor": round(config.factor, 4),
+        "schedule": schedule(config),
         "method": method(config),
         "data": config.data,
     }
@@ -191,6 +196,16 @@ def method(config: Config) -> str:
     if config.epochs:
         return config.method
     return BASELINES.get(config.encoder, "untrained")
+
+
+def schedule(config: Config) -> str:
+    """Whose schedule of the learning rate a run has, in words."""
+    words = OWN_SCHEDULE
+    if config.schedule_epochs != config.epochs:
+        words = f"of {config.schedule_epochs} epochs"
+    if config.cooldown_epochs:
+        words += f", the last {config.cooldown_epochs} a cooldown"
+    return words
 
 
 def measures(records: list[dict]) -> pd.DataFrame:
