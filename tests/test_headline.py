@@ -1,11 +1,12 @@
 """The first page's questions: what is open shows its largest complete size, in text and drawn."""
 
+import math
 import xml.etree.ElementTree as ET
 
 import pandas as pd
 import pytest
 
-from lib import ROOT
+from lib import ROOT, InputError
 from lib.evidence import claims, headline, tables
 from lib.evidence.headline import MARKS, PAGE, README
 from lib.runs import records
@@ -43,6 +44,14 @@ def test_what_is_open_shows_its_largest_complete_size():
 
     (answer,) = headline.answers([asked], together(*SHORT, *DECIDED))
     assert (answer.mark, answer.size) == (claims.FOR, "60 against 120 epochs")
+
+
+def test_what_is_decided_although_a_run_failed_shows_what_decided_it():
+    failed = rows([math.nan], measure="failed", seed=2, features="x", probe="x")
+    longest = rows([0.73, 0.7301]), rows([0.70] * 3, "ce", epochs=120), failed
+    (answer,) = headline.answers([QUESTION | {"ours": SMALLER}], together(*SHORT, *longest))
+    assert (answer.mark, answer.size) == (claims.FOR, "60 against 120 epochs")
+    assert answer.difference().startswith("+3.0 [")
 
 
 def test_a_question_without_runs_says_so():
@@ -102,6 +111,17 @@ def test_it_is_written_between_its_marks_and_into_the_page(tmp_path):
     assert (before, after) == ("before\n", "\nafter")
     assert "Is it so?" in between and "old" not in between
     assert "Is it so?" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "text", ["no marks", MARKS[0], f"{MARKS[1]} {MARKS[0]}", 2 * " ".join(MARKS)]
+)
+def test_a_page_without_its_marks_is_left_as_it_is(tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="README.md needs"):
+        headline.write([QUESTION], together(*DECIDED), readme, tmp_path / "headline.html")
+    assert readme.read_text(encoding="utf-8") == text
 
 
 def test_the_first_page_says_what_the_records_say():

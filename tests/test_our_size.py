@@ -88,6 +88,23 @@ def test_a_failed_run_is_counted_and_told():
     assert found.in_words().endswith("2 seeds of 3, 1 failed")
 
 
+def test_a_seed_that_is_missing_is_not_made_up_for_by_one_that_failed_elsewhere():
+    """Seed 2 was never run beside k-means; that it failed beside cross-entropy is another pair."""
+    first, group = rows([0.73, 0.731, 0.732]), {"measure": "failed", "seed": 2}
+    ce = rows([0.70, 0.70], "ce"), rows([math.nan], "ce", **group, features="x", probe="x")
+    kmeans = rows([0.70, 0.70], "kmeans")
+    found = ours(first, *ce, kmeans, claim=BEST_OF)
+    assert (found.verdict, found.failed, found.is_complete) == ("open", 1, False)
+    found = ours(first, *ce, rows([0.70] * 3, "kmeans"), claim=BEST_OF)
+    assert (found.verdict, found.failed, found.is_complete) == ("yes", 1, True)
+
+
+def test_a_seed_that_failed_once_and_then_succeeded_is_a_pair_and_no_failure():
+    failed = rows([math.nan], measure="failed", seed=2, features="x", probe="x")
+    found = ours(rows([0.73, 0.731, 0.732]), rows([0.70] * 3, "ce", epochs=120), failed)
+    assert (found.comparison.seeds, found.failed) == (3, 0)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"entry": "-"}, {"epochs": 59}, {"probe": "knn"}, {"features": "z"}, {"measure": "ece"}],

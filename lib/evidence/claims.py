@@ -105,6 +105,8 @@ class Claim(TypedDict):
     rule: NotRequired[Literal["value", "sign", "at least", "none"]]
     like_for_like: NotRequired[Conditions]  # columns that a record must have
     number: NotRequired[float]  # percent; points with minus
+    # of the number as it was published, where it ends in zeros, which YAML does not keep
+    decimals: NotRequired[Annotated[int, Field(ge=0)]]
     runs: NotRequired[Annotated[int, Field(ge=1)]]  # how many the number is the mean of, else one
     minus: NotRequired[Conditions]  # the columns that differ in what is subtracted
     cannot: NotRequired[str]  # why no record can decide it
@@ -182,7 +184,8 @@ class Ours:
     comparison: Comparison | None  # over the pairs that there are; None of none
     verdict: str  # yes, no, no difference or open
     seeds: int  # pairs that are planned
-    failed: int  # of the planned runs
+    failed: int  # of them, because a run failed
+    is_complete: bool  # whether every planned pair is there or failed
     precisions: tuple[str, ...]  # of the runs; a pair has one
     pairs: pd.Series  # the differences, as fractions, by seed and precision
 
@@ -237,22 +240,29 @@ def at_our_size(claim: OurSize, table: pd.DataFrame) -> Ours:
     """
     conditions = {"entry": claim["entry"]} | _conditions(claim)
     first = matching(table, conditions)
-    of_each = []
+    planned = set(range(claim["seeds"]))
+    of_each: list[pd.Series] = []
+    failed: set[int] = set()
+    is_complete = True
     for minus in claim["minus"]:
         pairs = _pairs(first, matching(table, conditions | minus))
         if "precision" not in minus:
             pairs = _in_one_precision(pairs)
         of_each.append(_differences(pairs))
+        without_pair = planned - set(pairs["seed"])
+        failed_here = without_pair & _failed(conditions, minus, table)
+        is_complete &= without_pair == failed_here
+        failed |= failed_here
     differences = min(of_each, key=_mean_or_infinity)  # to the best of the second groups
     comparison = over_pairs(differences)
-    failed = _failed(claim, table)
 
     verdict = "open"
-    fewest = min(map(len, of_each))
-    if comparison is not None and fewest + failed >= claim["seeds"]:
+    if comparison is not None and is_complete:
         verdict = against_margin(comparison.interval, claim["margin"] / 100)
     precisions = tuple(sorted(set(differences.index.get_level_values("precision"))))
-    return Ours(comparison, verdict, claim["seeds"], failed, precisions, differences)
+    return Ours(
+        comparison, verdict, claim["seeds"], len(failed), is_complete, precisions, differences
+    )
 
 
 def sizes(claim: OurSize) -> list[OurSize]:
@@ -303,15 +313,12 @@ def _differences(pairs: pd.DataFrame) -> pd.Series:
     return pairs["accuracy"] - pairs["accuracy" + OF_SECOND]
 
 
-def _failed(claim: OurSize, table: pd.DataFrame) -> int:
-    """Seeds of which a run in either group failed."""
-    of_runs = {"measure": "failed", "entry": claim["entry"]} | claim["like_for_like"]
-    of_runs |= {"features": "any", "probe": "any"}
-    seeds: set[int] = set()
-    for minus in ({}, *claim["minus"]):
-        differing = {key: minus[key] for key in minus if key not in ("features", "probe")}
-        seeds |= set(matching(table, of_runs | differing)["seed"])
-    return len(seeds)
+def _failed(conditions: dict, minus: dict, table: pd.DataFrame) -> set[int]:
+    """Seeds of which a run in either group of a pair failed."""
+    of_runs = conditions | {"measure": "failed", "features": "any", "probe": "any"}
+    differing = {key: minus[key] for key in minus if key not in ("features", "probe")}
+    either = [matching(table, of_runs), matching(table, of_runs | differing)]
+    return set(pd.concat(either)["seed"])
 
 
 def _published(claim: Claim, table: pd.DataFrame) -> dict:
@@ -399,8 +406,14 @@ def _expected(claim: Claim, values: pd.Series) -> Interval:
 
     It is wider by half a unit of the number's last digit.
     """
-    digits = len(str(claim.get("number", 0.0)).partition(".")[2])
-    return one_more(values, claim.get("runs", 1), rounding=0.5 / 10**digits / 100)
+    rounding = 0.5 / 10 ** decimals(claim) / 100
+    return one_more(values, claim.get("runs", 1), rounding)
+
+
+def decimals(claim: Claim) -> int:
+    """Of the claim's number, as it was published."""
+    written = str(claim.get("number", 0.0)).partition(".")[2]
+    return claim.get("decimals", len(written))
 
 
 def _conditions(claim: Claim | OurSize) -> dict:
@@ -460,9 +473,9 @@ def claimed(claim: Claim) -> str:
     if "number" not in claim:
         number = "no number"
     elif "minus" in claim:
-        number = f"{claim['number']:+.2f} points"
+        number = f"{claim['number']:+.{decimals(claim)}f} points"
     else:
-        number = f"{claim['number']:.2f} %"
+        number = f"{claim['number']:.{decimals(claim)}f} %"
     if claim.get("rule") == "at least":
         return f"at least {number}"
     return number

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import ROOT
+from lib import ROOT, InputError
 from lib.evidence.claims import (
     AGAINST,
     FOR,
@@ -62,7 +62,7 @@ def answers(claims: Sequence[Claim], table: pd.DataFrame) -> list[Answer]:
 def _answer(claim: Claim, table: pd.DataFrame) -> Answer:
     row = decide(claim, table)
     planned = at_our_size(claim["ours"], table)
-    size, shown = largest_complete(claim["ours"], table) or (claim["ours"], planned)
+    size, shown = largest_complete(claim["ours"], table)
     standing = planned.verdict
     if standing == "open":
         seeds = planned.comparison.seeds if planned.comparison else 0
@@ -81,16 +81,16 @@ def _answer(claim: Claim, table: pd.DataFrame) -> Answer:
     )
 
 
-def largest_complete(claim: OurSize, table: pd.DataFrame) -> tuple[OurSize, Ours] | None:
-    """The largest size of a claim all of whose pairs are there, and what they say.
+def largest_complete(claim: OurSize, table: pd.DataFrame) -> tuple[OurSize, Ours]:
+    """The largest size of a claim all of whose pairs are there or failed, and what they say.
 
-    table: ``tables.measures``.
+    The planned one where none is complete. table: ``tables.measures``.
     """
     for size in sizes(claim):
         ours = at_our_size(size, table)
-        if ours.comparison is not None and ours.comparison.seeds >= size["seeds"]:
+        if ours.comparison is not None and ours.is_complete:
             return size, ours
-    return None
+    return claim, at_our_size(claim, table)
 
 
 def length(claim: OurSize) -> str:
@@ -210,10 +210,16 @@ def _drawing(answer: Answer, low: int, high: int) -> str:
 def write(
     claims: Sequence[Claim], table: pd.DataFrame, readme: Path = README, page: Path = PAGE
 ) -> None:
-    """Put the table between its marks in README.md, and that of the first page into its file."""
+    """Put the table between its marks in README.md, and that of the first page into its file.
+
+    Raises InputError where the marks are not there, once each and in order.
+    """
     first, last = MARKS
-    before, _, rest = readme.read_text(encoding="utf-8").partition(first)
-    after = rest.partition(last)[2]
+    old = readme.read_text(encoding="utf-8")
+    before, _, rest = old.partition(first)
+    _, _, after = rest.partition(last)
+    if old.count(first) != 1 or rest.count(last) != 1:
+        raise InputError(f"{readme} needs {first} and below it {last}, once each, about the table")
     text = f"{before}{first}\n{markdown(claims, table)}\n{last}{after}"
     write_atomically(readme, text.encode())
     write_atomically(page, html(claims, table).encode())
