@@ -44,11 +44,6 @@ def main(arguments: list[str] | None = None) -> int:
     """
     if arguments is None:
         arguments = sys.argv[1:]
-    if arguments[:1] == ["faults"]:
-        from stress.__main__ import main as stress  # for Linux alone, and heavy
-
-        return stress(arguments)  # its name before it had a package of its own
-
     args = build_parser().parse_args(arguments)
     try:
         for peer in args.module.PEERS:

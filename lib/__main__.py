@@ -244,7 +244,7 @@ def pretrain(
             dataset = load(config.data, data_root)
         precision = config.precision if config.epochs else "float32"
         _tell_device(device, precision, chosen=chosen)
-        images = len(dataset.take(config.images).pool(config.pool))
+        images = dataset.take(config.images).pool_size(config.pool)
         pool = config.pool
         if pool == "unlabeled" and dataset.unlabeled is None:
             pool = "train+val"
@@ -297,7 +297,7 @@ def parse(assignments: list[str]) -> dict:
             raise InputError(f"--set takes field=value, got '{assignment}'")
         try:
             delta[field] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             delta[field] = text
     return delta
 

@@ -7,6 +7,7 @@ image (``compute.views_cpu``), elsewhere, and where numba is missing, in batches
 (``compute.views_in_batches``).
 """
 
+import warnings
 from dataclasses import dataclass, fields
 from itertools import permutations
 from types import ModuleType
@@ -23,8 +24,12 @@ from lib.hardware import compiles, send
 views_cpu: ModuleType | None
 try:
     from lib.compute import views_cpu
-except ImportError:  # no numba, or one for another numpy
+except ImportError as error:  # no numba, or one for another numpy
     views_cpu = None
+    warnings.warn(
+        f"numba can't be imported ({error}): views on a CPU take several times as long",
+        stacklevel=2,
+    )
 
 CHUNK = 128 * 32 * 32  # pixels at a time on a CPU: temporaries stay in cache
 ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after ten

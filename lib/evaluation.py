@@ -10,6 +10,7 @@ way. Further probes are in ``lib.probes``.
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -55,20 +56,29 @@ def features(
     share = Share(len(images))
     parts_of_h, parts_of_z = [], []
 
-    was_training = model.training
-    model.eval()
     own = images[share.own[0]]  # this rank's part; without ranks all
     most = BATCH_PIXELS.get(device.type, BATCH_PIXELS_ELSEWHERE)
-    for batch in own.split(max(1, most // size**2)):
-        x = apply(batch.to(device), draw(recipe, len(batch), seed=0, step=0))
-        with autocast(device, precision):
-            h, z = model(x.contiguous(memory_format=memory_format(device)))
-        parts_of_h.append(h.float())
-        parts_of_z.append(z.float())
-    model.train(was_training)
+    with _in_eval_mode(model):
+        for batch in own.split(max(1, most // size**2)):
+            x = apply(batch.to(device), draw(recipe, len(batch), seed=0, step=0))
+            with autocast(device, precision):
+                h, z = model(x.contiguous(memory_format=memory_format(device)))
+            parts_of_h.append(h.float())
+            parts_of_z.append(z.float())
 
     h, z = torch.cat(parts_of_h), torch.cat(parts_of_z)
     return share.gather(h[None])[0], share.gather(z[None])[0]
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model is in the mode that it was in before."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
@@ -84,10 +84,38 @@ def only_writer(path: Path, writing: str, wait: bool = True) -> Iterator[None]:
     Raises InputError where wait is False and another process holds it, or the file can't be
     written.
     """
+    with _locked(path, writing, functools.partial(_acquire, writing=writing, wait=wait)):
+        yield
+
+
+@contextlib.contextmanager
+def claimed(path: Path, writing: str, seconds: float) -> Iterator[bool]:
+    """Within, where it gives True, no other process holds the lock file at path.
+
+    writing: what is written, for the warning where nothing can be locked.
+    seconds: to wait for it.
+
+    Raises InputError where the file can't be written.
+    """
+    with contextlib.ExitStack() as stack:
+        lock = _locked(path, writing, lambda lock: lock.acquire(timeout=seconds))
+        try:
+            stack.enter_context(lock)
+        except Timeout:
+            yield False
+            return
+        yield True
+
+
+@contextlib.contextmanager
+def _locked(path: Path, writing: str, acquire: Callable[[BaseFileLock], Any]) -> Iterator[None]:
+    """Within, the lock that acquire has taken is held; where none can be, that is warned of."""
     lock = FileLock(path, mode=0o666)  # whose folder several people share, can all wait for it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _acquire(lock, writing, wait)
+        acquire(lock)
+    except Timeout:
+        raise
     except OSError as error:
         if error.errno not in UNLOCKABLE:
             raise InputError(
@@ -96,7 +124,7 @@ def only_writer(path: Path, writing: str, wait: bool = True) -> Iterator[None]:
         warnings.warn(
             f"{path.parent} can't be locked ({error.strerror}): see that no other process writes "
             f"{writing}",
-            stacklevel=3,
+            stacklevel=5,
         )
     try:
         yield

@@ -367,7 +367,8 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     where they take long, as float16 does on most CPUs.
     """
     side = SIDE.get(device.type, SIDE_ELSEWHERE)
-    a = torch.randn(side, side, device=device).to(getattr(torch, precision))
+    generator = torch.Generator(device)  # the global one is left as it was
+    a = torch.randn(side, side, device=device, generator=generator).to(getattr(torch, precision))
 
     seconds: list[float] = []
     for _ in range(6):

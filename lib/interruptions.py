@@ -57,5 +57,5 @@ class Interruptions:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-        if self.caught and error is None:
+        if self.caught:  # whatever else went wrong: who asked for an end gets it
             signal.raise_signal(self.caught)

@@ -144,8 +144,10 @@ import sys
 sys.modules["numba"] = None  # as where it is not installed
 import torch
 from lib import augmentations
+from lib.runs import provenance
 images, parameters = torch.load(sys.argv[1], weights_only=False)
 assert augmentations.views_cpu is None
+assert "numba" not in provenance.versions()
 torch.save(augmentations.apply(images, parameters), sys.argv[2])
 """
 
@@ -155,7 +157,8 @@ def test_without_numba_views_are_computed_in_batches(tmp_path):
     given, made = tmp_path / "given.pt", tmp_path / "made.pt"
     torch.save((x, parameters), given)
     command = [sys.executable, "-c", WITHOUT_NUMBA, given, made]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, check=True, timeout=300, stderr=subprocess.PIPE)
+    assert b"numba can't be imported" in done.stderr
     assert torch.equal(torch.load(made), batched(x, parameters))
 
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib import InputError, hardware, settings
+from lib import Diverged, InputError, hardware, settings
 from lib.runs import backup, checkpoints, load
-from lib.runs.backup import RECORD, Backup
+from lib.runs.backup import FAILED, RECORD, Backup
 from lib.runs.checkpoints import BEFORE, NEWEST
 from stress.cases import ended, forked
 from tests.conftest import same, sessions_of, small, stopped, trained, wait_for
@@ -200,3 +200,18 @@ def test_drive_is_mounted_on_colab_and_nowhere_else(monkeypatch):
     assert backup.place("drive").is_relative_to("/content/drive/MyDrive")
     assert mounted == [os.path.join("/content", "drive")]
     assert backup.place("~/runs") == Path.home() / "runs"
+
+
+def test_that_a_run_diverged_is_copied_and_fetched_with_its_checkpoint(toy, tmp_path, copies):
+    config = small(optimiser="sgd", learning_rate=1e30, warmup_epochs=0)
+    folder = stopped(small(), toy, tmp_path / "one", steps=3).folder
+    with pytest.raises(Diverged):
+        trained(config, toy, tmp_path / "one")
+    (failed,) = (path.parent for path in (tmp_path / "one").glob(f"*/{FAILED}"))
+    Backup(tmp_path / "one", copies).copy()
+    assert FAILED in names(copies / failed.name)
+
+    other = tmp_path / "other"
+    assert set(Backup(other, copies).fetch()) == {folder.name, failed.name}
+    assert checkpoints.steps_taken(other / failed.name) is None
+    assert Backup(other, copies).fetch() == []  # once

@@ -171,6 +171,23 @@ def test_a_slice_is_stratified_nested_in_train_and_keeps_test_whole(toy):
         toy.take(7)
 
 
+def test_a_slice_may_have_nearly_all_images_where_small_classes_fill_val():
+    """Each of eight classes with two images has one in val, which so is more than a tenth."""
+    labels = np.repeat(np.arange(9), [84, *[2] * 8])
+    x = np.zeros((100, 12, 12, 3), np.uint8)
+    many = data.build("many", x, labels, x[:9], np.arange(9))
+    assert many.counts["val"] > 10
+    for images in (95, 99):
+        part = many.take(images)
+        assert images <= len(part.train) + len(part.val) <= 100
+        assert set(part.train.labels.tolist()) == set(part.val.labels.tolist()) == set(range(9))
+
+
+def test_official_folds_are_of_the_whole_and_not_of_a_slice():
+    folded = data.build("folded", **arrays(n=480), folds=[torch.arange(20)])
+    assert folded.take(480).folds and not folded.take(100).folds
+
+
 def of_classes(*counts: int) -> Tensor:
     """Labels of so many images of each class, in an order drawn at random."""
     labels = np.repeat(np.arange(len(counts)), counts)

@@ -230,6 +230,25 @@ def test_a_run_that_can_not_begin_takes_no_time_and_says_why(place):
         finish(place, budget=1.0)
 
 
+def test_a_run_that_diverges_is_published_as_failed_and_not_tried_again(place):
+    delta = SMALL | {"learning_rate": 1e30, "optimiser": "sgd", "warmup_epochs": 0}
+    written(place, EARLY | {"delta": delta})
+    with pytest.raises(InputError, match="early: .*the loss became"):
+        finish(place)
+    (record,) = published(place).values()
+    assert "the loss became" in record["failed"]
+    finish(place)
+    assert missing(place) == 0
+
+
+def test_a_record_that_is_published_again_takes_its_own_place(place):
+    finish(place, "early")
+    (record,) = published(place).values()
+    here = ledger(place)
+    here.add(record | {"started": "later"})
+    assert [other["started"] for other in here.everything()] == ["later"]
+
+
 def test_an_estimate_that_nothing_tells_is_unknown_and_not_0(place):
     words = experiments.in_words(
         experiments.overview(chosen(place), ledger(place), "cpu"), ledger(place)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from lib import InputError, files
-from lib.files import checked, only_writer, parse_json, parse_yaml, read_yaml, validated
+from lib.files import checked, claimed, only_writer, parse_json, parse_yaml, read_yaml, validated
 from tests.conftest import wait_for
 
 
@@ -224,6 +224,14 @@ def test_a_writer_that_waits_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert written.is_set()
 
 
+def test_a_claim_is_one_processs(tmp_path):
+    path = tmp_path / "claims" / ".lock"
+    with claimed(path, "the run", 0) as mine, claimed(path, "the run", 0) as also:
+        assert mine and not also
+    with claimed(path, "the run", 0) as again:
+        assert again
+
+
 @pytest.mark.parametrize("number, warned", [(errno.ENOLCK, True), (errno.ENOSPC, False)])
 def test_a_file_system_without_locks_is_warned_of(
     number, warned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -236,6 +244,11 @@ def test_a_file_system_without_locks_is_warned_of(
         with pytest.warns(UserWarning, match="can't be locked .*see that no other process writes"):
             with only_writer(tmp_path / ".lock", "the run"):
                 pass
+        with (
+            pytest.warns(UserWarning, match="can't be locked"),
+            claimed(tmp_path / ".lock", "the run", 0) as mine,
+        ):
+            assert mine
     else:
         with pytest.raises(InputError, match="can't write .*.lock .No space left"):
             with only_writer(tmp_path / ".lock", "the run"):

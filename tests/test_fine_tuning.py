@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib import data
+from lib import InputError, data
 from lib.augmentations import RECIPES
 from lib.data import Dataset
 from lib.evaluation import classified
 from lib.evidence import tables
-from lib.probes import Seen, fine_tuning
+from lib.probes import Seen, Unfinished, few_labels, fine_tuning
 from lib.runs import Run
+from lib.runs.run import UNFINISHED
 from tests.conftest import arrays, small, trained
 
 AS_IT_IS = RECIPES["none"]
@@ -105,7 +106,7 @@ def test_a_start_is_where_the_encoder_begins(toy):
 
 def test_only_the_subsets_labels_are_learned_from(toy):
     """All other training labels are turned round: nothing of that subset's classifier changes."""
-    places = fine_tuning.label_sets(toy.train)[5][0]
+    places = fine_tuning.label_sets(toy)[5][0]
     wrong = 3 - toy.train.labels
     wrong[places] = toy.train.labels[places]
     turned = replace(toy, train=replace(toy.train, labels=wrong))
@@ -147,3 +148,47 @@ def test_a_runs_rows_are_few_labels_in_the_measures(toy, tmp_path, monkeypatch):
     assert measured["accuracy"].iloc[0] == first["correct"] / first["n"]
     one, other = run.fresh(), run.fresh()
     assert not all(map(torch.equal, one.parameters(), other.parameters()))
+
+
+def test_a_probe_that_was_stopped_goes_on_with_the_rows_that_it_had(toy, tmp_path, monkeypatch):
+    whole = fine_tuning.ask(seen(toy))
+    path, fits = tmp_path / "rows.json", []
+    tuned = fine_tuning.tuned
+
+    def stopped(*about) -> fine_tuning.Classifier:
+        fits.append(about)
+        if len(fits) == 7:  # two rates and two subsets, then the same from scratch
+            raise KeyboardInterrupt
+        return tuned(*about)
+
+    monkeypatch.setattr(fine_tuning, "tuned", stopped)
+    first = seen(toy)
+    first.unfinished = Unfinished(path)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tuning.ask(first)
+    assert Unfinished(path).rows == whole[:2]
+
+    again = seen(toy)
+    again.unfinished = Unfinished(path)
+    fits.clear()
+    assert fine_tuning.ask(again) == whole
+    assert len(fits) == 4  # those of the start that was under way
+    assert Unfinished(path).rows == whole
+
+    path.write_text("cut off [", encoding="utf-8")
+    assert Unfinished(path).rows == []
+
+
+def test_a_run_leaves_no_rows_beside_its_record(toy, tmp_path):
+    run = trained(small(epochs=0), toy, tmp_path)
+    run.evaluate(toy, "cpu", ["fine-tuning"])
+    assert run.record["fine_tuning"]
+    assert not (run.folder / UNFINISHED).exists()
+
+
+def test_a_class_with_too_few_images_is_named(toy):
+    small_class = toy.train[torch.cat([(toy.train.labels != 3).nonzero()[:, 0], torch.tensor([3])])]
+    lacking = replace(toy, train=small_class)
+    for probe in (fine_tuning, few_labels):
+        with pytest.raises(InputError, match="class '3' of toy has .* images to draw"):
+            probe.ask(seen(lacking))

@@ -265,7 +265,9 @@ def test_resnet18_on_small_images_is_as_large_as_published():
 
 def test_the_matrix_rate_and_the_memory_are_this_machines(monkeypatch):
     monkeypatch.setattr(hardware, "SIDE_ELSEWHERE", 256)
+    state = torch.get_rng_state()
     assert 1e8 < matrix_rate.__wrapped__(CPU, "float32") < 1e14
+    assert torch.equal(torch.get_rng_state(), state)
     before = peak_memory(CPU)
     held = torch.ones(2 * before // 4)  # twice the peak so far, in float32
     assert peak_memory(CPU) >= 4 * len(held)

@@ -91,6 +91,9 @@ def test_a_run_of_it_learns_once_from_its_pool_and_can_be_loaded(toy, tmp_path, 
     linear = run.evaluate(toy, "cpu")["h"]["linear"]
     assert linear["correct"] > 0.8 * linear["n"]  # toy's classes are colours
 
+    seeded = preset("simclr-digits", **baseline, seed=2**40)
+    assert pretrain(seeded, toy, tmp_path, "cpu", progress=False).model.encoder.centroids.any()
+
     larger = preset("simclr-digits", **baseline, pool="train+val")
     other = pretrain(larger, toy, tmp_path, "cpu", progress=False)
     assert not torch.equal(centroids, other.model.encoder.centroids)

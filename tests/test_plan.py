@@ -252,8 +252,10 @@ VERSIONS = [
 
 def test_a_version_is_known_by_its_first_commit(tmp_path):
     git(tmp_path, "init")
-    for at, margin in ((1000, 1.0), (2000, 2.0), (3000, 1.0)):
-        path = written(tmp_path, with_margin(margin))
+    for at, margin in ((1000, 1.0), (1500, None), (2000, 2.0), (3000, 1.0)):
+        path = written(tmp_path, with_margin(margin or 0.0))
+        if margin is None:
+            path.write_text("a slip: [", encoding="utf-8")  # which says nothing of any entry
         git(tmp_path, "add", path.name)
         git(tmp_path, "commit", "-m", "x", at=at)
     found = plan.history(tmp_path / "experiments.yml")
@@ -284,6 +286,11 @@ def test_a_run_must_follow_the_commit_of_its_version(entry, version, started, wo
         assert why is None
     else:
         assert words in why
+
+
+def test_a_run_of_the_plan_says_when_it_began():
+    record = {"id": "r", "plan": {"entry": "lengths", "version": FIRST}}
+    assert plan.unplanned(record, VERSIONS) == "r does not say when it began"
 
 
 def test_a_run_outside_of_the_plan_needs_no_commit():

@@ -17,6 +17,7 @@ from lib.encoders import Model
 from lib.evaluation import cross_validated_probe, linear_probe, logistic_path
 from lib.probes import (
     PROBES,
+    Probe,
     Seen,
     calibration,
     changes,
@@ -28,8 +29,9 @@ from lib.probes import (
 from lib.probes.changes import CHANGES
 from lib.probes.corruptions import CORRUPTIONS, corrupt
 from lib.probes.published import PROTOCOLS, train_probe
+from lib.runs import records
 from tests.blobs import blobs
-from tests.conftest import arrays
+from tests.conftest import arrays, small, trained
 
 AS_IT_IS = RECIPES["none"]
 TABLES = {probe.field for probe in PROBES.values()} - {None}
@@ -483,3 +485,20 @@ def test_official_folds_are_used_at_a_hundred_labels_a_class(monkeypatch: pytest
     for (_, places), fold in zip(subsets, folds, strict=True):
         assert torch.equal(pool.images[places], official[fold])
     assert len(few_labels.named_subsets(stl, pool, 50)) == 5  # random ones
+
+
+def test_what_a_probe_found_is_in_the_record_before_the_next_one_is_asked(
+    toy, tmp_path, monkeypatch
+):
+    run = trained(small("ce", epochs=1), toy, tmp_path)
+
+    def lost(seen: Seen) -> list:
+        raise InputError("no time left")
+
+    monkeypatch.setitem(PROBES, "labels", Probe(lost, "label_sweep"))
+    with pytest.raises(InputError, match="no time left"):
+        run.evaluate(toy, "cpu", ["labels", "linear", "knn", "calibration"])
+    record = records.read(run.folder / "record.json")
+    assert {"linear", "knn"} <= record["evaluation"]["h"].keys()
+    assert "classifier" in record["evaluation"]["z"]
+    assert "label_sweep" not in record and "calibration" not in record

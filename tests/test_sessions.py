@@ -30,6 +30,7 @@ from lib.runs import checkpoints, identity, load, records, session
 from lib.runs.checkpoints import BEFORE, NEWEST
 from lib.runs.session import ENDED, WITHOUT_A_WORD, inexact, only_writer
 from lib.runs.trouble import estimated_batch, out_of_memory, refuse_collapse
+from lib.training import Progress
 from tests.conftest import (
     arrays,
     begun,
@@ -631,3 +632,22 @@ def test_a_recipe_of_other_content_is_another_run(toy, tmp_path, monkeypatch):
     for run in (one, two):
         run.evaluate(toy, "cpu", ("knn",))
     assert len(protocols([one.record, two.record])) == 2
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_the_process_also_where_its_checkpoint_fails(
+    number, toy, tmp_path, exiting, monkeypatch
+):
+    """Whoever works on several runs would else begin the next one."""
+
+    def fail(*_):
+        raise InputError("can't write")
+
+    def end(*_):
+        monkeypatch.setattr(checkpoints, "rotate", fail)
+        os.kill(os.getpid(), number)
+        return {"epoch": 1}
+
+    monkeypatch.setattr(Progress, "end_epoch", end)
+    with pytest.raises(SystemExit, match=number.name):
+        trained(small(), toy, tmp_path)

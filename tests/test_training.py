@@ -457,6 +457,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
     assert "Diverged: the loss became nan" in (folder / ENDED).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_views_of_which_an_encoder_leaves_nothing_are_refused(epochs, toy, tmp_path):
+    config = small(encoder="resnet9", stem="imagenet", size=8, epochs=epochs)
+    words = "resnet9 with the stem 'imagenet' can't see views of 8 pixels .*: set a larger size"
+    with pytest.raises(InputError, match=words):
+        trained(config, toy, tmp_path)
+    trained(replace(config, size=16), toy, tmp_path)
+
+
 def wide(height: int = 32, width: int = 48) -> Dataset:
     """Noise in images that are wider than high."""
     x = np.random.default_rng(0).integers(0, 256, (40, height, width, 3)).astype(np.uint8)

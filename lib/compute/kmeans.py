@@ -52,7 +52,11 @@ class KMeans(nn.Module):
         self.whitening.copy_(whitening)
 
         search = Lloyd(
-            len(self.centroids), init="random", n_init=1, max_iter=ITERATIONS, random_state=seed
+            len(self.centroids),
+            init="random",
+            n_init=1,
+            max_iter=ITERATIONS,
+            random_state=seed % 2**32,  # it takes no larger one
         )
         search.fit(self._whiten(patches).numpy())
         self.centroids.copy_(torch.from_numpy(search.cluster_centers_))

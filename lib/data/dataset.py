@@ -126,10 +126,17 @@ class Dataset:
             return self.train + self.val
         raise InputError(f"unknown pool '{name}'; known: train, train+val, unlabeled")
 
+    def pool_size(self, name: str) -> int:
+        """How many images a pool has; no image is copied for that."""
+        if name == "unlabeled" and self.unlabeled is not None:
+            return len(self.unlabeled)
+        return len(self.train) + len(self.val) * (name != "train")
+
     def take(self, images: int | None) -> "Dataset":
         """A stratified slice of so many labelled training images, val's share included.
 
-        None: all. Test stays whole. A class that would have none in train or val has one more.
+        None: all. Test stays whole, official folds are of the whole and left out. A class that
+        would have none in train or val has one more.
         Raises InputError where there are not so many, or where they are too few for a val.
         """
         total = len(self.train) + len(self.val)
@@ -148,7 +155,14 @@ class Dataset:
                 f"a slice of {self.name} needs {2 * val} images or more, {images} were asked for"
             )
 
-        return replace(self, train=_slice(self.train, images - val), val=_slice(self.val, val))
+        # val may have more than its share, where a class with few images has one of them there
+        train = min(images - val, len(self.train))
+        return replace(
+            self,
+            train=_slice(self.train, train),
+            val=_slice(self.val, images - train),
+            folds=(),
+        )
 
 
 def _slice(split: Split, n: int) -> Split:

@@ -60,6 +60,8 @@ def batch_norm(self: _BatchNorm, x: Tensor) -> Tensor:
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Afterwards BatchNorm's running sums are what they were before: a second pass will count."""
     kept = [buffer.clone() for buffer in model.buffers()]
-    yield
-    for buffer, before in zip(model.buffers(), kept):
-        buffer.copy_(before)
+    try:
+        yield
+    finally:
+        for buffer, before in zip(model.buffers(), kept):
+            buffer.copy_(before)

@@ -23,7 +23,7 @@ from lib.files import checked, read_yaml, validated
 from lib.hardware import choose_device
 from lib.presets import preset
 from lib.probes import PROBES
-from lib.runs import computed_on, is_open, pretrain, provenance, records
+from lib.runs import computed_on, is_open, provenance, records
 
 EXPERIMENTS = ROOT / "book" / "experiments.yml"
 SCALES = ("slice", "full")
@@ -266,18 +266,9 @@ def work(
 
 
 def _finish(task: Task, ledger: Ledger, device: str | None) -> dict:
-    """Train one run, or go on with it; evaluate and publish it. Returns its record.
-
-    What an older published record of the same run has been asked is asked again, since it will be
-    replaced.
-    """
+    """Make one run (``Ledger.make``). Returns its record."""
     dataset = ledger.data(task.config.data)
     if dataset is None:
         raise InputError(ledger.missing[task.config.data])
 
-    asked = ledger.asked(task.config)
-    run = pretrain(task.config, dataset, ledger.runs, device)
-    run.evaluate(dataset, device, dict.fromkeys((*task.wanted, *asked)))
-    records.publish(run.folder, ledger.results)
-    ledger.add(run.record)
-    return run.record
+    return ledger.make(task.config, dataset, task.wanted, device).record

@@ -3,12 +3,13 @@
 import json
 import math
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
-from lib import InputError, probes
+from lib import Diverged, InputError, probes
 from lib.config import Config
 from lib.data import Dataset, data_root, load
 from lib.data.downloads import DOWNLOADS
@@ -22,9 +23,12 @@ from lib.runs import (
     computed_on,
     furthest,
     identity,
+    packing,
+    pretrain,
     provenance,
     records,
 )
+from lib.runs.run import Run
 
 STEPS = 1, 2  # of a run whose cost nothing tells: to warm up, and timed
 
@@ -57,7 +61,7 @@ class Ledger:
         self.download = download
         self.computing = choose_device(device)
         self.device = provenance.device(self.computing)
-        self.records: dict[str, list[dict]] = {}  # by key, newest first
+        self.records: dict[str, list[dict]] = {}  # by key, the last one read first
         self.missing: dict[str, str] = {}  # data sets that are not there, and why
         self._data: dict[str, Dataset | None] = {}
         self._timed: list[dict] = []  # what was timed here, as far as a record would tell it
@@ -73,9 +77,10 @@ class Ledger:
                 self.add(records.read(path))
 
     def add(self, record: dict) -> None:
-        """Put a record before older ones of the same run."""
+        """Put a record in the place of an earlier one of its id, before those on other data."""
         run = key(Config(**record["config"]), record["numerics"])
-        self.records.setdefault(run, []).insert(0, record)
+        others = [other for other in self.records.get(run, ()) if other["id"] != record["id"]]
+        self.records[run] = [record, *others]
 
     def data(self, name: str) -> Dataset | None:
         """The data set, or None where it is not there (or, with download, can't be had)."""
@@ -145,11 +150,51 @@ class Ledger:
         missing = probes.missing(record, probes.PROBES)
         return [name for name in probes.PROBES if name not in missing]
 
+    def make(
+        self,
+        config: Config,
+        dataset: Dataset,
+        wanted: Iterable[str],
+        device: str | None = None,
+        plan: dict | None = None,
+        keep: Sequence[int] = (),
+        kept: Path | None = None,
+    ) -> Run:
+        """Train a run, or go on with it; evaluate it, keep its encoders, and publish its record.
+
+        wanted: probes. What an older published record of the same run has been asked is asked
+            again, since it is replaced.
+        device, plan: as in ``runs.pretrain``.
+        keep, kept: after which epochs encoders are kept, and the folder where.
+
+        Raises what that does. That a run diverged is published, too.
+        """
+        try:
+            early = [epoch for epoch in keep if epoch < config.epochs]
+            run = pretrain(config, dataset, self.runs, device, plan=plan, keep=early)
+        except Diverged:
+            name = identity(config, dataset)
+            records.publish(self.runs / name / "failed.json", self.results)
+            self.refresh()
+            raise
+        run.evaluate(dataset, device, dict.fromkeys((*wanted, *self.asked(config))))
+        for epoch in keep:
+            assert kept is not None
+            packing.keep(run, kept, dataset, epoch)
+        records.publish(run.folder, self.results)
+        self.refresh()
+        return run
+
     def todo(self, config: Config, wanted: tuple[str, ...]) -> tuple[str, ...]:
-        """The probes that are wanted of a run and have no published result."""
+        """The probes that are wanted of a run and have no published result.
+
+        None of a run that failed: that is its outcome.
+        """
         record = self.record(config)
         if record is None:
             return wanted
+        if "failed" in record:
+            return ()
         return tuple(probes.missing(record, wanted))
 
     def minutes(self, config: Config) -> float | None:
@@ -205,7 +250,7 @@ class Ledger:
             an_epoch = epoch_minutes(config, dataset, self.computing, *STEPS)
         except InputError:
             return 0.0
-        pool = len(dataset.take(config.images).pool(config.pool))
+        pool = dataset.take(config.images).pool_size(config.pool)
         minutes = config.epochs * an_epoch
         speed = estimates.views(config, pool) / minutes / 60
         self._timed.append({"config": asdict(config), "views_per_second": speed})
@@ -234,7 +279,7 @@ class Ledger:
     def _pool(self, config: Config, dataset: Dataset | None) -> int | None:
         """How many images are trained on, as the data or a record of the same pool tell."""
         if dataset is not None:
-            return len(dataset.take(config.images).pool(config.pool))
+            return dataset.take(config.images).pool_size(config.pool)
         for record in reversed(self.everything()):
             if _same(record, config, "data", "images", "pool"):
                 return record["data"]["pool"]

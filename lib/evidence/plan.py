@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import yaml
 from pydantic import Field, model_validator
 
 from lib import InputError, unknown
@@ -216,7 +217,11 @@ def history(path: Path = EXPERIMENTS) -> list[Version] | None:
         commits = git("log", "--reverse", "--format=%H %ct", "--", path.name).decode()
         for line in commits.splitlines():
             commit, seconds = line.split()
-            for written in _planned(parse_yaml(git("show", f"{commit}:./{path.name}"))):
+            try:
+                content = parse_yaml(git("show", f"{commit}:./{path.name}"))
+            except (ValueError, yaml.YAMLError):
+                continue  # no run can belong to what nobody could read
+            for written in _planned(content):
                 version = Version(
                     written["name"], canonical_hash(written), commit, int(seconds), written
                 )
@@ -240,6 +245,8 @@ def unplanned(record: dict, versions: list[Version]) -> str | None:
             f"{record['id']} names a version of the entry {note['entry']} that was never committed"
         )
 
+    if "started" not in record:
+        return f"{record['id']} does not say when it began"
     started = calendar.timegm(time.strptime(record["started"], "%Y-%m-%dT%H:%M:%SZ"))
     early = named[0].committed - started
     if early <= 0:

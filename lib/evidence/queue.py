@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from lib import Diverged, InputError, probes
 from lib.config import COMPUTED, FIELDS, Config
@@ -21,8 +20,9 @@ from lib.data.dataset import Dataset
 from lib.evidence import plan
 from lib.evidence.ledger import Ledger, in_total
 from lib.evidence.plan import Arm, Entry, Planned, Version
+from lib.files import claimed
 from lib.hardware import choose_device, computes
-from lib.runs import computed_on, identity, is_open, packing, pretrain, provenance, records
+from lib.runs import computed_on, identity, is_open, provenance, records
 
 CLAIM_SECONDS = 1  # to wait for a lock: whoever only looks whether it is held lets it go at once
 POLL_SECONDS = 30  # between looks at runs that other processes are at
@@ -296,26 +296,18 @@ class Queue:
         started = time.monotonic()
         print(f"{entry.name}: {planned.arm}: {name}", flush=True)
         try:
-            run = pretrain(
+            self.ledger.make(
                 config,
                 dataset,
-                self.ledger.runs,
+                planned.wanted,
                 str(self.device),
                 plan=entry.note,
-                keep=[epoch for epoch in planned.keep if epoch < config.epochs],
+                keep=planned.keep,
+                kept=self.kept,
             )
         except Diverged as error:
-            records.publish(self.ledger.runs / name / "failed.json", self.ledger.results)
             print(f"{entry.name}: failed: {error}", flush=True)
             return
-
-        asked = self.ledger.asked(config)
-        run.evaluate(dataset, str(self.device), dict.fromkeys((*planned.wanted, *asked)))
-        for epoch in planned.keep:
-            packing.keep(run, self.kept, dataset, epoch)
-        records.publish(run.folder, self.ledger.results)
-
-        self.ledger.refresh()
         minutes = (time.monotonic() - started) / 60
         print(f"{entry.name}: {name} in {minutes:.1f} minutes; {self._standing()}", flush=True)
 
@@ -386,19 +378,8 @@ class Queue:
     @contextmanager
     def _claim(self, name: str, seconds: float = CLAIM_SECONDS) -> Iterator[bool]:
         """Within, where it gives True, no other process makes the run of that name."""
-        path = self._lock_of(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=seconds)
-        except Timeout:
-            yield False
-            return
-
-        try:
-            yield True
-        finally:
-            lock.release()
+        with claimed(self._lock_of(name), name, seconds) as mine:
+            yield mine
 
     def _is_claimed(self, config: Config) -> bool:
         name = self._identity(config)

@@ -27,9 +27,9 @@ from lib.probes import (
     fine_tuning,
     published,
 )
-from lib.probes.seen import Seen
+from lib.probes.seen import Seen, Unfinished
 
-__all__ = ["PROBES", "Probe", "Seen", "ask", "missing", "refuse_unknown"]
+__all__ = ["PROBES", "Probe", "Seen", "Unfinished", "add", "ask", "missing", "refuse_unknown"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def ask(
     fresh: Callable[[], nn.Module] | None = None,
     seed: int = 0,
     precision: str = "float32",
+    tell: Callable[[dict], None] | None = None,
+    unfinished: Unfinished | None = None,
 ) -> dict:
     """Ask a model: ``{"evaluation": {"h": {"linear": ..., "knn": ...}, "z": ...}, FIELD: rows}``.
 
@@ -77,6 +79,8 @@ def ask(
     seed: the run's, for a probe that trains further.
     precision: in which the encoder multiplies under SupContrast's probe, which computes features
         anew in every step; all other features are float32.
+    tell: called with the answer to each probe, of the same form, as soon as it is found.
+    unfinished: what an earlier session has found of a long table.
 
     Each result in "evaluation": n test images, how many were correct, which ones (packed bits), and
     for a linear probe the L2 strength and the accuracy on val it was chosen by. A published probe
@@ -84,23 +88,30 @@ def ask(
     "NAME-last". Fields of tables are there where their probe is wanted.
     """
     chosen = frozenset(wanted)
-    seen = Seen(model, dataset, recipe, method, fresh, seed, precision)
-    evaluation: dict[str, dict] = {}
-    tables: dict[str, list[dict]] = {}
-
+    seen = Seen(model, dataset, recipe, method, fresh, seed, precision, unfinished)
+    found: dict = {"evaluation": {}}
     for name, probe in PROBES.items():
         if name not in chosen:
             continue
-        answer = probe.ask(seen)
+        results = probe.ask(seen)
         if probe.field is not None:
-            tables[probe.field] = answer
-            continue
-        for kind, results in answer.items():
-            evaluation.setdefault(kind, {}).update(results)
+            answer = {"evaluation": {}, probe.field: results}
+        elif seen.is_classifier:
+            answer = {"evaluation": results | basic.ask_classifier(seen)}
+        else:
+            answer = {"evaluation": results}
+        if tell is not None:
+            tell(answer)
+        add(answer, found)
+    return found
 
-    if evaluation and seen.is_classifier:
-        evaluation |= basic.ask_classifier(seen)
-    return {"evaluation": evaluation} | tables
+
+def add(answer: dict, record: dict) -> None:
+    """Put an answer of ``ask`` into a record, or another answer."""
+    tables = dict(answer)
+    for kind, results in tables.pop("evaluation").items():
+        record["evaluation"].setdefault(kind, {}).update(results)
+    record.update(tables)
 
 
 def missing(record: dict, wanted: Iterable[str]) -> list[str]:

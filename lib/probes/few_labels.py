@@ -1,8 +1,11 @@
 """h read with few labels: a sweep over how many each class has."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from lib import InputError
 from lib.data.dataset import Dataset, Split, first_of_each_class, subsets
 from lib.evaluation import cross_validated_probe
 from lib.probes.published import PROTOCOLS, features_of, train_probe
@@ -20,17 +23,33 @@ def ask(seen: Seen) -> list[dict]:
     at 100 per class on the data set's own folds where it has them (STL-10). UvA's probe on the
     first images of each class, as published, its best epoch by test accuracy ("uva") and its last
     one. Returns one row each: features, probe, per_class, labels, subset, n, correct.
+
+    Raises InputError where the smallest class has too few images for any size.
     """
     pool = seen.dataset.pool("train+val")
-    _, y = seen.train_and_val("h")
-    fewest = int(y.cpu().bincount().min())  # images of a class
-
     rows = []
-    for per_class in PER_CLASS:
-        if per_class < fewest:
-            rows += _linear_rows(seen, pool, per_class)
-            rows += _uva_rows(seen, pool, per_class)
+    for per_class in sizes(seen.dataset, pool, PER_CLASS):
+        rows += _linear_rows(seen, pool, per_class)
+        rows += _uva_rows(seen, pool, per_class)
     return rows
+
+
+def sizes(dataset: Dataset, pool: Split, per_class: Sequence[int]) -> list[int]:
+    """Those numbers of labels of each class that leave some of every class in the pool over.
+
+    Raises InputError where there are none, naming the smallest class.
+    """
+    assert pool.labels is not None  # training images have one
+    counts = pool.labels.bincount(minlength=len(dataset.classes))
+    fewest = int(counts.min())
+    found = [number for number in per_class if number < fewest]
+    if not found:
+        raise InputError(
+            f"few labels are at least {per_class[0]} a class, and the class "
+            f"'{dataset.classes[int(counts.argmin())]}' of {dataset.name} has {fewest} images to "
+            f"draw them from: leave the class out, or add images of it"
+        )
+    return found
 
 
 def _linear_rows(seen: Seen, pool: Split, per_class: int) -> list[dict]:

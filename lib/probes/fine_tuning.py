@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lib.config import Config
-from lib.data.dataset import Dataset, Split, subsets
+from lib.data.dataset import Dataset, subsets
 from lib.evaluation import classified
 from lib.hardware import memory_format
+from lib.probes.few_labels import sizes
 from lib.probes.seen import Seen
 from lib.training import Batches, Progress, Step, build_optimiser, build_scaler, train
 
@@ -59,40 +60,50 @@ def ask(seen: Seen) -> list[dict]:
     if learns and seen.fresh is not None:
         starts["from scratch"] = seen.fresh
 
-    sets = label_sets(seen.dataset.train)
+    sets = label_sets(seen.dataset)
     fits = len(starts) * sum(len(RATES) + len(drawn) for drawn in sets.values())
     rows = []
     with tqdm(total=fits, desc="fine-tuning", unit="fit", delay=2, leave=False) as bar:
         for per_class, drawn in sets.items():
             for start, build in starts.items():
-                rate = best_rate(seen, build, drawn[0])
+                known = _known(seen, start, per_class)
+                rates = [row["learning_rate"] for row in known.values()]
+                rate = rates[0] if rates else best_rate(seen, build, drawn[0])
                 bar.update(len(RATES))
                 for number, places in enumerate(drawn):
-                    model = tuned(seen, build, places, rate)
-                    row = {
-                        "features": "h",
-                        "probe": start,
-                        "per_class": per_class,
-                        "labels": len(places),
-                        "subset": f"random {number}",
-                        "n": len(seen.dataset.test),
-                        "correct": classified(model, seen.dataset.test, seen.recipe),
-                        "learning_rate": rate,
-                    }
-                    rows.append(row)
+                    subset = f"random {number}"
+                    if subset not in known:
+                        model = tuned(seen, build, places, rate)
+                        known[subset] = {
+                            "features": "h",
+                            "probe": start,
+                            "per_class": per_class,
+                            "labels": len(places),
+                            "subset": subset,
+                            "n": len(seen.dataset.test),
+                            "correct": classified(model, seen.dataset.test, seen.recipe),
+                            "learning_rate": rate,
+                        }
+                        seen.unfinished.add(known[subset])
+                    rows.append(known[subset])
                     bar.update()
     return rows
 
 
-def label_sets(pool: Split) -> dict[int, list[Tensor]]:
-    """Random subsets, rows of the pool each, by labels a class."""
-    assert pool.labels is not None  # train has them
-    fewest = int(pool.labels.bincount().min())
-    sets = {}
-    for per_class in PER_CLASS:
-        if per_class < fewest:
-            sets[per_class] = subsets(pool, per_class, SUBSETS)
-    return sets
+def _known(seen: Seen, start: str, per_class: int) -> dict[str, dict]:
+    """The rows that an earlier session found, by subset."""
+    rows = seen.unfinished.rows
+    of_both = [row for row in rows if (row["probe"], row["per_class"]) == (start, per_class)]
+    return {row["subset"]: row for row in of_both}
+
+
+def label_sets(dataset: Dataset) -> dict[int, list[Tensor]]:
+    """Random subsets of the training images, rows each, by labels a class.
+
+    Raises InputError where the smallest class has too few images for any.
+    """
+    numbers = sizes(dataset, dataset.train, PER_CLASS)
+    return {number: subsets(dataset.train, number, SUBSETS) for number in numbers}
 
 
 def best_rate(seen: Seen, build: Build, places: Tensor) -> float:

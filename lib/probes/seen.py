@@ -1,6 +1,9 @@
 """What a model makes of a data set: features, labels and readers of them, each computed once."""
 
+import contextlib
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +20,33 @@ from lib.evaluation import (
     labels_at,
     linear_probe,
 )
+from lib.files import parse_json, write_atomically
 from lib.methods import METHODS
 
 Reader = Callable[[Tensor, Tensor], Tensor]  # h and z -> logits (N, C)
+
+
+class Unfinished:
+    """Rows of a table that takes hours, on disk until it is whole: a stopped probe goes on."""
+
+    def __init__(self, path: Path | None = None):
+        """path: of the rows, which are read where there are any; None: they are not kept."""
+        self.path = path
+        self.rows: list[dict] = []
+        if path is not None:
+            with contextlib.suppress(OSError, ValueError):  # what can't be read is computed anew
+                self.rows = parse_json(path.read_bytes())
+
+    def add(self, row: dict) -> None:
+        """Raises InputError where the row can't be written."""
+        self.rows.append(row)
+        if self.path is not None:
+            write_atomically(self.path, json.dumps(self.rows).encode())
+
+    def remove(self) -> None:
+        """Delete the rows on disk, which are in a record now."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 class Seen:
@@ -34,6 +61,7 @@ class Seen:
         fresh: Callable[[], nn.Module] | None = None,
         seed: int = 0,
         precision: str = "float32",
+        unfinished: Unfinished | None = None,
     ):
         """model: it is in eval mode from now on.
 
@@ -42,6 +70,7 @@ class Seen:
         fresh: makes its encoder as it was before training, by the global random state.
         seed: the run's, for a probe that trains further.
         precision: in which a probe that computes new features in every step does so.
+        unfinished: what an earlier session has found of a long table.
         """
         self.model = model.eval()
         self.dataset = dataset
@@ -50,6 +79,7 @@ class Seen:
         self.fresh = fresh
         self.seed = seed
         self.precision = precision
+        self.unfinished = unfinished or Unfinished()
 
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}  # by split
         self._pools: dict[str, Labelled] = {}  # by kind of features

@@ -8,7 +8,6 @@ large round the next one comes later: at most BYTES_AN_HOUR are copied.
 """
 
 import atexit
-import contextlib
 import importlib
 import sys
 import threading
@@ -26,7 +25,7 @@ BYTES_AN_HOUR = 1_000_000_000  # that are copied
 DRIVE = "drive"  # the name that stands for the folder on Google Drive
 MOUNTED = Path("/content/drive")
 ON_DRIVE = MOUNTED / "MyDrive" / "contrastive-learning-book" / "runs"
-RECORD = "record.json"
+RECORD, FAILED = "record.json", "failed.json"
 
 
 class Backup:
@@ -53,7 +52,7 @@ class Backup:
             files = _worth_copying(copy)
             if (own / RECORD).is_file() or not files:
                 continue
-            if files[-1].name != RECORD and _step(own) >= _step(copy) >= 0:
+            if files[-1].name != RECORD and not _is_further(copy, own):
                 continue
             try:
                 contents = {path.name: _whole(path) for path in files}
@@ -77,7 +76,8 @@ class Backup:
                 for path in files:
                     written += self._copy(path, self.folder / own.name / path.name)
                 if files and files[-1].name == RECORD:
-                    (self.folder / own.name / NEWEST).unlink(missing_ok=True)
+                    for of_the_way in (NEWEST, FAILED):
+                        (self.folder / own.name / of_the_way).unlink(missing_ok=True)
         return written
 
     def _copy(self, path: Path, target: Path) -> int:
@@ -132,29 +132,31 @@ def _runs(folder: Path) -> Iterator[Path]:
 def _worth_copying(folder: Path) -> list[Path]:
     """What of a run's folder is worth a copy, in the order of copying; nothing of any other folder.
 
-    Of a finished run the record is the last: where it is there, all is.
+    Of a finished run the record is the last: where it is there, all is. Of one that diverged the
+    record of that stands beside its checkpoint.
     """
     weights = sorted(folder.glob("*.safetensors"))
     kept = [path for path in weights if path.name not in (NEWEST, BEFORE)]
-    for last in (folder / RECORD, folder / NEWEST):
-        if last.is_file():
-            return [*kept, last]
-    return []
+    if (folder / RECORD).is_file():
+        return [*kept, folder / RECORD]
+    on_the_way = [path for path in (folder / FAILED, folder / NEWEST) if path.is_file()]
+    return [*kept, *on_the_way] if on_the_way else []
 
 
-def _step(folder: Path) -> int:
-    """How far the run in a folder is, by its checkpoints; -1 where none is whole."""
-    steps = [-1]
-    for path in (folder / NEWEST, folder / BEFORE):
-        if path.is_file():
-            with contextlib.suppress(InputError):
-                steps.append(checkpoints.read(path)[1].step)
-    return max(steps)
+def _is_further(copy: Path, own: Path) -> bool:
+    """Whether a run that is on the way is further in its copy, or diverged there alone.
+
+    A copy that tells no step is looked at, and then said to be broken.
+    """
+    if (copy / FAILED).is_file() and not (own / FAILED).is_file():
+        return True
+    here, there = (checkpoints.newest_step(folder) for folder in (own, copy))
+    return here is None or there is None or there > here
 
 
 def _whole(path: Path) -> bytes:
     """A file's content. Raises InputError where it is missing, or not as it was written."""
-    if path.name == RECORD:
+    if path.name in (RECORD, FAILED):
         records.read(path)
         return path.read_bytes()
     try:

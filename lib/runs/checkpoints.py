@@ -217,6 +217,11 @@ def steps_taken(folder: Path) -> float | None:
         return math.inf
     if (folder / "failed.json").is_file():
         return None
+    return newest_step(folder)
+
+
+def newest_step(folder: Path) -> int | None:
+    """The step of a run's newest checkpoint, as its header says; None where none can be read."""
     for name in (NEWEST, BEFORE):
         with contextlib.suppress(OSError, SafetensorError, *DAMAGES):
             with safe_open(folder / name, "pt") as file:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lib import Diverged, InputError, as_command
+from lib import Diverged, InputError, as_command, in_a_line
 from lib.compute.compilation import STEPS, Compiled, is_offered, mode_of
 from lib.compute.cost import flops
 from lib.config import COMPUTED, Config, difference, fitting_batch
@@ -20,6 +20,7 @@ from lib.data.dataset import Dataset
 from lib.distributed.batches import SharedBatches, home_of
 from lib.distributed.group import active, agree, lost, rank, rank_0_first, tell
 from lib.distributed.step import SharedStep
+from lib.encoders import BASELINES
 from lib.evaluation import classified, device_of, knn_on_val
 from lib.files import as_path, remove_leftovers
 from lib.hardware import (
@@ -43,7 +44,7 @@ from lib.runs.identities import (
 from lib.runs.run import RUNS, Run, load
 from lib.runs.session import ENDED, Session, begin, inexact, only_writer
 from lib.runs.trouble import out_of_memory, refuse_collapse, which_batch_would_fit
-from lib.training import Batches, Step, recipe_for, train
+from lib.training import Batches, Step, new_model, recipe_for, train
 
 
 def pretrain(
@@ -109,12 +110,13 @@ def pretrain(
             "code": code,
             "device": provenance.device(chosen),
         }
-        try:
-            _train_and_note_the_end(session, sliced, chosen, progress, keep)
-        except Diverged as error:
-            if rank() == 0:
-                records.write(folder / "failed.json", _record(session, about, str(error)))
-            raise Diverged(f"{folder.name}: {error}") from error
+        with session.interruptions:
+            try:
+                _train_and_note_the_end(session, sliced, chosen, progress, keep)
+            except Diverged as error:
+                if rank() == 0:
+                    records.write(folder / "failed.json", _record(session, about, str(error)))
+                raise Diverged(f"{folder.name}: {error}") from error
         record = _record(session, about)
         if session.progress.curves:
             size = config.size or sliced.size[0]
@@ -183,6 +185,7 @@ def refuse_unfit(config: Config, sliced: Dataset) -> None:
             f"{sliced.name} has images of {height} x {width} pixels, and networks here see "
             f"squares: {squares} cuts the centre out of each"
         )
+    _refuse_unseen(config, height, len(sliced.classes))
     pool = sliced.pool(config.pool)
     if METHODS[config.method].needs_labels and pool.labels is None:
         raise InputError(
@@ -201,13 +204,28 @@ def refuse_unfit(config: Config, sliced: Dataset) -> None:
     )
 
 
+def _refuse_unseen(config: Config, side: int, classes: int) -> None:
+    """Raise InputError where nothing is left of a view between the encoder's layers."""
+    if config.encoder in BASELINES:
+        return
+    size = config.size or side
+    with torch.device("meta"):
+        model = new_model(config, classes)
+        try:
+            model(torch.empty(2, 3, size, size))
+        except RuntimeError as error:
+            raise InputError(
+                f"{config.encoder} with the stem '{config.stem}' can't see views of {size} pixels "
+                f"({in_a_line(error, 80)}): set a larger size, or another stem"
+            ) from error
+
+
 def _train_and_note_the_end(
     session: Session, sliced: Dataset, device: torch.device, show: bool, keep: Sequence[int]
 ) -> None:
     """Train to the last epoch and save; what ends it too early is noted in the run's folder."""
     try:
         with (
-            session.interruptions,
             session.writer,
             memory_kept(device),
             fastest_convolutions(device),
@@ -327,7 +345,7 @@ def _about(session: Session, dataset: Dataset, sliced: Dataset) -> dict:
             "fingerprint": dataset.fingerprint,
             "classes": list(dataset.classes),
             "counts": sliced.counts,
-            "pool": len(sliced.pool(config.pool)),
+            "pool": sliced.pool_size(config.pool),
         },
         "numerics": NUMERICS,
         "versions": provenance.versions(),

@@ -6,11 +6,11 @@ import subprocess
 import time
 from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
 
 import torch
 
 from lib import ROOT, InputError, hardware
+from lib.augmentations import views_cpu
 from lib.compute.cost import flops
 from lib.config import Config
 from lib.distributed.group import world
@@ -69,7 +69,7 @@ def now() -> str:
 def versions() -> dict:
     """Versions of Python and of the packages that numbers depend on."""
     names = ["torch", "torchvision", "numpy", "scipy", "scikit-learn"]
-    if find_spec("numba"):
+    if views_cpu is not None:
         names.append("numba")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 

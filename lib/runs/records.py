@@ -165,6 +165,7 @@ class _Benchmark(TypedDict):
     versions: dict
     device: dict
     code: dict
+    finished: str
 
 
 def write(path: Path, record: dict) -> None:
@@ -261,7 +262,8 @@ def origin(benchmark: dict) -> str:
         words.append(f"{repetitions} repetitions")
 
     words.append(benchmark["finished"][:10])
-    words.append(f"commit {benchmark['code']['commit'][:7]}")
+    commit = benchmark["code"]["commit"]  # None without git
+    words.append(f"commit {commit[:7]}" if commit else "no commit")
     return ", ".join(words)
 
 

@@ -11,7 +11,7 @@ from lib import HOME, InputError, evaluation, probes
 from lib.augmentations import Recipe
 from lib.config import Config
 from lib.data.dataset import Dataset
-from lib.distributed.group import rank
+from lib.distributed.group import active, rank
 from lib.encoders import Model
 from lib.files import as_path
 from lib.hardware import choose_device, computes, lent, memory_kept
@@ -20,6 +20,7 @@ from lib.runs.session import only_writer
 from lib.training import new_model, recipe_for
 
 RUNS = HOME / "runs"
+UNFINISHED = "unfinished.json"  # rows of a long probe, in a run's folder
 
 
 @dataclass
@@ -81,14 +82,16 @@ class Run:
         return self.record["evaluation"]
 
     def _ask(self, sliced: Dataset, device: str | None, wanted: list[str]) -> None:
-        """Compute what is missing, and write it into the record."""
+        """Compute what is missing; write each answer into the record as soon as it is found."""
         chosen = choose_device(device)
         precision = self.config.precision
         if not computes(chosen, precision):  # trained elsewhere
             precision = "float32"
+        # ranks would read it at different times, and then wait for each other
+        unfinished = probes.Unfinished(None if active() else self.folder / UNFINISHED)
         with memory_kept(chosen), lent(self.model, chosen) as model:
             recipe = recipe_for(self.config, sliced, "none")
-            answers = probes.ask(
+            probes.ask(
                 model,
                 sliced,
                 recipe,
@@ -97,20 +100,22 @@ class Run:
                 self.fresh,
                 self.config.seed,
                 precision,
+                tell=lambda answer: self._write(answer, len(sliced.test)),
+                unfinished=unfinished,
             )
+        unfinished.remove()
 
-        evaluation = answers.pop("evaluation")
-        for kind, results in evaluation.items():
-            self.record["evaluation"].setdefault(kind, {}).update(results)
+    def _write(self, answer: dict, test_images: int) -> None:
+        """Put a probe's answer into the record, on disk too."""
+        probes.add(answer, self.record)
         looks = [row for row in self.curves if "test_correct" in row]
-        if evaluation and looks:
+        if answer["evaluation"] and looks:
             best = max(looks, key=lambda row: row["test_correct"])
             self.record["evaluation"]["z"]["classifier-best"] = {
-                "n": len(sliced.test),
+                "n": test_images,
                 "correct": best["test_correct"],
                 "precision": best.get("look_precision", "float32"),
             }
-        self.record |= answers
         # may be later than training
         self.record["evaluated"] = {"code": provenance.code(), "versions": provenance.versions()}
         if rank() == 0:

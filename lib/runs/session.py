@@ -202,7 +202,8 @@ def note_the_end_of_the_last(segments: list[dict], folder: Path) -> None:
 def inexact(segments: list[dict]) -> str | None:
     """Why a run is not, to the bit, what it would have been in one session of one process.
 
-    None where it is.
+    None where devices and versions were the same all the time. Its code is not compared: whoever
+    makes a change that matters raises NUMERICS (``runs.identities``).
     """
     if any("ranks" in segment for segment in segments):
         worlds = [str(segment.get("ranks", {}).get("world", 1)) for segment in segments]
