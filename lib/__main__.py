@@ -310,8 +310,10 @@ def probe(
         typer.Option(
             "--with",
             metavar="PROBE",
-            help="Also uva or supcontrast (as published), labels (the sweep) or another of "
-            "lib/probes; may be repeated.",
+            help="Also uva, supcontrast: linear classifiers as published. labels: few of them. "
+            "fine-tuning: with few labels, beside from scratch. rotation, grey, noise: which of "
+            "these a view has. calibration, calibration-by-log-loss. corruptions: of the test "
+            "images. validation: on val alone. May be repeated.",
         ),
     ] = [],  # noqa: B006
     data_root: DataRoot = None,
@@ -379,7 +381,7 @@ def experiments(
         ),
     ] = None,
     budget_minutes: Annotated[
-        float | None, typer.Option(metavar="M", help="Begin no run that would not fit.")
+        float | None, typer.Option(metavar="M", min=0, help="Begin no run that would not fit.")
     ] = None,
     plan: Annotated[
         bool,
@@ -433,7 +435,7 @@ def _queue(only: list[str], ledger, device: str | None, budget: float | None, pl
 def tune(
     entry: Annotated[str, typer.Argument(help="Of book/experiments.yml, with trials.")],
     budget_minutes: Annotated[
-        float | None, typer.Option(metavar="M", help="Begin no trial that would not fit.")
+        float | None, typer.Option(metavar="M", min=0, help="Begin no trial that would not fit.")
     ] = None,
     runs: Runs = None,
     data_root: DataRoot = None,

@@ -258,6 +258,8 @@ def views_of(images: Tensor, drawn: list[Parameters], compiled: bool = False) ->
 
     compiled: whether by PyTorch's compiler, elsewhere than on a CPU.
     """
+    if images.dtype != torch.uint8:
+        raise InputError(f"images must be uint8, from 0 to 255, got {images.dtype}")
     recipe = drawn[0].recipe
     size = recipe.side(images)
     for parameters in drawn:

@@ -55,9 +55,12 @@ AtLeast0 = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-Channels = Annotated[tuple[float, float, float], Field(strict=False), BeforeValidator(_three)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+# of pixels in [0, 1]
+Channels = Annotated[tuple[Share, Share, Share], Field(strict=False), BeforeValidator(_three)]
 PositiveChannels = Annotated[
-    tuple[Positive, Positive, Positive], Field(strict=False), BeforeValidator(_three)
+    tuple[PositiveShare, PositiveShare, PositiveShare], Field(strict=False), BeforeValidator(_three)
 ]
 Milestones = Annotated[tuple[float, ...], Field(strict=False), AfterValidator(_rising)]
 

@@ -231,7 +231,17 @@ def _labels_of(z: Tensor, labels: Tensor) -> Tensor:
 
 
 def _check(z: Tensor, **temperatures: float | None) -> None:
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
+        raise InputError(f"z must be a tensor of floating-point numbers, got {kind}")
     for name, value in temperatures.items():
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise InputError(
+                f"{name} must be a number, got a tensor of the shape {tuple(value.shape)}; two "
+                "views go into one z: torch.stack([z1, z2])"
+            )
+        if isinstance(value, str):
+            raise InputError(f"{name} must be a number, got '{value}'")
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} must be greater than 0 and finite, got {value}")
     shape = tuple(z.shape)

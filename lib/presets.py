@@ -23,7 +23,7 @@ def preset(name: str, /, **changes) -> Config:
 
     base = PRESETS[name]
     if changes.get("data", base.data) != base.data:
-        changes = {"mean": None, "std": None} | changes
+        changes = {"mean": None, "std": None, "images": None} | changes
     return replace(base, **changes)
 
 

@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from lib import ROOT, hardware
 from lib.__main__ import EXAMPLES, app, main
+from lib.probes import PROBES
 from lib.runs import records
 from tests.conftest import wait_for
 
@@ -75,7 +76,10 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
         (["pretrain", "simclr-digits", "--set", "epoch=1"], "unknown field 'epoch'"),
         (["pretrain", "simclr-digits", "--set", "temperature=0"], "temperature must be"),
         (["pretrain", "simclr-digits", "--set", "batch_size=1"], "batch_size must be at least 2"),
-        (["pretrain", "simclr-digits", "--device", "toaster"], "the device 'toaster'"),
+        (
+            ["pretrain", "simclr-digits", "--device", "toaster"],
+            "unknown device 'toaster'; known: cuda, mps, cpu",
+        ),
         (
             ["pretrain", "simclr-digits", "--epochs", "0", "--runs", "/proc/none"],
             "can't write /proc/none",
@@ -272,7 +276,7 @@ def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
     )
     assert (
         "batch_size=16" in words
-        and "simclr-cifar10-r18 on 49 images of mine" in capsys.readouterr().out
+        and "simclr-cifar10-slim on 44 images of mine" in capsys.readouterr().out
     )
     assert (
         main(
@@ -452,3 +456,10 @@ def test_a_path_out_of_reach_is_named(words, tmp_path, capsys):
     *before, said = capsys.readouterr().err.splitlines()
     assert said.startswith("error: can't ") and "File name too long" in said
     assert not before or before[0].startswith("device: ") and len(before) == 1
+
+
+def test_every_probe_is_named_in_the_help(capsys):
+    assert main(["probe", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.casefold().replace("│", " ").split())
+    for name in PROBES:
+        assert name in shown, name

@@ -91,6 +91,8 @@ def test_presets_on_stl10_have_the_tutorials_values():
         ({"method": "simclrr"}, "unknown method 'simclrr'; did you mean 'simclr'"),
         ({"encoder": "vit"}, "unknown encoder 'vit'; known: resnet18"),
         ({"mean": (1, 2)}, "mean must be three numbers"),
+        ({"mean": (123.0, 116.0, 103.0)}, "mean must be at most 1"),
+        ({"std": (58.0, 57.0, 57.0)}, "std must be at most 1"),
         ({"milestones": (0.9, 0.7)}, "milestones must rise between 0 and 1"),
         ({"milestones": (0.5, 1.0)}, "milestones must rise between 0 and 1"),
         ({"milestones": ("a",)}, "milestones must be numbers, got 'a'"),

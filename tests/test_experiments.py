@@ -381,6 +381,10 @@ def test_the_command_prints_the_plan(capsys, tmp_path):
     assert "supcon-r18" in shown
     assert "note: cifar10 is not in" in shown
     assert main(["experiments", "--only", "none", "--plan"]) == 2
+    assert main(["experiments", "--budget-minutes", "-1"]) == 2
+    assert "--budget-minutes" in capsys.readouterr().err
+    assert main(["experiments", "--scale", "big", "--plan"]) == 2
+    assert "unknown scale 'big'; known: slice, full, plan" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scale", ["slice", "plan"])

@@ -534,3 +534,22 @@ FOUR = torch.arange(4)
 def test_bad_input_is_named(call, words):
     with pytest.raises(InputError, match=words):
         call(embeddings(2, 4, 3))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (
+            (torch.randn(8, 4), torch.randn(8, 4)),
+            r"two views go into one z: torch.stack\(\[z1, z2\]",
+        ),
+        (([[0.1]], 0.5), "z must be a tensor of floating-point numbers, got list"),
+        ((np.zeros((2, 8, 4)), 0.5), "floating-point numbers, got ndarray"),
+        ((torch.ones(2, 8, 4, dtype=torch.int64), 0.5), "floating-point numbers, got torch.int64"),
+        ((torch.randn(2, 8, 4), "0.5"), "temperature must be a number, got '0.5'"),
+    ],
+    ids=["two", "list", "array", "integers", "text"],
+)
+def test_what_is_no_batch_of_embeddings_is_named(arguments, words):
+    with pytest.raises(InputError, match=words):
+        losses.nt_xent(*arguments)

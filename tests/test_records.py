@@ -14,7 +14,7 @@ from lib.data.dataset import Dataset
 from lib.data.downloads import DOWNLOADS
 from lib.evidence import answers, tables
 from lib.probes import PROBES, fine_tuning
-from lib.runs import Run, records
+from lib.runs import Run, load, records
 from tests.conftest import arrays, small, trained
 
 
@@ -280,3 +280,10 @@ def test_an_older_record_and_a_newer_one_of_the_same_protocol_are_averaged(recor
 def test_baselines_are_not_called_by_the_name_of_a_method(record, encoder, name):
     untrained = record | {"config": record["config"] | {"encoder": encoder}}
     assert tables.run_columns(untrained)["method"] == name
+
+
+def test_a_folder_of_runs_is_named_as_one_and_a_file_of_a_run_is_that_run(run: Run):
+    words = f"is a folder of 1 runs; name one, such as .*{run.folder.name}"
+    with pytest.raises(InputError, match=words):
+        load(run.folder.parent)
+    assert load(run.folder / "model.safetensors").record == run.record

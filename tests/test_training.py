@@ -501,6 +501,14 @@ def test_no_size_is_taken_from_images_that_are_not_square():
     assert recipe_for(small(), wide(32, 32)).size == 32
 
 
+def test_a_pool_of_one_image_is_refused_with_what_there_is_to_do(tmp_path):
+    one = data.build("toy", **arrays(unlabeled=1))
+    with pytest.raises(
+        InputError, match="1 images, fewer than one batch of 32; set pool=train.val$"
+    ):
+        trained(small(pool="unlabeled"), one, tmp_path)
+
+
 def test_a_batch_larger_than_the_pool_is_named(toy, tmp_path):
     with pytest.raises(InputError, match="180 images, fewer than one batch of 256"):
         trained(small(batch_size=256), toy, tmp_path)
@@ -629,7 +637,7 @@ def test_folders_and_devices_that_cannot_be_used_are_named(toy, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="can't write .*file"):
         trained(small(epochs=0), toy, tmp_path / "file" / "runs")
-    with pytest.raises(InputError, match="the device 'toaster' can't be used"):
+    with pytest.raises(InputError, match="unknown device 'toaster'; known: cuda, mps, cpu"):
         hardware.choose_device("toaster")
 
 

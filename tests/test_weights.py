@@ -5,6 +5,7 @@ import functools
 import hashlib
 import http.server
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -378,9 +379,6 @@ def test_a_record_that_does_not_say_how_it_sees_images_is_refused(run, shared, t
 def test_a_name_that_is_nearly_one_says_what_to_name(run, root, tmp_path):
     file = run.folder / "model.safetensors"
     assert weights.load(file, root).record["id"] == run.record["id"]  # a file of a run is that run
-    words = "its data set says how it sees images: unknown data set 'toy'.*or export it where that"
-    with pytest.raises(InputError, match=words):
-        weights.load(run.folder, tmp_path)
 
     half = tmp_path / "half" / checkpoints.NEWEST
     half.parent.mkdir()
@@ -390,6 +388,21 @@ def test_a_name_that_is_nearly_one_says_what_to_name(run, root, tmp_path):
     words = "half holds neither a finished run nor exported weights; the run is not"
     with pytest.raises(InputError, match=words):
         weights.load(half.parent, root)
+
+
+def test_a_run_is_used_without_its_data_since_its_record_says_how_it_sees(run, root, tmp_path):
+    used = weights.load(run.folder, tmp_path / "no data")
+    assert used.recipe == weights.load(run.folder, root).recipe
+    assert used.recipe.mean == run.recipe(data.load("toy", root)).mean
+
+    older = tmp_path / "older"  # whose record does not say it
+    shutil.copytree(run.folder, older)
+    record = {key: value for key, value in run.record.items() if key != "input"}
+    records.write(older / "record.json", record)
+    assert weights.load(older, root).recipe == used.recipe
+    words = "its data set says how it sees images: unknown data set 'toy'.*or export it where that"
+    with pytest.raises(InputError, match=words):
+        weights.load(older, tmp_path)
 
 
 def test_other_projects_checkpoints_are_no_runs(run, tmp_path):

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from lib import HOME, InputError
+from lib import HOME, InputError, unknown
 from lib.data.archives import from_npz
 from lib.data.dataset import Dataset
 from lib.data.downloads import DOWNLOADS
@@ -36,7 +36,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
             f"'{Path(name).stem}'"
         )
     files = sorted(file.stem for file in folder.glob("*.npz"))
+    known = dict.fromkeys([*DOWNLOADS, *files])
     raise InputError(
-        f"unknown data set '{name}': there is no {path}; known: {', '.join([*DOWNLOADS, *files])} "
-        "(DATA_ROOT names another folder)"
+        f"{unknown('data set', name, known)}; there is no {path} (DATA_ROOT names another folder)"
     )

@@ -228,15 +228,15 @@ def first_try(counts: dict[str, int], size: int) -> list[str]:
 
     It is a preset for their size, made small.
     """
-    preset = "simclr-cifar10-r18"
+    preset, delta = "simclr-cifar10-slim", []
     unlabeled = 0  # that it trains on
     if size >= 64:
-        preset = "simclr-stl10"
+        preset, delta = "simclr-stl10", ["--set", "encoder=slim"]
         unlabeled = counts["unlabeled"]
 
     images = max(unlabeled, counts["train"])
     batch_size = min(256, fitting_batch(images))
-    words = [preset, "--epochs", "10", "--set", "encoder=slim", "--set", f"batch_size={batch_size}"]
+    words = [preset, "--epochs", "10", *delta, "--set", f"batch_size={batch_size}"]
     if 0 < unlabeled < images:
         words += ["--set", "pool=train+val"]
     return words

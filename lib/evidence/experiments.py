@@ -119,6 +119,8 @@ def choose(
     if chosen:
         return chosen
 
+    if scale is not None and scale not in SCALES:
+        raise InputError(unknown("scale", scale, (*SCALES, PLAN)))
     if scale is None:
         scale = "full" if choose_device().type == "cuda" else "slice"
     return [experiment for experiment in known.values() if experiment.scale == scale]

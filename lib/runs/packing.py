@@ -6,12 +6,13 @@ from pathlib import Path
 from safetensors.torch import save as serialise
 
 from lib import InputError, probes
+from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.encoders import Model
 from lib.files import write_atomically
 from lib.runs import checkpoints
 from lib.runs.run import Run
-from lib.training import build_model
+from lib.training import build_model, recipe_for
 
 
 def packed(record: dict, model: Model, view: dict, half: bool) -> tuple[dict, bytes]:
@@ -47,8 +48,13 @@ def view_of(run: Run, dataset: Dataset) -> dict:
         raise InputError(
             f"{run.record['id']} was trained on another version of {dataset.name}: restore its data"
         )
-    recipe = run.recipe(dataset)
-    side = dataset.size[0]
+    return seen_as(run.config, dataset.take(run.config.images))
+
+
+def seen_as(config: Config, sliced: Dataset) -> dict:
+    """The same of a configuration and the slice that is trained on."""
+    recipe = recipe_for(config, sliced, "none")
+    side = sliced.size[0]
     size = recipe.size or side
     return {"image": side, "size": size, "mean": list(recipe.mean), "std": list(recipe.std)}
 

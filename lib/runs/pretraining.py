@@ -4,6 +4,7 @@ A run has an identity, the hash of both: asking for one that is done returns it 
 for one that is half done goes on from the step of its last checkpoint.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,10 +42,13 @@ from lib.runs.identities import (
     is_open,
     recipe_content,
 )
+from lib.runs.packing import seen_as
 from lib.runs.run import RUNS, Run, load
 from lib.runs.session import ENDED, Session, begin, inexact, only_writer
 from lib.runs.trouble import out_of_memory, refuse_collapse, which_batch_would_fit
 from lib.training import Batches, Step, new_model, recipe_for, train
+
+LOGGED_EVERY = 30  # seconds, where the bar is written to a file
 
 
 def pretrain(
@@ -194,13 +198,14 @@ def refuse_unfit(config: Config, sliced: Dataset) -> None:
     least = config.batch_size if config.drop_last else 2
     if not config.epochs or len(pool) >= least:
         return
-    fitting = "another pool"
+    ways = []
     if len(pool) > 3:
-        fitting = f"batch_size={fitting_batch(len(pool))}"
-    more = ", or pool=train+val" if config.pool == "unlabeled" else ""
+        ways.append(f"batch_size={fitting_batch(len(pool))} for example")
+    if config.pool == "unlabeled":
+        ways.append("pool=train+val")
     raise InputError(
         f"the pool '{config.pool}' of {sliced.name} has {len(pool)} images, fewer than one batch "
-        f"of {least}; set {fitting} for example{more}"
+        f"of {least}; {'set ' + ', or '.join(ways) if ways else 'more are needed'}"
     )
 
 
@@ -255,7 +260,7 @@ def _train(
         initial=progress.step,
         desc=f"{config.name} s{config.seed}",
         unit="step",
-        mininterval=1,
+        mininterval=1 if sys.stderr.isatty() else LOGGED_EVERY,
         dynamic_ncols=True,
         disable=not show or rank() > 0,
     ) as bar:
@@ -269,7 +274,8 @@ def _train(
                     path = session.folder / f"epoch-{row['epoch']}.safetensors"
                     checkpoints.save(path, config, progress, session.model)
                 speed = f"{row['views_per_second']:.0f}"
-                bar.set_postfix(loss=f"{row['loss']:.3f}", views_s=speed)
+                # in nats, as chance and floor are: some presets train by a multiple of it
+                bar.set_postfix(loss=f"{row['loss'] / config.factor:.3f}", views_s=speed)
             session.after_step()
 
 
@@ -347,6 +353,7 @@ def _about(session: Session, dataset: Dataset, sliced: Dataset) -> dict:
             "counts": sliced.counts,
             "pool": sliced.pool_size(config.pool),
         },
+        "input": seen_as(config, sliced),
         "numerics": NUMERICS,
         "versions": provenance.versions(),
         "started": progress.started,

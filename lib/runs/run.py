@@ -146,11 +146,24 @@ def load(folder: str | Path) -> Run:
 
     Raises InputError where a file is missing, damaged or of another run.
     """
-    folder = as_path(folder)
+    folder = _folder_of_a_run(as_path(folder))
     record = records.read(folder / "record.json")
     config, model = described(record, folder / "record.json")
     checkpoints.restore(folder / "model.safetensors", config, record["id"], model)
     return Run(folder, config, record, model.eval())
+
+
+def _folder_of_a_run(path: Path) -> Path:
+    """The folder, also where a file in it is named. Raises InputError for a folder of runs."""
+    if path.is_file():
+        path = path.parent
+    within = sorted(record.parent.name for record in path.glob("*/record.json"))
+    if within and not (path / "record.json").exists():
+        raise InputError(
+            f"{path} is a folder of {len(within)} runs; name one, such as {path / within[0]}, or "
+            f"{path / '*'}"
+        )
+    return path
 
 
 def described(record: dict, path: Path) -> tuple[Config, Model]:
