@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   python -m lib pretrain simclr-digits --epochs 0            the untrained encoder, to compare with
   python -m lib probe runs/RUN                               what do its h and z know?
   python -m lib probe runs/RUN --with uva --with labels      as published, and with few labels
+  python -m lib compare runs/RUN runs/OTHER                  is one better, or is it noise?
   python -m lib publish runs/RUN                             put its record where chapters read it
   python -m lib experiments --budget-minutes 60              what is missing, most valuable first
   python -m lib experiments --only heads-slice --plan        what is there of one of them
@@ -343,6 +344,21 @@ def probe(
             print("\n".join(answers.in_lines(finished.record)), flush=True)
 
         _for_each(run, probe_one)
+
+
+@command("compare")
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its record.")],
+    second: Annotated[Path, typer.Argument(metavar="OTHER", help="What it is compared with.")],
+) -> None:
+    """Say by how much one run is better than another on the same test images, image by image."""
+    from lib.evidence import answers
+    from lib.runs import records
+
+    one, other = (
+        records.read(path / "record.json" if path.is_dir() else path) for path in (first, second)
+    )
+    print("\n".join(answers.compared(one, other)))
 
 
 @command("publish")
@@ -668,14 +684,21 @@ def predict(
 ) -> None:
     """Say each picture's likeliest class and its probability.
 
-    By the linear probe on h of labelled ones.
+    By the linear probe on h of labelled ones. Where their classes are known, how many are right.
     """
+    from lib.evidence.statistics import binomial
     from lib.weights import estimator
 
     labelled, features = estimator.read(train), estimator.read(source)
     _tell_device("cpu", "float32")
-    for file, name, probability in estimator.predict(labelled, features):
+    predicted = estimator.predict(labelled, features)
+    for file, name, probability in predicted:
         print(f"{file}  {name}  {probability:.3f}")
+    right = estimator.rights(features, [name for _, name, _ in predicted])
+    if len(right):
+        share = binomial(int(right.sum()), len(right))
+        known = f"{len(right)} pictures whose class is known"
+        print(f"{share.percent()} % of {known} are right", file=sys.stderr)
 
 
 @command("book")

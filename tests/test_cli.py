@@ -315,8 +315,12 @@ def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
     near = capsys.readouterr().out.splitlines()
     assert len(near) == 2 and all("red/" in line for line in near)
     assert main(["predict", features, "--train", features]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert len(rows) == 60 and sum(file.startswith(name) for file, name, _ in rows) > 55
+    said = capsys.readouterr()
+    rows = [line.split() for line in said.out.splitlines()]
+    right = sum(file.startswith(name) for file, name, _ in rows)
+    assert len(rows) == 60 and right > 55
+    assert f"{100 * right / 60:.1f} [" in said.err
+    assert "of 60 pictures whose class is known are right" in said.err
     assert main(["export", str(folder), "--out", str(tmp_path / "new" / "ours.pt2"), *where]) == 0
     assert (
         "wants images (B, 3, 16, 16) float32 as (pixels / 255 - mean) / std, mean (0."
@@ -463,3 +467,32 @@ def test_every_probe_is_named_in_the_help(capsys):
     shown = " ".join(capsys.readouterr().out.casefold().replace("│", " ").split())
     for name in PROBES:
         assert name in shown, name
+
+
+def test_two_runs_are_compared_image_by_image(toy_root, tmp_path, capsys):
+    runs, here = tmp_path / "runs", ["--data-root", str(toy_root), "--device", "cpu"]
+    for epochs in ("0", "2"):
+        command = ["pretrain", "simclr-digits", "--data", "toy", "--epochs", epochs, *here]
+        assert main([*command, "--runs", str(runs)]) == 0
+    folders = sorted(runs.glob("simclr-*"))
+    assert main(["compare", *map(str, folders)]) == 2
+    assert "have no probe in common" in capsys.readouterr().err
+    assert main(["probe", *map(str, folders), *here]) == 0
+    capsys.readouterr()
+
+    assert main(["compare", *map(str, folders)]) == 0
+    first, second, *lines, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(folders[0].name) and second.startswith(f"minus {folders[1].name}")
+    read = [records.read(folder / "record.json") for folder in folders]
+    for line, probe in zip(lines, ("linear", "knn")):
+        one, other = (record["evaluation"]["h"][probe] for record in read)
+        difference = 100 * (one["correct"] - other["correct"]) / one["n"]
+        assert line.split()[:3] == ["h", probe, f"{difference:+z.1f}"]
+        assert line.endswith(f"n = {one['n']}")
+    assert len(lines) == 4  # of z, too
+    assert "another seed may move it further" in last
+
+    changed = read[0] | {"data": read[0]["data"] | {"fingerprint": "0" * 16}}
+    records.write(tmp_path / "other.json", changed)
+    assert main(["compare", str(folders[1]), str(tmp_path / "other.json")]) == 2
+    assert "were tested on other images" in capsys.readouterr().err

@@ -4,9 +4,17 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from lib import InputError
 from lib.config import Config
 from lib.evidence import tables
-from lib.evidence.statistics import Interval, binomial, calibration_error, summarise_labels
+from lib.evidence.statistics import (
+    Interval,
+    binomial,
+    bootstrap,
+    calibration_error,
+    summarise_labels,
+)
+from lib.runs import records
 
 # fields that a line tells in another way, or that follow from the length or the device
 UNLISTED = ("data", "epochs", "seed", "warmup_epochs", "precision")
@@ -33,6 +41,42 @@ def in_lines(record: dict) -> Iterator[str]:
             yield _line(bins["features"], bins["probe"], error)
     for row in tables.measures([record]).query("measure == 'corruption error'").itertuples():
         yield _line(row.features, row.probe, f"corruption error {100 * row.accuracy:.1f} %")
+
+
+def compared(first: dict, second: dict) -> Iterator[str]:
+    """Two runs on the same test images: the difference of each accuracy that both have, in points.
+
+    With its 95 % interval by the paired bootstrap (``statistics.bootstrap``).
+    Raises InputError where they have other test images, or no probe in common.
+    """
+    if first["data"]["fingerprint"] != second["data"]["fingerprint"]:
+        raise InputError(
+            f"{first['id']} and {second['id']} were tested on other images: of {_data(first)} and "
+            f"{_data(second)}"
+        )
+    shared = []
+    for features, probe, result in tables.results(first):
+        theirs = second["evaluation"].get(features, {}).get(probe, {})
+        if "bits" in result and "bits" in theirs:
+            shared.append((features, probe))
+    if not shared:
+        raise InputError(
+            f"{first['id']} and {second['id']} have no probe in common: probe both by the same"
+        )
+
+    yield f"{first['id']}: {summary(first)}"
+    yield f"minus {second['id']}: {summary(second)}"
+    for features, probe in shared:
+        one, other = (records.correct(record, features, probe) for record in (first, second))
+        value, low, high = (100 * x for x in bootstrap(one, other))
+        difference = f"{value:+z.1f} [{low:z.1f}, {high:z.1f}] points"
+        yield _line(features, probe, f"{difference}  n = {len(one)}")
+    yield "in brackets is the noise of the test images; another seed may move it further"
+
+
+def _data(record: dict) -> str:
+    """``cifar10 ad3f...``: its data set, and which version of it."""
+    return f"{record['data']['name']} {record['data']['fingerprint'][:8]}"
 
 
 def summary(record: dict) -> str:

@@ -4,6 +4,7 @@ The classifier is in scikit-learn's manner.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,13 @@ def predict(train: Arrays, arrays: Arrays) -> list[tuple[str, str, float]]:
         raise InputError(f"no probe fits these features: {in_a_line(error)}") from error
     likeliest = classifier.classes_[shares.argmax(1)]
     return list(zip(arrays["files"].tolist(), likeliest.tolist(), shares.max(1).tolist()))
+
+
+def rights(arrays: Arrays, predicted: Sequence[str]) -> np.ndarray:
+    """Whether what is predicted is right, of each picture whose class is known: (n,) bool."""
+    known = arrays["labels"] >= 0
+    truth = arrays["classes"][arrays["labels"][known]]
+    return np.asarray(predicted)[known] == truth
 
 
 class EncoderClassifier(
