@@ -297,12 +297,6 @@ def test_a_missing_peer_and_a_failed_process_are_named():
         measure.in_own_process("loss", "--memory-of", "no", "case", "8")
 
 
-def test_faults_are_handed_over_to_stress(capsys):
-    with pytest.raises(SystemExit):
-        command.main(["faults", "--help"])
-    assert "usage: python -m stress faults" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     "content, words",
     [

@@ -215,7 +215,7 @@ def _refuse_unseen(config: Config, side: int, classes: int) -> None:
         return
     size = config.size or side
     with torch.device("meta"):
-        model = new_model(config, classes)
+        model = new_model(config, classes).eval()
         try:
             model(torch.empty(2, 3, size, size))
         except RuntimeError as error:
