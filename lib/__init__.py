@@ -70,6 +70,11 @@ def in_a_line(text: object, most: int | None = None) -> str:
     return " ".join(str(text).split())[:most]
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 epoch``, ``45,000 images``."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def as_command(*words: object) -> str:
     """A command of this package as a shell takes it, whatever letters are in its words."""
     program = "python -m lib"

@@ -16,7 +16,7 @@ import typer
 from tqdm import tqdm
 from typer.main import get_command
 
-from lib import SCRIPT, InputError, as_command, unknown
+from lib import SCRIPT, InputError, as_command, counted, unknown
 from lib.files import as_path
 
 EXAMPLES = """examples:
@@ -238,7 +238,12 @@ def pretrain(
             )
         return
     named = {"epochs": epochs, "seed": seed, "data": data}
-    changes = parse(set) | {field: value for field, value in named.items() if value is not None}
+    changes = parse(set)
+    for field, value in named.items():
+        if value is not None and field in changes:
+            raise InputError(f"{field} is told twice: by --{field}, and by --set")
+        if value is not None:
+            changes[field] = value
     config = presets.preset(preset, **changes)
     with distributed.joined(device) as chosen:
         with distributed.rank_0_first():  # who downloads
@@ -249,12 +254,14 @@ def pretrain(
         pool = config.pool
         if pool == "unlabeled" and dataset.unlabeled is None:
             pool = "train+val"
-        print(f"{config.name} on {images:,} images of {dataset.name} ({pool})", flush=True)
+        pictures = counted(images, "image")
+        print(f"{config.name} on {pictures} of {dataset.name} ({pool})", flush=True)
         for line in oddities(dataset.take(config.images)):
             print(f"note: {line}", flush=True)
         run = train(config, dataset, runs or RUNS, chosen, wait=wait)
         if run.curves:
-            outcome = f"{config.epochs} epochs, loss {run.curves[-1]['loss']:.3f}, {run.cost}"
+            loss = run.curves[-1]["loss"] / config.factor
+            outcome = f"{counted(config.epochs, 'epoch')}, loss {loss:.3f} nats, {run.cost}"
         else:
             from lib.evidence import answers
 

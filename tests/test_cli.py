@@ -496,3 +496,8 @@ def test_two_runs_are_compared_image_by_image(toy_root, tmp_path, capsys):
     records.write(tmp_path / "other.json", changed)
     assert main(["compare", str(folders[1]), str(tmp_path / "other.json")]) == 2
     assert "were tested on other images" in capsys.readouterr().err
+
+
+def test_a_field_that_is_told_twice_is_refused(capsys):
+    assert main(["pretrain", "simclr-digits", "--epochs", "3", "--set", "epochs=2"]) == 2
+    assert "epochs is told twice: by --epochs, and by --set" in capsys.readouterr().err

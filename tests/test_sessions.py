@@ -113,7 +113,7 @@ def exiting() -> Iterator[Callable]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_waits_for_the_step_and_its_checkpoint(number, toy, tmp_path, exiting):
+def test_a_signal_waits_for_the_step_and_its_checkpoint(number, toy, tmp_path, exiting, capfd):
     cut = begun(small(), toy, tmp_path)
     with pytest.raises(SystemExit, match=number.name), cut.interruptions:
         for _ in training_of(cut, toy):
@@ -125,6 +125,8 @@ def test_a_signal_waits_for_the_step_and_its_checkpoint(number, toy, tmp_path, e
     assert ending["ended"] == f"stopped by {number.name}"
     assert ending["step"] == 7
     assert signal.getsignal(number) == exiting  # put back
+    told = "stopped by SIGTERM after step 7; the same command goes on" in capfd.readouterr().err
+    assert told == (number == signal.SIGTERM)  # Ctrl-C is told by the command line
 
     run = trained(small(), toy, tmp_path)
     assert not (cut.folder / ENDED).exists()

@@ -504,7 +504,7 @@ def test_no_size_is_taken_from_images_that_are_not_square():
 def test_a_pool_of_one_image_is_refused_with_what_there_is_to_do(tmp_path):
     one = data.build("toy", **arrays(unlabeled=1))
     with pytest.raises(
-        InputError, match="1 images, fewer than one batch of 32; set pool=train.val$"
+        InputError, match="1 image, fewer than one batch of 32; set pool=train.val$"
     ):
         trained(small(pool="unlabeled"), one, tmp_path)
 

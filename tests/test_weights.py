@@ -155,7 +155,7 @@ def test_the_model_card_is_the_record(run, toy, tmp_path):
     result = run.record["evaluation"]["h"]["linear"]
     lines = [
         f"# {run.folder.name}",
-        "simclr on toy, 1 epochs.",
+        "simclr on toy, 1 epoch.",
         "| trained on | 180 of them (train) |",
         "| image, view (pixels) | 12, 12 |",
         f"| mean of RGB in [0, 1] | {list(toy.moments[0])} |",

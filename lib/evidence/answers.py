@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from lib import InputError
+from lib import InputError, counted
 from lib.config import Config
 from lib.evidence import tables
 from lib.evidence.statistics import (
@@ -84,7 +84,7 @@ def summary(record: dict) -> str:
     config = Config(**record["config"])
     words = tables.method(config)
     if config.epochs:
-        words += f", {config.epochs} epochs,"
+        words += f", {counted(config.epochs, 'epoch')},"
     words += f" on {config.data}"
     changes = [f"{key}={value}" for key, value in record["delta"].items() if key not in UNLISTED]
     if changes:

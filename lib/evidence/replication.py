@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from lib import InputError, as_command, unknown
+from lib import InputError, as_command, counted, unknown
 from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.evidence import plan
@@ -73,7 +73,9 @@ class Replication:
         others = " or ".join(in_words(minus) for minus in self.size["minus"])
         yield f"{self.claim['id']}: {self.size['claim']}"
         yield f"computed again: {in_words(self.size['like_for_like'])}; minus {others}"
-        runs = [f"{run.name}, {run.epochs} epochs, seed {run.seed}" for run in self.configs]
+        runs = [
+            f"{run.name}, {counted(run.epochs, 'epoch')}, seed {run.seed}" for run in self.configs
+        ]
         precisions = ", ".join(sorted({run.precision for run in self.configs}))
         yield f"runs: {'; '.join(runs)} ({precisions})"
         yield f"training takes {self.minutes:.0f} minutes on this machine; then the probes"

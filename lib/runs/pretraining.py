@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lib import Diverged, InputError, as_command, in_a_line
+from lib import Diverged, InputError, as_command, counted, in_a_line
 from lib.compute.compilation import STEPS, Compiled, is_offered, mode_of
 from lib.compute.cost import flops
 from lib.config import COMPUTED, Config, difference, fitting_batch
@@ -203,10 +203,9 @@ def refuse_unfit(config: Config, sliced: Dataset) -> None:
         ways.append(f"batch_size={fitting_batch(len(pool))} for example")
     if config.pool == "unlabeled":
         ways.append("pool=train+val")
-    raise InputError(
-        f"the pool '{config.pool}' of {sliced.name} has {len(pool)} images, fewer than one batch "
-        f"of {least}; {'set ' + ', or '.join(ways) if ways else 'more are needed'}"
-    )
+    what = f"the pool '{config.pool}' of {sliced.name} has {counted(len(pool), 'image')}"
+    to_do = "set " + ", or ".join(ways) if ways else "more are needed"
+    raise InputError(f"{what}, fewer than one batch of {least}; {to_do}")
 
 
 def _refuse_unseen(config: Config, side: int, classes: int) -> None:

@@ -15,7 +15,7 @@ import torch
 from lib import InputError, files
 from lib.config import Config
 from lib.data.dataset import Dataset
-from lib.distributed.group import about, agree, barrier, rank, rank_0_first
+from lib.distributed.group import about, agree, barrier, rank, rank_0_first, tell
 from lib.encoders import Model
 from lib.files import parse_json, write_atomically
 from lib.hardware import memory_format
@@ -115,7 +115,10 @@ class Session:
             return
         self.save(wait=bool(caught))
         if caught:
-            self.end(f"stopped by {signal.Signals(caught).name}")
+            ended = f"stopped by {signal.Signals(caught).name}"
+            self.end(ended)
+            if caught == signal.SIGTERM:  # of which nothing else would tell
+                tell(f"{ended} after step {self.progress.step}; the same command goes on from it")
             self.interruptions.deliver(caught)
 
     def end(self, how: str) -> None:

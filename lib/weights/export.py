@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lib import InputError
+from lib import InputError, counted
 from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.evidence.statistics import binomial
@@ -88,7 +88,7 @@ def _card(record: dict, entry: Entry, published: Path) -> Iterator[str]:
     view = record["input"]
     variant = f" ({data['variant']})" if data["variant"] else ""
     yield f"# {record['id']}\n"
-    yield f"{config.method} on {data['name']}{variant}, {config.epochs} epochs.\n"
+    yield f"{config.method} on {data['name']}{variant}, {counted(config.epochs, 'epoch')}.\n"
 
     yield "| read from | probe | test accuracy, % | n |"
     yield "|---|---|---|---|"
