@@ -72,7 +72,9 @@ def in_a_line(text: object, most: int | None = None) -> str:
 
 def counted(number: int, noun: str) -> str:
     """``1 epoch``, ``45,000 images``."""
-    return f"{number:,} {noun}" + "s" * (number != 1)
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun}s"
 
 
 def as_command(*words: object) -> str:

@@ -237,14 +237,12 @@ def pretrain(
                 f"{config.epochs:5} epochs, batch {config.batch_size}"
             )
         return
-    named = {"epochs": epochs, "seed": seed, "data": data}
+    options = {"epochs": epochs, "seed": seed, "data": data}
+    named = {field: value for field, value in options.items() if value is not None}
     changes = parse(set)
-    for field, value in named.items():
-        if value is not None and field in changes:
-            raise InputError(f"{field} is told twice: by --{field}, and by --set")
-        if value is not None:
-            changes[field] = value
-    config = presets.preset(preset, **changes)
+    for field in named.keys() & changes.keys():
+        raise InputError(f"{field} is told twice: by --{field}, and by --set")
+    config = presets.preset(preset, **changes | named)
     with distributed.joined(device) as chosen:
         with distributed.rank_0_first():  # who downloads
             dataset = load(config.data, data_root)
@@ -362,9 +360,7 @@ def compare(
     from lib.evidence import answers
     from lib.runs import records
 
-    one, other = (
-        records.read(path / "record.json" if path.is_dir() else path) for path in (first, second)
-    )
+    one, other = (records.read(records.file_of(path)) for path in (first, second))
     print("\n".join(answers.compared(one, other)))
 
 

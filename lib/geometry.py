@@ -166,7 +166,7 @@ def map_2d(x: Tensor, method: str = "tsne", seed: int = 0) -> Tensor:
     if x.abs().max() < 1e-6:  # nothing but float32's rounding; t-SNE would crash
         return torch.zeros(len(x), 2)
 
-    mapper = MAPPERS[method](seed)
+    mapper = MAPPERS[method](seed % 2**32)  # neither takes a larger one
     with threadpool_limits(1):
         places = mapper.fit_transform(x.numpy())
     return torch.from_numpy(places).float()

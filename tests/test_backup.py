@@ -215,3 +215,13 @@ def test_that_a_run_diverged_is_copied_and_fetched_with_its_checkpoint(toy, tmp_
     assert set(Backup(other, copies).fetch()) == {folder.name, failed.name}
     assert checkpoints.steps_taken(other / failed.name) is None
     assert Backup(other, copies).fetch() == []  # once
+
+
+def test_a_run_that_is_further_here_is_not_replaced_by_a_copy_that_diverged(toy, tmp_path, copies):
+    stopped(small(), toy, tmp_path / "one", steps=3)
+    one = Backup(tmp_path / "one", copies)
+    one.copy()
+    folder = stopped(small(), toy, tmp_path / "one", steps=7).folder
+    (copies / folder.name / FAILED).write_text("{}", encoding="utf-8")
+    assert one.fetch() == []
+    assert checkpoints.steps_taken(folder) == 7

@@ -224,7 +224,7 @@ def test_a_writer_that_waits_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert written.is_set()
 
 
-def test_a_claim_is_one_processs(tmp_path):
+def test_a_claim_is_held_by_one_alone(tmp_path):
     path = tmp_path / "claims" / ".lock"
     with claimed(path, "the run", 0) as mine, claimed(path, "the run", 0) as also:
         assert mine and not also

@@ -186,6 +186,14 @@ def test_a_run_leaves_no_rows_beside_its_record(toy, tmp_path):
     assert not (run.folder / UNFINISHED).exists()
 
 
+def test_rows_wait_for_their_table_while_other_probes_are_asked(toy, tmp_path):
+    run = trained(small(epochs=0), toy, tmp_path)
+    rows = Unfinished(run.folder / UNFINISHED)
+    rows.add({"probe": "fine-tuned", "per_class": 5, "subset": "random 0", "learning_rate": 0.3})
+    run.evaluate(toy, "cpu", ["knn"])
+    assert Unfinished(run.folder / UNFINISHED).rows == rows.rows
+
+
 def test_a_class_with_too_few_images_is_named(toy):
     small_class = toy.train[torch.cat([(toy.train.labels != 3).nonzero()[:, 0], torch.tensor([3])])]
     lacking = replace(toy, train=small_class)

@@ -252,13 +252,14 @@ VERSIONS = [
 
 def test_a_version_is_known_by_its_first_commit(tmp_path):
     git(tmp_path, "init")
-    for at, margin in ((1000, 1.0), (1500, None), (2000, 2.0), (3000, 1.0)):
-        path = written(tmp_path, with_margin(margin or 0.0))
-        if margin is None:
-            path.write_text("a slip: [", encoding="utf-8")  # which says nothing of any entry
+    path = tmp_path / "experiments.yml"
+    first, second = (written(tmp_path, with_margin(margin)).read_bytes() for margin in (1.0, 2.0))
+    slip = b"a slip: ["  # which says nothing of any entry
+    for at, content in ((1000, first), (1500, slip), (2000, second), (3000, first)):
+        path.write_bytes(content)
         git(tmp_path, "add", path.name)
         git(tmp_path, "commit", "-m", "x", at=at)
-    found = plan.history(tmp_path / "experiments.yml")
+    found = plan.history(path)
     assert [replace(version, commit="") for version in found] == [
         replace(version, commit="") for version in VERSIONS
     ]

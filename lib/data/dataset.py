@@ -130,7 +130,9 @@ class Dataset:
         """How many images a pool has; no image is copied for that."""
         if name == "unlabeled" and self.unlabeled is not None:
             return len(self.unlabeled)
-        return len(self.train) + len(self.val) * (name != "train")
+        if name == "train":
+            return len(self.train)
+        return len(self.train) + len(self.val)
 
     def take(self, images: int | None) -> "Dataset":
         """A stratified slice of so many labelled training images, val's share included.

@@ -68,9 +68,8 @@ def compared(first: dict, second: dict) -> Iterator[str]:
     yield f"minus {second['id']}: {summary(second)}"
     for features, probe in shared:
         one, other = (records.correct(record, features, probe) for record in (first, second))
-        value, low, high = (100 * x for x in bootstrap(one, other))
-        difference = f"{value:+z.1f} [{low:z.1f}, {high:z.1f}] points"
-        yield _line(features, probe, f"{difference}  n = {len(one)}")
+        difference = bootstrap(one, other).points()
+        yield _line(features, probe, f"{difference} points  n = {len(one)}")
     yield "in brackets is the noise of the test images; another seed may move it further"
 
 

@@ -26,10 +26,9 @@ class Comparison(NamedTuple):
 
     def difference(self) -> str:
         """``+1.4 [0.3, 2.5]``, in points; one seed has no interval."""
-        value, low, high = (100 * x for x in self.interval)
         if self.seeds == 1:
-            return f"{value:+z.1f}"
-        return f"{value:+z.1f} [{low:z.1f}, {high:z.1f}]"
+            return f"{100 * self.value:+z.1f}"
+        return self.interval.points()
 
     def points(self) -> str:
         """``+1.4 [0.3, 2.5], 5 seeds``."""

@@ -27,6 +27,11 @@ class Interval(NamedTuple):
             return value
         return f"{value} [{low}, {high}]"
 
+    def points(self) -> str:
+        """``+1.4 [0.3, 2.5]``: for a difference of accuracies given as fractions."""
+        value, low, high = (100 * x for x in self)
+        return f"{value:+z.1f} [{low:z.1f}, {high:z.1f}]"
+
 
 def binomial(correct: int, n: int, confidence: float = 0.95) -> Interval:
     """Accuracy ``correct / n`` with Wilson's interval.

@@ -47,7 +47,7 @@ def sizes(dataset: Dataset, pool: Split, per_class: Sequence[int]) -> list[int]:
         raise InputError(
             f"few labels are at least {per_class[0]} a class, and the class "
             f"'{dataset.classes[int(counts.argmin())]}' of {dataset.name} has {fewest} images to "
-            f"draw them from: leave the class out, or add images of it"
+            "draw them from: leave the class out, or add images of it"
         )
     return found
 

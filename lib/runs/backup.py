@@ -148,10 +148,11 @@ def _is_further(copy: Path, own: Path) -> bool:
 
     A copy that tells no step is looked at, and then said to be broken.
     """
-    if (copy / FAILED).is_file() and not (own / FAILED).is_file():
-        return True
     here, there = (checkpoints.newest_step(folder) for folder in (own, copy))
-    return here is None or there is None or there > here
+    if here is None or there is None or there > here:
+        return True
+    diverged_there_alone = (copy / FAILED).is_file() and not (own / FAILED).is_file()
+    return there == here and diverged_there_alone
 
 
 def _whole(path: Path) -> bytes:

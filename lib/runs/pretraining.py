@@ -204,7 +204,9 @@ def refuse_unfit(config: Config, sliced: Dataset) -> None:
     if config.pool == "unlabeled":
         ways.append("pool=train+val")
     what = f"the pool '{config.pool}' of {sliced.name} has {counted(len(pool), 'image')}"
-    to_do = "set " + ", or ".join(ways) if ways else "more are needed"
+    to_do = "more are needed"
+    if ways:
+        to_do = f"set {', or '.join(ways)}"
     raise InputError(f"{what}, fewer than one batch of {least}; {to_do}")
 
 

@@ -214,15 +214,20 @@ def parsed(content: bytes | str, path: Path) -> dict:
     return record
 
 
+def file_of(path: Path) -> Path:
+    """A record's file, where the folder of its run may be named."""
+    path = Path(path)
+    if path.is_dir():
+        return path / "record.json"
+    return path
+
+
 def publish(path: Path, results: Path = RESULTS) -> Path:
     """Copy a record into results, where the chapters read it, and return its path there.
 
     path: a run's folder or its record.json, evaluated or of a failure.
     """
-    path = Path(path)
-    file = path
-    if path.is_dir():
-        file = path / "record.json"
+    file = file_of(path)
     record = read(file)
     if not record["evaluation"] and not {"validation", "failed"} & record.keys():
         raise InputError(f"{path} is not evaluated yet; run: {as_command('probe', file.parent)}")

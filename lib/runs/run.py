@@ -87,8 +87,18 @@ class Run:
         precision = self.config.precision
         if not computes(chosen, precision):  # trained elsewhere
             precision = "float32"
-        # ranks would read it at different times, and then wait for each other
-        unfinished = probes.Unfinished(None if active() else self.folder / UNFINISHED)
+        unfinished = probes.Unfinished()
+        if not active():  # ranks would read it at different times, and then wait for each other
+            unfinished = probes.Unfinished(self.folder / UNFINISHED)
+        # may be later than training
+        evaluated = {"code": provenance.code(), "versions": provenance.versions()}
+
+        def write(answer: dict) -> None:
+            self._add(answer, len(sliced.test))
+            self.record["evaluated"] = evaluated
+            if rank() == 0:
+                records.write(self.folder / "record.json", self.record)
+
         with memory_kept(chosen), lent(self.model, chosen) as model:
             recipe = recipe_for(self.config, sliced, "none")
             probes.ask(
@@ -100,13 +110,14 @@ class Run:
                 self.fresh,
                 self.config.seed,
                 precision,
-                tell=lambda answer: self._write(answer, len(sliced.test)),
+                tell=write,
                 unfinished=unfinished,
             )
-        unfinished.remove()
+        if probes.PROBES["fine-tuning"].field in self.record:
+            unfinished.remove()
 
-    def _write(self, answer: dict, test_images: int) -> None:
-        """Put a probe's answer into the record, on disk too."""
+    def _add(self, answer: dict, test_images: int) -> None:
+        """Put a probe's answer into the record."""
         probes.add(answer, self.record)
         looks = [row for row in self.curves if "test_correct" in row]
         if answer["evaluation"] and looks:
@@ -116,10 +127,6 @@ class Run:
                 "correct": best["test_correct"],
                 "precision": best.get("look_precision", "float32"),
             }
-        # may be later than training
-        self.record["evaluated"] = {"code": provenance.code(), "versions": provenance.versions()}
-        if rank() == 0:
-            records.write(self.folder / "record.json", self.record)
 
     def fresh(self) -> nn.Module:
         """The encoder as it was before training, initialised by the global random state."""
