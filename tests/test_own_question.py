@@ -80,7 +80,7 @@ def test_the_baselines_of_ones_own_pictures(toy_root, tmp_path, monkeypatch, cap
         words = command.replace("runs/RUN", yours).replace("runs/*", " ".join(made)).split()
         assert main([*words, "--data-root", str(toy_root)]) == 0
     said = capsys.readouterr().out
-    for what in ("pixels on toy", "kmeans on toy", "untrained on toy", "ce, 1 epochs, on toy"):
+    for what in ("pixels on toy", "kmeans on toy", "untrained on toy", "ce, 1 epoch, on toy"):
         assert f": {what}" in said
     for probe in ("linear", "fine-tuned", "from scratch"):
         assert re.search(rf"h  {probe} +10 labels a class", said), probe
