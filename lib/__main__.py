@@ -326,9 +326,9 @@ def probe(
     device: Device = None,
     wait: Wait = True,
 ) -> None:
-    """Probe h and z of runs: linear probe (L2 chosen on val), kNN, and what --with adds.
+    """Say what runs' h and z know, by a linear probe and kNN.
 
-    With 95 % intervals.
+    The probe's L2 is chosen on val. --with asks more. All with 95 % intervals.
     """
     from lib import data, distributed, probes
     from lib.evidence import answers
@@ -356,7 +356,10 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its record.")],
     second: Annotated[Path, typer.Argument(metavar="OTHER", help="What it is compared with.")],
 ) -> None:
-    """Say by how much one run is better than another on the same test images, image by image."""
+    """Say by how much one run is better than another.
+
+    On the same test images, image by image.
+    """
     from lib.evidence import answers
     from lib.runs import records
 
@@ -373,7 +376,10 @@ def publish(
         ),
     ],
 ) -> None:
-    """Copy the records of finished, evaluated runs into results/, which the chapters read."""
+    """Copy finished runs' records into results/.
+
+    There the chapters read them. A run is published once it has been evaluated.
+    """
     from lib.evidence import replication
     from lib.runs import records
 
@@ -412,9 +418,9 @@ def experiments(
     data_root: DataRoot = None,
     device: Device = None,
 ) -> None:
-    """Train, evaluate and publish what results/ has no record of, most valuable first.
+    """Train, evaluate and publish what results/ lacks.
 
-    Stopped, it goes on.
+    Most valuable first. Stopped, it goes on.
     """
     from lib.evidence.experiments import PLAN, choose, in_words, overview, work
     from lib.evidence.ledger import Ledger
@@ -460,9 +466,9 @@ def tune(
     data_root: DataRoot = None,
     device: Device = None,
 ) -> None:
-    """Try the settings that an entry declares, on validation images, and write all of them down.
+    """Try the settings that an entry declares, on validation.
 
-    Stopped, it goes on.
+    All are written down. Stopped, it goes on.
     """
     from lib.evidence import plan
     from lib.evidence.ledger import Ledger
@@ -513,7 +519,7 @@ def replicate(
     data_root: DataRoot = None,
     device: Device = None,
 ) -> None:
-    """Compute again what a claim rests on: a new seed, beside what the records let expect.
+    """Compute again what a claim rests on, with a new seed.
 
     Says beforehand which runs, how long, and what would count as agreement.
     """
@@ -543,7 +549,10 @@ def replicate(
 
 @command("headline")
 def headline() -> None:
-    """Write the table of the main questions anew, in README.md and for the book's first page."""
+    """Write the first page's table of questions anew.
+
+    In README.md, and for the book.
+    """
     from lib.evidence import claims, headline, tables
     from lib.runs.records import load_all
 
@@ -648,7 +657,10 @@ def embed(
     data_root: DataRoot = None,
     device: Device = None,
 ) -> None:
-    """Write h, z, the files' names and labels of pictures as an .npz."""
+    """Write pictures' h and z as an .npz.
+
+    With the names and labels of their files.
+    """
     from lib.weights import estimator, load
 
     if out.suffix != ".npz":
@@ -671,7 +683,10 @@ def neighbours(
     ],
     count: Annotated[int, typer.Option(help="How many.")] = 5,
 ) -> None:
-    """List the pictures whose h is most alike that of one of them, each with its cosine."""
+    """List the pictures whose h is most alike that of one of them.
+
+    Each with its cosine.
+    """
     from lib.weights import estimator
 
     for name, cosine in estimator.neighbours(estimator.read(source), file, count):
@@ -712,7 +727,7 @@ def book(
     ] = None,
     wait: Wait = True,
 ) -> None:
-    """Run the chapters of a profile that are not done yet, then build the site."""
+    """Run the chapters that are not done yet and build the site."""
     from lib import ROOT
 
     if not (ROOT / "tools" / "book.py").is_file():

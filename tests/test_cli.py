@@ -139,6 +139,8 @@ def test_help_has_examples_that_parse():
         )
         assert shown.returncode == 0 and "examples:" in shown.stdout, shown.stderr
         assert "python -m lib pretrain simclr-digits" in shown.stdout
+        commands = shown.stdout.partition("Commands:")[2].partition("examples:")[0]
+        assert "..." not in commands, "no command's sentence is cut off"
     group = get_command(app)
     for line in EXAMPLES.splitlines()[1:]:
         name, *words = line.split("  ")[1].split()[3:]
