@@ -95,8 +95,6 @@ def by_scikit_learn(x: Tensor, y: Tensor, test: Tensor) -> Tensor:
         model.set_params(C=1 / (l2 * cut)).fit(scaler.transform(rows[:cut]), classes[:cut])
         scores.append(model.score(scaler.transform(rows[cut:]), classes[cut:]))
         fitted.append((model.coef_.copy(), model.intercept_.copy()))
-        if len(scores) - 1 - int(np.argmax(scores)) == evaluation.PATIENCE:
-            break
 
     best = int(np.argmax(scores))
     model.coef_, model.intercept_ = fitted[best]

@@ -8,8 +8,7 @@ way. Further probes are in ``lib.probes``.
 """
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,8 +28,10 @@ from lib.hardware import autocast, choose_device, memory_format
 BATCH_PIXELS = {"cpu": 2**19}  # 512 images of 32 x 32: larger were not faster, nor smaller ones
 BATCH_PIXELS_ELSEWHERE = 2**22  # 4,096 of them: accelerators wait for a batch to begin
 VIEWS = 512  # of a batch, where they are given
-L2_PATH = tuple(10.0**-k for k in range(8))  # strong to weak: each starts from the last
-PATIENCE = 2  # weaker strengths tried in vain before the choice
+# Strong to weak, each starts from the last. A head may squeeze directions of z to a millionth of
+# the longest; a float32 holds them, and only so weak a penalty lets a probe read them.
+L2_PATH = tuple(10.0**-k for k in range(13))
+FITTED = 1e-2  # nats, where a path ends: weaker penalties would do little but lengthen the weights
 FOLDS = 5  # of the cross-validation on small label sets
 KNN_CHUNK = 1024  # test images at a time
 
@@ -141,6 +142,8 @@ def logistic_path(
 ) -> Iterator[Probe]:
     """Multinomial logistic regression, a probe for each L2 strength, each starting from the last.
 
+    Ends early where the minimum falls below FITTED.
+
     Minimises ``mean cross-entropy + l2 / 2 |weight|^2`` by full-batch L-BFGS on features
     standardised by their own mean and deviation; the bias is not penalised (scikit-learn's
     LogisticRegression with C = 1 / (l2 N)).
@@ -166,9 +169,11 @@ def logistic_path(
         weight, bias = start.weight.T @ axes, start.bias
     for l2 in path:
         unit = (variance / 2 + l2).rsqrt()
-        weight, bias = minimise(x * unit, y, weight / unit, bias, l2 * unit.square())
+        weight, bias, least = minimise(x * unit, y, weight / unit, bias, l2 * unit.square())
         weight = weight * unit
         yield Probe(axes @ weight.T, bias, mean, scale, l2)
+        if least < FITTED:
+            return
 
 
 def accuracy(probe: Probe, x: Tensor, y: Tensor) -> float:
@@ -191,31 +196,14 @@ def linear_probe(
 
     score: by what it is chosen; ``accuracy`` or ``log_likelihood``.
 
-    Ties go to the stronger penalty. Strengths are tried from strong to weak, until PATIENCE in a
-    row did no better than the best.
+    Ties go to the stronger penalty. All are tried, since what z has kept in short directions may
+    show after several that gained nothing.
     """
-    fitted = []
-
-    def scores() -> Iterator[float]:
-        for probe in logistic_path(*train, classes):
-            fitted.append(probe)
-            yield score(probe, *val)
-
-    best, on_val = best_score(scores())
+    fitted = list(logistic_path(*train, classes))
+    scores = [score(probe, *val) for probe in fitted]
+    best = fitted[scores.index(max(scores))]
     x, y = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
-    refitted = next(logistic_path(x, y, classes, L2_PATH[best:], fitted[best]))
-    return refitted, on_val
-
-
-def best_score(scores: Iterable[float]) -> tuple[int, float]:
-    """Place of the best score, of equals the first, and the score; looks PATIENCE beyond it."""
-    place, best = 0, -math.inf
-    for i, score in enumerate(scores):
-        if score > best:
-            place, best = i, score
-        elif i == place + PATIENCE:
-            break
-    return place, best
+    return next(logistic_path(x, y, classes, (best.l2,), best)), max(scores)
 
 
 def cross_validated_probe(x: Tensor, y: Tensor, classes: int) -> Probe:
@@ -231,15 +219,13 @@ def cross_validated_probe(x: Tensor, y: Tensor, classes: int) -> Probe:
     held_out = [fold == k for k in range(FOLDS)]
     paths = [logistic_path(x[~held], y[~held], classes) for held in held_out]
 
-    def correct() -> Iterator[float]:
-        for probes in zip(*paths):
-            right = 0.0
-            for probe, held in zip(probes, held_out):
-                right += float((probe.predict(x[held]) == y[held]).sum())
-            yield right
-
-    best, _ = best_score(correct())
-    return next(logistic_path(x, y, classes, L2_PATH[best:]))
+    correct = []
+    for probes in zip(*paths):  # as far as the first fold's path that ends
+        predicted = [probe.predict(x[held]) for probe, held in zip(probes, held_out)]
+        right = [(p == y[held]).sum() for p, held in zip(predicted, held_out)]
+        correct.append(int(torch.stack(right).sum()))
+    best = L2_PATH[correct.index(max(correct))]
+    return next(logistic_path(x, y, classes, (best,)))
 
 
 def knn(

@@ -109,7 +109,7 @@ def test_the_whole_path_is_converged_where_features_are_nearly_the_same():
 
         best = objective(torch.from_numpy(model.coef_.T), torch.from_numpy(model.intercept_))
         ours = objective(probe.weight.double(), probe.bias.double())
-        assert best - 1e-7 < ours < best + 1e-4, probe.l2
+        assert best - 1e-7 < ours < best + 3e-4, probe.l2
 
 
 def test_dead_features_do_no_harm():
@@ -149,19 +149,44 @@ def test_the_penalty_can_be_chosen_by_the_log_likelihood_instead():
     assert min(likelihoods) < best - 0.1
 
 
-@pytest.mark.parametrize(
-    "scores, best, looked_at",
-    [
-        ([3, 5, 4, 5, 9], 1, 4),  # the first of equals; two in vain end it
-        ([3, 5, 4, 6, 0, 0, 7], 3, 6),  # one does not
-        ([0, 0, 0, 7], 0, 3),
-        ([1, 2, 3], 2, 3),
-    ],
-)
-def test_weaker_penalties_are_tried_until_two_in_a_row_gain_nothing(scores, best, looked_at):
-    rest = iter(scores)
-    assert evaluation.best_score(rest) == (best, scores[best])
-    assert len(scores) - len(list(rest)) == looked_at
+def squeezed(images: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (N, 8), the same through a square matrix that squeezes, and classes (N,).
+
+    The classes lie along a direction that the matrix makes 3,000 times shorter than the others.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(images) % 2
+    h = torch.randn(images, 8, generator=generator)
+    h[:, 0] += 4 * y - 2
+    rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(9)))
+    z = h * torch.tensor([1 / 3000] + [1.0] * 7) @ rotation
+    return h, z, y
+
+
+def test_what_a_square_matrix_only_squeezes_is_read_as_well_as_before():
+    """An invertible matrix loses nothing, so the weakest penalties have to be tried."""
+    (h, z, y), (val_h, val_z, val_y) = squeezed(400, seed=0), squeezed(200, seed=1)
+    test_h, test_z, truth = squeezed(2000, seed=2)
+    of_h, _ = linear_probe((h, y), (val_h, val_y), 2)
+    of_z, _ = linear_probe((z, y), (val_z, val_y), 2)
+    read = evaluation.accuracy(of_h, test_h, truth)
+    assert read > 0.95
+    assert evaluation.accuracy(of_z, test_z, truth) == pytest.approx(read, abs=0.01)
+    assert of_z.l2 < 1e-5
+
+    small = evaluation.cross_validated_probe(z, y, 2)
+    assert evaluation.accuracy(small, test_z, truth) == pytest.approx(read, abs=0.01)
+
+
+def test_a_path_ends_where_the_classes_are_told_apart():
+    x, y = blobs(120, noise=0.1)
+    *_, last = logistic_path(x, y, 4)
+    assert last.l2 > L2_PATH[-1]
+    nats = float(F.cross_entropy(last.logits(x), y))
+    assert nats < evaluation.FITTED
+    x, y = blobs(120, noise=8)
+    *_, last = logistic_path(x, y, 4)
+    assert last.l2 == L2_PATH[-1]
 
 
 def test_knn_is_scikit_learns_with_the_same_weights(monkeypatch: pytest.MonkeyPatch):

@@ -49,9 +49,10 @@ def test_what_the_page_says_of_the_readers_is_so():
     assert f"The {k} training images with the highest cosine" in PAGE
     assert rf"$\exp(\cos / {temperature:g})$" in PAGE
     assert (
-        len(evaluation.L2_PATH) == 8 and "one of eight strengths from 1 down to $10^{-7}$" in PAGE
+        len(evaluation.L2_PATH) == 13
+        and "one of thirteen strengths from 1 down to $10^{-12}$" in PAGE
     )
-    assert (evaluation.L2_PATH[0], evaluation.L2_PATH[-1]) == (1, pytest.approx(1e-7))
+    assert (evaluation.L2_PATH[0], evaluation.L2_PATH[-1]) == (1, pytest.approx(1e-12))
     assert few_labels.PER_CLASS[:3] == (10, 20, 50) and "means 10, 20, 50, ... labels" in PAGE
     assert few_labels.SUBSETS == evaluation.FOLDS == 5
     assert "five times at random" in PAGE and "five-fold cross-validation" in PAGE

@@ -1,5 +1,6 @@
 """Records: what is no whole one is named, and what whole ones say in tables."""
 
+import copy
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from lib import InputError, data
 from lib.compute.bits import pack_bits
 from lib.data.dataset import Dataset
 from lib.data.downloads import DOWNLOADS
+from lib.evaluation import L2_PATH
 from lib.evidence import answers, tables
 from lib.probes import PROBES, fine_tuning
 from lib.runs import Run, load, records
@@ -240,6 +242,15 @@ def test_the_table_has_a_row_for_each_accuracy(run: Run, toy: Dataset):
     assert set(table.images) == {200}
     assert set(table.trained_on) == {len(toy.pool(run.config.pool))}
     assert list(tables.table([]).columns) == tables.COLUMNS
+
+
+def test_what_was_read_from_z_with_too_strong_a_penalty_is_left_out(run: Run, toy: Dataset):
+    run.evaluate(toy, "cpu")
+    older = copy.deepcopy(run.record)
+    for by_probe in older["evaluation"].values():
+        assert by_probe["linear"].pop("weakest_l2") == L2_PATH[-1]
+    rows = {(features, probe) for features, probe, _ in tables.results(older)}
+    assert rows == {("h", "linear"), ("h", "knn"), ("z", "knn")}
 
 
 def test_the_side_of_the_views_is_the_configurations_else_the_datas(record):

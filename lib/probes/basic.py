@@ -1,6 +1,6 @@
 """What every run is asked: the linear probe and kNN; and the accuracies on val that choose."""
 
-from lib.evaluation import Labelled, Probe, knn, result
+from lib.evaluation import L2_PATH, Labelled, Probe, knn, result
 from lib.probes.seen import Seen
 
 
@@ -16,7 +16,8 @@ def ask_linear(seen: Seen) -> dict[str, dict]:
 def linear_result(probe: Probe, on_val: float, test: Labelled) -> dict:
     """A linear probe's result on test, with what chose it: its accuracy on val."""
     x, truth = test
-    return result(probe.predict(x), truth) | {"l2": probe.l2, "val_accuracy": on_val}
+    chosen = {"l2": probe.l2, "weakest_l2": L2_PATH[-1], "val_accuracy": on_val}
+    return result(probe.predict(x), truth) | chosen
 
 
 def ask_knn(seen: Seen) -> dict[str, dict]:
