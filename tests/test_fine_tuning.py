@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lib import InputError, data
 from lib.augmentations import RECIPES
 from lib.data import Dataset
-from lib.evaluation import classified
+from lib.evaluation import classified, cross_validated_probe
 from lib.evidence import tables
 from lib.probes import Seen, Unfinished, few_labels, fine_tuning
 from lib.runs import Run
@@ -65,20 +65,33 @@ def test_both_starts_learn_from_few_labels(toy):
         ("fine-tuned", 5, 20, "random 1"),
         ("from scratch", 5, 20, "random 0"),
         ("from scratch", 5, 20, "random 1"),
+        ("probed", 5, 20, "random 0"),
+        ("probed", 5, 20, "random 1"),
     ]
     for row in rows:
         assert row["n"] == 60
         assert row["correct"] > 50, row  # the class shows in the colour
-        assert row["learning_rate"] in fine_tuning.RATES
+        assert row["probe"] == "probed" or row["learning_rate"] in fine_tuning.RATES
+
+
+def test_the_frozen_h_is_probed_with_the_same_labels(toy):
+    asked = seen(toy)
+    *_, last = fine_tuning.ask(asked)
+    places = fine_tuning.label_sets(toy)[5][1]
+    h, y = asked.labelled("h", "train")
+    probe = cross_validated_probe(h[places], y[places], 4)
+    test, truth = asked.labelled("h", "test")
+    assert last["correct"] == int((probe.predict(test) == truth).sum())
 
 
 def test_without_a_fresh_encoder_or_with_nothing_to_train_there_is_no_start_from_scratch(toy):
-    assert {row["probe"] for row in fine_tuning.ask(seen(toy, build=None))} == {"fine-tuned"}
+    only = {"fine-tuned", "probed"}
+    assert {row["probe"] for row in fine_tuning.ask(seen(toy, build=None))} == only
     fixed = seen(toy)
     fixed.model.encoder = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
     rows = fine_tuning.ask(fixed)
-    assert {row["probe"] for row in rows} == {"fine-tuned"}
-    assert rows[-1]["correct"] > 50  # the layer on h learns
+    assert {row["probe"] for row in rows} == only
+    assert rows[1]["correct"] > 50  # the layer on h learns
 
 
 def test_the_model_stays_as_it_was(toy):
@@ -143,7 +156,7 @@ def test_a_runs_rows_are_few_labels_in_the_measures(toy, tmp_path, monkeypatch):
     run: Run = trained(small(epochs=1), toy, tmp_path)
     run.evaluate(toy, "cpu", ["fine-tuning"])
     measured = tables.measures([run.record]).query("measure == 'few labels'")
-    assert list(measured["probe"].unique()) == ["fine-tuned", "from scratch"]
+    assert list(measured["probe"].unique()) == ["fine-tuned", "from scratch", "probed"]
     first = run.record["fine_tuning"][0]
     assert measured["accuracy"].iloc[0] == first["correct"] / first["n"]
     one, other = run.fresh(), run.fresh()
@@ -173,7 +186,7 @@ def test_a_probe_that_was_stopped_goes_on_with_the_rows_that_it_had(toy, tmp_pat
     fits.clear()
     assert fine_tuning.ask(again) == whole
     assert len(fits) == 4  # those of the start that was under way
-    assert Unfinished(path).rows == whole
+    assert Unfinished(path).rows == whole[:4]  # a probe is made anew, in no time
 
     path.write_text("cut off [", encoding="utf-8")
     assert Unfinished(path).rows == []

@@ -25,8 +25,8 @@ def together(*of: pd.DataFrame) -> pd.DataFrame:
 def test_a_row_has_the_difference_its_size_and_how_it_stands():
     first, *_, last = headline.markdown([QUESTION, ASKED], together(*DECIDED)).splitlines()
     assert first == (
-        "Of 2 published claims the records decide **none** at their own size so far; of the 1 "
-        "questions **1** at ours."
+        "Of 2 published claims that this code could decide, the records decide **none** so far; of "
+        "the 1 questions **1** at our size."
     )
     assert last == (
         "| ◐ | Is it so? | no number | +3.1 [2.9, 3.3], 3 seeds (60 against 120 epochs) | yes |"
@@ -43,15 +43,16 @@ def test_what_is_open_shows_its_largest_complete_size():
     assert answer.standing == "open: 1 of 3 seeds at 60 against 120 epochs"
 
     (answer,) = headline.answers([asked], together(*SHORT, *DECIDED))
-    assert (answer.mark, answer.size) == (claims.FOR, "60 against 120 epochs")
+    assert (answer.mark, answer.size) == (claims.YES, "60 against 120 epochs")
 
 
-def test_what_is_decided_although_a_run_failed_shows_what_decided_it():
+def test_where_a_run_failed_it_is_open_and_the_rest_is_shown():
     failed = rows([math.nan], measure="failed", seed=2, features="x", probe="x")
     longest = rows([0.73, 0.7301]), rows([0.70] * 3, "ce", epochs=120), failed
     (answer,) = headline.answers([QUESTION | {"ours": SMALLER}], together(*SHORT, *longest))
-    assert (answer.mark, answer.size) == (claims.FOR, "60 against 120 epochs")
+    assert (answer.mark, answer.size) == (claims.OPEN, "60 against 120 epochs")
     assert answer.difference().startswith("+3.0 [")
+    assert answer.standing == "open: 2 of 3 seeds at 60 against 120 epochs, 1 failed"
 
 
 def test_a_question_without_runs_says_so():
@@ -72,6 +73,24 @@ def test_a_claim_at_our_size_without_a_question_is_not_on_the_first_page():
     own = {"id": "own", "claim": "c", "source": "this book's question", "ours": OURS}
     page = headline.markdown([own, ASKED], together(*DECIDED))
     assert "Of 1 published claims" in page
+
+
+@pytest.mark.parametrize(
+    "change", [{"rule": "none"}, {"cannot": "no loader"}, {"source": claims.OURSELVES}]
+)
+def test_what_no_record_can_decide_is_not_counted(change):
+    page = headline.markdown([ASKED, ASKED | change], tables.measures([]))
+    assert "Of 1 published claims" in page
+
+
+def test_every_claim_of_our_own_says_so():
+    """The count of published claims leaves them out by their source."""
+    assert claims.OURSELVES in {claim["source"] for claim in claims.read()}
+
+
+def test_questions_are_counted_apart():
+    own = {"id": "own", "claim": "c", "source": "this book's question", "ours": OURS}
+    page = headline.markdown([own, ASKED], together(*DECIDED))
     assert "of the 0 questions" in page
 
 

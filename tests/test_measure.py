@@ -60,4 +60,4 @@ def test_what_the_page_says_of_the_readers_is_so():
 
 def test_the_marks_are_those_of_the_code():
     marks = re.findall(r"\| ([●◐◑○]) \|", PAGE)
-    assert marks == [claims.PUBLISHED, claims.FOR, claims.AGAINST, claims.OPEN]
+    assert marks == [claims.PUBLISHED, claims.YES, claims.NOT, claims.OPEN]

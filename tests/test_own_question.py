@@ -82,5 +82,5 @@ def test_the_baselines_of_ones_own_pictures(toy_root, tmp_path, monkeypatch, cap
     said = capsys.readouterr().out
     for what in ("pixels on toy", "kmeans on toy", "untrained on toy", "ce, 1 epoch, on toy"):
         assert f": {what}" in said
-    for probe in ("linear", "fine-tuned", "from scratch"):
+    for probe in ("linear", "fine-tuned", "from scratch", "probed"):
         assert re.search(rf"h  {probe} +10 labels a class", said), probe

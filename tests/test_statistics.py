@@ -287,6 +287,20 @@ def test_so_many_seeds_do_find_it_by_simulation():
     assert power(n - 1) < 0.8 + 0.02
 
 
+@pytest.mark.parametrize("effect", [3.0, 5.0, 7.9, 9.1, 12.0, 15.0])
+def test_so_many_pairs_do_find_a_large_difference_by_simulation(effect):
+    """Two pairs have one degree of freedom, an edge of 12.7 standard errors."""
+    random, n = np.random.default_rng(0), statistics.seeds_needed(1.0, effect, paired=True)
+
+    def power(pairs: int) -> float:
+        found = random.normal(effect, 1, (20_000, pairs))
+        return (stats.ttest_1samp(found, 0, axis=1).pvalue < 0.05).mean()
+
+    assert power(n) > 0.8 - 0.01
+    if n > 2:
+        assert power(n - 1) < 0.8 + 0.01
+
+
 def test_the_calibration_error_by_a_loop_over_bins():
     random = np.random.default_rng(0)
     confidence = np.append(random.random(500), [1.0, 1 / 15, 0.0])

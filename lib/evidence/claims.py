@@ -12,7 +12,9 @@ reproduced" in 16 % of cases at 3 seeds, in half of them at 10. With the predict
 
 At our size the interval of the mean difference over paired seeds is held against the margin: "yes"
 where it lies wholly above the margin, "no" wholly below minus the margin, "no difference" wholly
-within, else "open", and open as long as planned seeds are missing.
+between the two, "not better" where it lies below the margin and crosses minus the margin, else
+"open". It is open as long as planned seeds are missing, and where one of their runs failed: what
+survives is a selection.
 """
 
 import math
@@ -31,15 +33,16 @@ from lib.evidence.tables import COLUMNS, OWN_SCHEDULE, matching
 from lib.files import read_yaml, validated
 
 CLAIMS = ROOT / "book" / "claims.yml"
+OURSELVES = "this book's question"  # the source of what nobody has published on
 ONE_SEED = "one seed, not assessed"
 NOT_PUBLISHED = "not published"
 OF_SECOND = " of the second"  # of the columns of runs that are subtracted
 # how verdicts may begin
 UNDECIDED = ("not run", "differs in", ONE_SEED, "undecided", "no number", NOT_PUBLISHED)
 MEASURED = (*COLUMNS, "measure", "per_class")  # columns of tables.measures
-# where a question stands: decided at the published size; at ours, for the claim and against it ("no
-# difference" counts as against); open
-PUBLISHED, FOR, AGAINST, OPEN = "●", "◐", "◑", "○"
+# where a question stands: decided at the published size; at ours, with yes and with any other
+# verdict; open
+PUBLISHED, YES, NOT, OPEN = "●", "◐", "◑", "○"
 # what the runs that a claim "differs in" the rest from must have
 SHARED = ("measure", "per_class", "method", "data", "images", "encoder", "features")
 
@@ -115,7 +118,7 @@ class Claim(TypedDict):
     ours: NotRequired[OurSize]  # the same at the size that we can run
 
 
-def _can_be_decided(claim: Claim) -> Claim:
+def _is_whole(claim: Claim) -> Claim:
     if "ours" not in claim:
         for field in ("rule", "like_for_like"):
             if field not in claim:
@@ -135,7 +138,7 @@ def _can_be_decided(claim: Claim) -> Claim:
     return claim
 
 
-_Claim = Annotated[Claim, AfterValidator(_can_be_decided)]
+_Claim = Annotated[Claim, AfterValidator(_is_whole)]
 
 
 def read(path: Path = CLAIMS) -> list[Claim]:
@@ -182,7 +185,7 @@ class Ours:
     """What the plan's runs say of a claim at our size."""
 
     comparison: Comparison | None  # over the pairs that there are; None of none
-    verdict: str  # yes, no, no difference or open
+    verdict: str  # yes, no, no difference, not better or open
     seeds: int  # pairs that are planned
     failed: int  # of them, because a run failed
     is_complete: bool  # whether every planned pair is there or failed
@@ -214,7 +217,7 @@ def decide(claim: Claim, table: pd.DataFrame) -> dict:
         own data and encoder differ in other columns, else "not run".
     one more run: what the number is held against.
     at our size: what the plan's runs say, "-" where the claim has no such size.
-    mark: one of PUBLISHED, FOR, AGAINST and OPEN.
+    mark: one of PUBLISHED, YES, NOT and OPEN.
     """
     row = _published(claim, table) | {"at our size": "-"}
     verdict = ""
@@ -229,7 +232,7 @@ def mark(published: str, ours: str = "") -> str:
     """Where a question stands, by its verdict at the published size and at ours."""
     if not published.startswith(UNDECIDED):
         return PUBLISHED
-    marks = {"yes": FOR, "no": AGAINST, "no difference": AGAINST}
+    marks = {"yes": YES, "no": NOT, "no difference": NOT, "not better": NOT}
     return marks.get(ours, OPEN)
 
 
@@ -239,13 +242,14 @@ def at_our_size(claim: OurSize, table: pd.DataFrame) -> Ours:
     table: ``tables.measures``.
     """
     conditions = {"entry": claim["entry"]} | _conditions(claim)
-    first = matching(table, conditions)
     planned = set(range(claim["seeds"]))
+    table = table[table["seed"].isin(planned)]  # seeds are not added afterwards
+    first = _one_protocol(matching(table, conditions))
     of_each: list[pd.Series] = []
     failed: set[int] = set()
     is_complete = True
     for minus in claim["minus"]:
-        pairs = _pairs(first, matching(table, conditions | minus))
+        pairs = _pairs(first, _one_protocol(matching(table, conditions | minus)))
         if "precision" not in minus:
             pairs = _in_one_precision(pairs)
         of_each.append(_differences(pairs))
@@ -257,7 +261,7 @@ def at_our_size(claim: OurSize, table: pd.DataFrame) -> Ours:
     comparison = over_pairs(differences)
 
     verdict = "open"
-    if comparison is not None and is_complete:
+    if comparison is not None and is_complete and not failed:
         verdict = against_margin(comparison.interval, claim["margin"] / 100)
     precisions = tuple(sorted(set(differences.index.get_level_values("precision"))))
     return Ours(
@@ -279,7 +283,7 @@ def sizes(claim: OurSize) -> list[OurSize]:
 
 
 def against_margin(difference: Interval, margin: float) -> str:
-    """Yes, no, no difference or open: where the interval lies, beside the margin on both sides."""
+    """Where the interval lies beside the margin on both sides, as a verdict."""
     _, low, high = difference
     if low > margin:
         return "yes"
@@ -287,6 +291,8 @@ def against_margin(difference: Interval, margin: float) -> str:
         return "no"
     if -margin < low and high < margin:
         return "no difference"
+    if high < margin:
+        return "not better"
     return "open"
 
 
@@ -416,6 +422,12 @@ def decimals(claim: Claim) -> int:
     return claim.get("decimals", len(written))
 
 
+def can_be_decided(claim: Claim) -> bool:
+    """Whether it is a published one that records of the published size could decide."""
+    is_published = "rule" in claim and claim["source"] != OURSELVES
+    return is_published and claim["rule"] != "none" and "cannot" not in claim
+
+
 def _conditions(claim: Claim | OurSize) -> dict:
     return {"measure": "accuracy", "schedule": OWN_SCHEDULE} | claim["like_for_like"]
 
@@ -445,6 +457,12 @@ def _most_seeds(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of the one protocol that has most of them."""
     protocols = [group for _, group in runs.groupby("protocol")]
     return max(protocols, key=len, default=runs)
+
+
+def _one_protocol(runs: pd.DataFrame) -> pd.DataFrame:
+    """The same in each precision, which is part of a protocol."""
+    in_each = [_most_seeds(group) for _, group in runs.groupby("precision")]
+    return pd.concat(in_each) if in_each else runs
 
 
 def _differing(conditions: dict, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

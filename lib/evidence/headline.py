@@ -15,13 +15,14 @@ import pandas as pd
 
 from lib import ROOT, InputError
 from lib.evidence.claims import (
-    AGAINST,
-    FOR,
+    NOT,
     PUBLISHED,
+    YES,
     Claim,
     Ours,
     OurSize,
     at_our_size,
+    can_be_decided,
     claimed,
     decide,
     sizes,
@@ -69,6 +70,8 @@ def _answer(claim: Claim, table: pd.DataFrame) -> Answer:
         standing = f"open: {seeds} of {planned.seeds} seeds"
         if length(claim["ours"]):
             standing += f" at {length(claim['ours'])}"
+        if planned.failed:
+            standing += f", {planned.failed} failed"
     if row["mark"] == PUBLISHED:
         standing = f"{row['verdict']} at the published size: {row['ours']}; at ours: {standing}"
     return Answer(
@@ -106,12 +109,13 @@ def length(claim: OurSize) -> str:
 
 def _opening(claims: Sequence[Claim], asked: Sequence[Answer], table: pd.DataFrame) -> str:
     """How much is decided, in a sentence."""
-    published = [claim for claim in claims if "rule" in claim]
+    published = [claim for claim in claims if can_be_decided(claim)]
     decided = sum(decide(claim, table)["mark"] == PUBLISHED for claim in published)
-    at_ours = sum(answer.mark in (FOR, AGAINST) for answer in asked)
+    at_ours = sum(answer.mark in (YES, NOT) for answer in asked)
     return (
-        f"Of {len(published)} published claims the records decide **{decided or 'none'}** at their "
-        f"own size so far; of the {len(asked)} questions **{at_ours or 'none'}** at ours."
+        f"Of {len(published)} published claims that this code could decide, the records decide "
+        f"**{decided or 'none'}** so far; of the {len(asked)} questions **{at_ours or 'none'}** at "
+        "our size."
     )
 
 
@@ -201,7 +205,7 @@ def _drawing(answer: Answer, low: int, high: int) -> str:
     value, least, most = (100 * end for end in answer.comparison.interval)
     if math.isfinite(least):
         parts.append(f'<path class="interval" d="M{x(least)} {middle}H{x(most)}"/>')
-    is_decided = answer.mark in (FOR, AGAINST, PUBLISHED)
+    is_decided = answer.mark in (YES, NOT, PUBLISHED)
     dot = "decided" if is_decided else "open"
     parts.append(f'<circle class="{dot}" cx="{x(value)}" cy="{middle}" r="4.5"/></svg>')
     return "".join(parts)

@@ -3,7 +3,8 @@
 The head is thrown away and a linear classifier stands on h (SimCLR, arXiv 2002.05709, section 4.1
 and appendix B.5, fine-tunes with more of its head kept). Both are trained by the loop of
 ``lib.training`` with cross-entropy, the same steps, augmentation and rates. Where the curve of one
-crosses that of the other, labels are worth as much as pretraining.
+crosses that of the other, labels are worth as much as pretraining. The frozen h is probed with the
+same labels, for who asks whether further training pays.
 """
 
 import copy
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from lib.config import Config
 from lib.data.dataset import Dataset, subsets
-from lib.evaluation import classified
+from lib.evaluation import classified, cross_validated_probe
 from lib.hardware import memory_format
 from lib.probes.few_labels import sizes
 from lib.probes.seen import Seen
@@ -50,10 +51,11 @@ def ask(seen: Seen) -> list[dict]:
     """PER_CLASS labels of every class, as many sizes as the training images allow.
 
     All labels are a run of their own, with cross-entropy. Test images are looked at once, after the
-    last step; the labels of val choose the rate, for both starts alike. Among ranks each trains
-    everything. Returns one row for each size, subset and start ("fine-tuned", and "from scratch"
-    where seen knows how its encoder began): features, probe, per_class, labels, subset, n, correct,
-    learning_rate.
+    last step. The labels of val, more than are trained on, choose the rate, for both starts alike;
+    the penalty of the probe is chosen within the few. Among ranks each trains everything. Returns
+    one row for each size, subset and start ("fine-tuned", and "from scratch" where seen knows how
+    its encoder began), and for each probe of the same labels ("probed"): features, probe,
+    per_class, labels, subset, n, correct, and of a start learning_rate.
     """
     starts: dict[str, Build] = {"fine-tuned": lambda: copy.deepcopy(seen.model.encoder)}
     learns = any(weight.requires_grad for weight in seen.model.encoder.parameters())
@@ -74,20 +76,38 @@ def ask(seen: Seen) -> list[dict]:
                     subset = f"random {number}"
                     if subset not in known:
                         model = tuned(seen, build, places, rate)
-                        known[subset] = {
-                            "features": "h",
-                            "probe": start,
-                            "per_class": per_class,
-                            "labels": len(places),
-                            "subset": subset,
-                            "n": len(seen.dataset.test),
-                            "correct": classified(model, seen.dataset.test, seen.recipe),
-                            "learning_rate": rate,
-                        }
+                        correct = classified(model, seen.dataset.test, seen.recipe)
+                        row = _row(seen, start, per_class, number, correct, len(places))
+                        known[subset] = row | {"learning_rate": rate}
                         seen.unfinished.add(known[subset])
                     rows.append(known[subset])
                     bar.update()
+            for number, places in enumerate(drawn):
+                correct = _probed(seen, places)
+                rows.append(_row(seen, "probed", per_class, number, correct, len(places)))
     return rows
+
+
+def _row(seen: Seen, probe: str, per_class: int, number: int, correct: int, labels: int) -> dict:
+    """number: of the subset; correct: of the test images."""
+    return {
+        "features": "h",
+        "probe": probe,
+        "per_class": per_class,
+        "labels": labels,
+        "subset": f"random {number}",
+        "n": len(seen.dataset.test),
+        "correct": correct,
+    }
+
+
+def _probed(seen: Seen, places: Tensor) -> int:
+    """How many test images the linear probe gets right that is fitted on some rows of train."""
+    h, y = seen.labelled("h", "train")
+    places = places.to(h.device)
+    test, truth = seen.labelled("h", "test")
+    probe = cross_validated_probe(h[places], y[places], seen.classes)
+    return int((probe.predict(test) == truth).sum())
 
 
 def _known(seen: Seen, start: str, per_class: int) -> dict[str, dict]:
