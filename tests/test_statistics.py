@@ -301,6 +301,21 @@ def test_so_many_pairs_do_find_a_large_difference_by_simulation(effect):
         assert power(n - 1) < 0.8 + 0.01
 
 
+@pytest.mark.parametrize("pairs, spread, difference", [(3, 1.59, 3.1), (5, 0.5, 0.5), (3, 0.7, 0)])
+def test_the_chances_of_a_verdict_by_simulation(pairs, spread, difference):
+    found = np.random.default_rng(0).normal(difference, spread, (40_000, pairs))
+    low, high = stats.ttest_1samp(found, 0, axis=1).confidence_interval(0.95)
+    above, below = statistics.chances(spread, pairs, difference, margin=1.0)
+    assert above == pytest.approx((low > 1.0).mean(), abs=0.01)
+    assert below == pytest.approx((high < 1.0).mean(), abs=0.01)
+
+
+def test_from_the_detectable_difference_on_it_is_seen_four_times_in_five():
+    least = statistics.detectable(0.7, 3, margin=1.0)
+    above, _ = statistics.chances(0.7, 3, least, margin=1.0)
+    assert above == pytest.approx(0.8, abs=1e-6)
+
+
 def test_the_calibration_error_by_a_loop_over_bins():
     random = np.random.default_rng(0)
     confidence = np.append(random.random(500), [1.0, 1 / 15, 0.0])

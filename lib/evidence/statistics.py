@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.optimize import brentq
 
 Values: TypeAlias = Sequence[float] | np.ndarray | pd.Series
 Rights: TypeAlias = Sequence[bool] | np.ndarray  # (n,), which images a classifier got right
@@ -168,8 +169,32 @@ def seeds_needed(
     return numbers[place]
 
 
+def chances(spread: float, pairs: int, difference: float, margin: float) -> tuple[float, float]:
+    """How likely the 95 % interval of a mean over pairs lies above a margin, and how likely below.
+
+    spread: the standard deviation of the pairs' differences.
+    difference: the true one.
+    """
+    return _sides(pairs, (difference - margin) / spread, paired=True, confidence=0.95)
+
+
+def detectable(spread: float, pairs: int, margin: float, power: float = 0.8) -> float:
+    """The true difference from which on the interval lies above a margin with that power."""
+
+    def lacking(effect: float) -> float:
+        above, _ = _sides(pairs, effect, paired=True, confidence=0.95)
+        return above - power
+
+    return margin + spread * float(brentq(lacking, 0, 100))
+
+
 def _power(n: int, effect: float, paired: bool, confidence: float) -> float:
     """How likely a t test of n runs a method sees a difference of so many standard deviations."""
+    return sum(_sides(n, effect, paired, confidence))
+
+
+def _sides(n: int, effect: float, paired: bool, confidence: float) -> tuple[float, float]:
+    """How likely the interval of the difference lies above zero, and how likely below."""
     freedom, variances = 2 * n - 2, 2
     if paired:
         freedom, variances = n - 1, 1
@@ -177,8 +202,8 @@ def _power(n: int, effect: float, paired: bool, confidence: float) -> float:
     edge = stats.t.ppf((1 + confidence) / 2, freedom)
     middles = (np.arange(STRIPS) + 0.5) / STRIPS  # of equally likely strips of the estimated spread
     spread = np.sqrt(stats.chi2.ppf(middles, freedom) / freedom)
-    seen = stats.norm.sf(edge * spread, shift) + stats.norm.cdf(-edge * spread, shift)
-    return float(seen.mean())
+    above, below = stats.norm.sf(edge * spread, shift), stats.norm.cdf(-edge * spread, shift)
+    return float(above.mean()), float(below.mean())
 
 
 def calibration_error(bins: dict) -> float:
