@@ -7,6 +7,7 @@ from torch import Tensor
 LOOK = 10  # iterations of L-BFGS between looks at the objective
 ITERATIONS = 400  # at most
 TOLERANCE = 1e-4  # of the objective
+FLOOR = 0.01  # nats, so that an objective that goes to zero ends
 
 
 def principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +35,7 @@ def minimise(
 ) -> tuple[Tensor, Tensor, float]:
     """Weight (C, D) and bias (C,) at the minimum of ``cross-entropy + sum penalty weight^2 / 2``.
 
-    And that minimum, in nats.
+    And that minimum, in nats, as it was at the last look.
 
     x: (N, D).
     y: (N,) classes.
@@ -42,7 +43,7 @@ def minimise(
     penalty: (D,).
 
     The cross-entropy is the mean. At the minimum: LOOK iterations lowered the objective by
-    TOLERANCE of it (or of 0.1 nats) or less.
+    TOLERANCE of it (or of FLOOR) or less.
     """
     weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
     solver = torch.optim.LBFGS(
@@ -69,6 +70,6 @@ def minimise(
     for _ in range(ITERATIONS // LOOK):
         before = now
         now = float(solver.step(objective))
-        if before - now <= TOLERANCE * max(before, 0.1):
+        if before - now <= TOLERANCE * max(before, FLOOR):
             break
     return weight.detach(), bias.detach(), now

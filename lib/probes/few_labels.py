@@ -60,8 +60,8 @@ def _linear_rows(seen: Seen, pool: Split, per_class: int) -> list[dict]:
     rows = []
     for subset, places in named_subsets(seen.dataset, pool, per_class):
         probe = cross_validated_probe(x[places], y[places], seen.classes)
-        predicted = probe.predict(x_test)
-        rows.append(_row(seen, "linear", per_class, subset, len(places), predicted))
+        correct = right(seen, probe.predict(x_test))
+        rows.append(row(seen, "linear", per_class, subset, len(places), correct))
     return rows
 
 
@@ -74,24 +74,27 @@ def _uva_rows(seen: Seen, pool: Split, per_class: int) -> list[dict]:
 
     best, last, _ = train_probe(PROTOCOLS["uva"], batch, y[places], test, seen.classes)
     return [
-        _row(seen, "uva", per_class, "first", len(places), best),
-        _row(seen, "uva-last", per_class, "first", len(places), last),
+        row(seen, "uva", per_class, "first", len(places), right(seen, best)),
+        row(seen, "uva-last", per_class, "first", len(places), right(seen, last)),
     ]
 
 
-def _row(
-    seen: Seen, probe: str, per_class: int, subset: str, count: int, predicted: Tensor
-) -> dict:
-    """count: of the labels; predicted: (M,), the classes of the test images."""
+def right(seen: Seen, predicted: Tensor) -> int:
+    """How many test images have the classes predicted (M,)."""
     _, truth = seen.labelled("h", "test")
+    return int((predicted == truth).sum())
+
+
+def row(seen: Seen, probe: str, per_class: int, subset: str, labels: int, correct: int) -> dict:
+    """What is recorded of one subset: how many labels it has, how many test images came right."""
     return {
         "features": "h",
         "probe": probe,
         "per_class": per_class,
-        "labels": count,
+        "labels": labels,
         "subset": subset,
-        "n": len(truth),
-        "correct": int((predicted == truth).sum()),
+        "n": len(seen.dataset.test),
+        "correct": correct,
     }
 
 

@@ -20,7 +20,7 @@ from lib.config import Config
 from lib.data.dataset import Dataset, subsets
 from lib.evaluation import classified, cross_validated_probe
 from lib.hardware import memory_format
-from lib.probes.few_labels import sizes
+from lib.probes.few_labels import right, row, sizes
 from lib.probes.seen import Seen
 from lib.training import Batches, Progress, Step, build_optimiser, build_scaler, train
 
@@ -77,37 +77,25 @@ def ask(seen: Seen) -> list[dict]:
                     if subset not in known:
                         model = tuned(seen, build, places, rate)
                         correct = classified(model, seen.dataset.test, seen.recipe)
-                        row = _row(seen, start, per_class, number, correct, len(places))
-                        known[subset] = row | {"learning_rate": rate}
+                        found = row(seen, start, per_class, subset, len(places), correct)
+                        known[subset] = found | {"learning_rate": rate}
                         seen.unfinished.add(known[subset])
                     rows.append(known[subset])
                     bar.update()
             for number, places in enumerate(drawn):
+                subset = f"random {number}"
                 correct = _probed(seen, places)
-                rows.append(_row(seen, "probed", per_class, number, correct, len(places)))
+                rows.append(row(seen, "probed", per_class, subset, len(places), correct))
     return rows
-
-
-def _row(seen: Seen, probe: str, per_class: int, number: int, correct: int, labels: int) -> dict:
-    """number: of the subset; correct: of the test images."""
-    return {
-        "features": "h",
-        "probe": probe,
-        "per_class": per_class,
-        "labels": labels,
-        "subset": f"random {number}",
-        "n": len(seen.dataset.test),
-        "correct": correct,
-    }
 
 
 def _probed(seen: Seen, places: Tensor) -> int:
     """How many test images the linear probe gets right that is fitted on some rows of train."""
     h, y = seen.labelled("h", "train")
     places = places.to(h.device)
-    test, truth = seen.labelled("h", "test")
+    test, _ = seen.labelled("h", "test")
     probe = cross_validated_probe(h[places], y[places], seen.classes)
-    return int((probe.predict(test) == truth).sum())
+    return right(seen, probe.predict(test))
 
 
 def _known(seen: Seen, start: str, per_class: int) -> dict[str, dict]:
