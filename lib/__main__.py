@@ -295,14 +295,16 @@ def _at(data_root: str | Path | None) -> list[str]:
 
 
 def parse(assignments: list[str]) -> dict:
-    """``["epochs=5", "data=mine"]`` as changes: numbers, None, True and tuples, else text."""
+    """``["epochs=5", "data=mine"]`` as changes: numbers, None, true or True, tuples, else text."""
     delta = {}
     for assignment in assignments:
         field, equals, text = assignment.partition("=")
         if not equals:
             raise InputError(f"--set takes field=value, got '{assignment}'")
+        if field in delta:
+            raise InputError(f"{field} is told twice, by --set {assignment} and before")
         try:
-            delta[field] = ast.literal_eval(text)
+            delta[field] = ast.literal_eval(text.title() if text in ("true", "false") else text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             delta[field] = text
     return delta

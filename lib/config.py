@@ -45,6 +45,8 @@ def _three(values: object) -> object:
 
 
 def _rising(shares: tuple[float, ...]) -> tuple[float, ...]:
+    if not shares:
+        raise ValueError("must name a share of the epochs at least; None is the cosine")
     bounds = (0.0, *shares, 1.0)
     if any(before >= after for before, after in pairwise(bounds)):
         raise ValueError(f"must rise between 0 and 1, got {shares}")
@@ -81,7 +83,7 @@ class Config:
     learning_rate: Positive
     weight_decay: NotNegative  # on all parameters
     temperature: Positive = 0.5  # of the contrastive losses; unused by ce
-    # SupContrast multiplies its loss by temperature / base_temperature
+    # contrastive: SupContrast multiplies its loss by temperature / base_temperature
     base_temperature: Positive | None = None
     # supcon: their mean outside the logarithm, or "in" it (lib.losses.sup_con)
     positives: Annotated[str, one_of("positives", POSITIVES)] = "out"
@@ -128,6 +130,8 @@ class Config:
             for field in method.settings:
                 if owner != self.method and field in changed:
                     raise ValueError(f"{field} is a setting of {owner} alone, not of {self.method}")
+        if METHODS[self.method].classifier and self.base_temperature is not None:
+            raise ValueError(f"base_temperature is of the contrastive losses, not of {self.method}")
         return self
 
     @model_validator(mode="after")

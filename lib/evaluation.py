@@ -32,6 +32,7 @@ VIEWS = 512  # of a batch, where they are given
 # the longest; a float32 holds them, and only so weak a penalty lets a probe read them.
 L2_PATH = tuple(10.0**-k for k in range(13))
 FITTED = 1e-2  # nats, where a path ends: weaker penalties would do little but lengthen the weights
+ROUNDING = 1e-6  # of float32 sums, as a share of their mean
 FOLDS = 5  # of the cross-validation on small label sets
 KNN_CHUNK = 1024  # test images at a time
 
@@ -158,7 +159,7 @@ def logistic_path(
     penalty: the same minimum, in far fewer iterations.
     """
     mean, scale = x.mean(0), x.std(0, unbiased=False)
-    dead = scale <= 1e-6 * scale.max()
+    dead = scale <= ROUNDING * mean.abs()  # what is left of a constant
     scale = scale.masked_fill(dead, 1)  # dead features stay 0
     x = (x - mean) / scale
     variance, axes = principal_axes(x)

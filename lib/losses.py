@@ -197,18 +197,18 @@ def floor(m: int, positives: int, temperature: float) -> float:
 def normalise(z: Tensor, check: bool = True) -> Tensor:
     """Rows of length 1, float64 or lifted to float32, so that the sums keep their digits.
 
-    A row of zeros has no direction and stays zero. With check, raises InputError for a NaN or an
-    infinity.
+    A row of zeros has no direction: it stays zero and gets no gradient. With check, raises
+    InputError for a NaN or an infinity, or a row too long for its length to be a number.
     """
     if z.dtype != torch.float64:
         z = z.float()
     length = z.norm(dim=-1, keepdim=True)
     if check and not torch.compiler.is_compiling() and not length.isfinite().all():
         raise InputError(
-            "z has a NaN or an infinity; look for them in the model's output, or lower the "
-            "learning rate"
+            f"z has a NaN or an infinity, or rows too long for {z.dtype}; look for them in the "
+            "model's output, or lower the learning rate"
         )
-    return z / length.clamp(min=1e-12)
+    return z / length.masked_fill(length == 0, math.inf)
 
 
 def scale(temperature: float, base_temperature: float | None) -> float:

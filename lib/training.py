@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lib import Diverged
+from lib import Diverged, InputError
 from lib.augmentations import RECIPES, Recipe, apply, draw, views
 from lib.compute.kmeans import KMeans
 from lib.config import Config
@@ -167,7 +167,13 @@ class Progress:
             "views_per_second": self.seen * views / seconds,
         }
         if self.z is not None:
-            row |= contrast(self.z, self.labels)._asdict()
+            try:
+                row |= contrast(self.z, self.labels)._asdict()
+            except InputError as error:  # z overflows where the loss, which skips them, is finite
+                raise Diverged(
+                    f"z became too long or no numbers in epoch {row['epoch']}; lower learning_rate "
+                    "(the last checkpoint is kept)"
+                ) from error
 
         self.curves.append(row)
         self.seconds, self.seen, self.total = 0.0, 0, torch.zeros_like(self.total)
@@ -206,26 +212,29 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
 
         low + (high - low) (1 + cos(pi e / E)) / 2
 
-    with low = final_rate * high, E = schedule_epochs, and e counted from first_epoch; before it a
-    warm-up, linear step by step, from warmup_from to the cosine's value at the warm-up's end
-    (SupContrast util.py, adjust_learning_rate and warmup_learning_rate); after it a cooldown,
-    linear step by step, from where the cosine is left to low (Hägele et al., 2024,
-    arXiv:2405.18392).
+    with low = final_rate * high, E = schedule_epochs, and e counted from first_epoch; after it a
+    cooldown, linear step by step, from where the cosine is left to low (Hägele et al., 2024,
+    arXiv:2405.18392). Before either a warm-up, linear step by step, from warmup_from to the rate at
+    the warm-up's end (SupContrast util.py, adjust_learning_rate and warmup_learning_rate).
     """
     epoch = step // steps
-    if config.milestones:
-        passed = sum(epoch >= int(config.epochs * share) for share in config.milestones)
-        return config.learning_rate * 0.1**passed
-
     high, low = config.learning_rate, config.learning_rate * config.final_rate
+
+    def stepped(epoch: float) -> float:
+        assert config.milestones is not None
+        passed = sum(epoch >= int(config.epochs * share) for share in config.milestones)
+        return high * 0.1**passed
 
     def cosine(epoch: float) -> float:
         return low + (high - low) * (1 + math.cos(math.pi * epoch / config.schedule_epochs)) / 2
 
     warmup_steps = config.warmup * steps
     if step < warmup_steps:
-        end = cosine(config.warmup)
+        end = stepped(config.warmup) if config.milestones else cosine(config.warmup)
         return config.warmup_from + (end - config.warmup_from) * step / warmup_steps
+
+    if config.milestones:
+        return stepped(epoch)
 
     left = config.epochs - config.cooldown_epochs  # the epoch in which the cosine is left
     if epoch >= left and config.cooldown_epochs:

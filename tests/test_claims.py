@@ -157,6 +157,23 @@ def test_pairs_take_out_what_seeds_share():
     assert row["ours"].endswith("] points")
 
 
+def test_pairs_are_of_one_precision():
+    """Whichever hash a protocol has."""
+    short = {"epochs": 100}
+    rows = [
+        table(HIGH, precision="bfloat16"),
+        table([0.7, 0.7, 0.7], precision="float32", **short),
+        table(LOW, precision="bfloat16", **short),
+    ]
+    wanted = decide(LONGER, rows[0], rows[2])["ours"]
+    assert decide(LONGER, *rows)["ours"] == wanted
+    for place in (1, 2):
+        renamed = list(rows)
+        renamed[place] = rows[place].assign(protocol="0" if place == 2 else "z")
+        assert decide(LONGER, *renamed)["ours"] == wanted
+    assert verdict(LONGER, *rows[:2]) == "not run"
+
+
 def test_only_seeds_of_both_are_compared():
     first, second = table([0.60, 0.70, 0.80]), table([0.59], epochs=100)
     row = decide(LONGER, first, second)

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.main import get_command
 
 from lib import ROOT, hardware
-from lib.__main__ import EXAMPLES, app, main
+from lib.__main__ import EXAMPLES, app, main, parse
 from lib.probes import PROBES
 from lib.runs import records
 from tests.conftest import wait_for
@@ -494,6 +494,15 @@ def test_two_runs_are_compared_image_by_image(toy_root, tmp_path, capsys):
     assert len(lines) == 4  # of z, too
     assert "another seed may move it further" in last
 
+    of_z = read[0]["evaluation"]["z"]
+    cut_short = {name: of_z["linear"][name] for name in of_z["linear"] if name != "weakest_l2"}
+    evaluation = read[0]["evaluation"] | {"z": of_z | {"linear": cut_short}}
+    records.write(tmp_path / "early.json", read[0] | {"evaluation": evaluation})
+    pair = [str(tmp_path / "early.json"), str(folders[1])]
+    for names in (pair, pair[::-1]):
+        assert main(["compare", *names]) == 0
+        assert "z  linear" not in capsys.readouterr().out
+
     changed = read[0] | {"data": read[0]["data"] | {"fingerprint": "0" * 16}}
     records.write(tmp_path / "other.json", changed)
     assert main(["compare", str(folders[1]), str(tmp_path / "other.json")]) == 2
@@ -503,3 +512,11 @@ def test_two_runs_are_compared_image_by_image(toy_root, tmp_path, capsys):
 def test_a_field_that_is_told_twice_is_refused(capsys):
     assert main(["pretrain", "simclr-digits", "--epochs", "3", "--set", "epochs=2"]) == 2
     assert "epochs is told twice: by --epochs, and by --set" in capsys.readouterr().err
+    assert main(["pretrain", "simclr-digits", "--set", "epochs=3", "--set", "epochs=2"]) == 2
+    assert "epochs is told twice, by --set epochs=2 and before" in capsys.readouterr().err
+
+
+def test_yes_and_no_are_told_in_any_case():
+    settings = ["drop_last=true", "head=none", "milestones=None"]
+    assert parse(settings) == {"drop_last": True, "head": "none", "milestones": None}
+    assert parse(["drop_last=False"]) == parse(["drop_last=false"])

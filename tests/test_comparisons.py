@@ -31,8 +31,10 @@ def test_seeds_are_paired():
     assert comparisons.paired(runs(0.5), runs()) is None
 
 
-def test_a_single_run_stands_beside_every_seed():
-    found = comparisons.paired(runs(0.5, 0.6, first_seed=4), runs(0.4))
+def test_raw_pixels_stand_beside_every_seed_and_nothing_else_does():
+    many = runs(0.5, 0.6, first_seed=4)
+    assert comparisons.paired(many, runs(0.4).assign(method="ce")) is None
+    found = comparisons.paired(many, runs(0.4).assign(method="pixels"))
     assert found.interval == pytest.approx(statistics.over_seeds([0.1, 0.2]))
     assert found.seeds == 2
 

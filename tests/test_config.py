@@ -96,6 +96,8 @@ def test_presets_on_stl10_have_the_tutorials_values():
         ({"milestones": (0.9, 0.7)}, "milestones must rise between 0 and 1"),
         ({"milestones": (0.5, 1.0)}, "milestones must rise between 0 and 1"),
         ({"milestones": ("a",)}, "milestones must be numbers, got 'a'"),
+        ({"milestones": ()}, "milestones must name a share of the epochs at least"),
+        ({"method": "ce", "base_temperature": 0.07}, "of the contrastive losses, not of ce"),
         ({"cosine_epochs": 0}, "cosine_epochs must be at least 1, got 0"),
         ({"epochs": 9, "cosine_epochs": 8}, "cosine_epochs must be at least epochs, 9, got 8"),
         ({"epochs": 9, "cooldown_epochs": 9}, "the warm-up leaves of 9 epochs, got 9"),

@@ -133,8 +133,13 @@ def test_it_stands_in_a_pipeline():
 )
 def test_images_of_another_shape_or_kind_are_refused(weights, wrong):
     """Compiled code does not look where it writes; a cast of pixels in [0, 1] would be black."""
-    with pytest.raises(InputError, match=r"images must be a tensor \(N, 3, H, W\) uint8, got"):
+    with pytest.raises(InputError, match=r"images must be a tensor \(N, 3, S, S\) uint8, got"):
         weights.features(wrong)
+
+
+def test_images_that_are_not_square_are_refused(weights):
+    with pytest.raises(InputError, match="images must be square, got 8 x 16 pixels"):
+        weights.features(torch.zeros(2, 3, 8, 16).byte())
 
 
 # --------------------------------------------------------------------------------------------------

@@ -120,6 +120,14 @@ def test_dead_features_do_no_harm():
     assert evaluation.accuracy(weakest, x, y) > 0.7
 
 
+def test_a_short_feature_is_read_as_a_long_one():
+    x, y = blobs()
+    long = torch.cat([1e9 * torch.randn(len(x), 1), x], dim=1)
+    for probe, plain in zip(logistic_path(long, y, 4), logistic_path(1e-9 * long, y, 4)):
+        assert evaluation.accuracy(probe, long, y) > 0.7
+        torch.testing.assert_close(probe.weight, plain.weight, rtol=1e-3, atol=1e-4)
+
+
 def test_the_penalty_is_chosen_on_val_and_the_probe_refitted_on_both():
     train, val = blobs(120, noise=4, seed=2), blobs(80, noise=4, seed=3)
     probe, on_val = linear_probe(train, val, 4)

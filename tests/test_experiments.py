@@ -13,6 +13,7 @@ import yaml
 
 from lib import InputError
 from lib.__main__ import main
+from lib.augmentations import RECIPES
 from lib.compute.cost import flops
 from lib.data import load
 from lib.encoders import Model
@@ -300,6 +301,22 @@ def test_chapters_read_the_records_of_the_first_experiment_that_has_any(place):
     assert len(found("late")) == 3  # it asks for float32
     with pytest.raises(InputError, match="unknown experiment"):
         found("none")
+
+
+def test_a_recipe_that_changed_makes_another_run(place, monkeypatch):
+    """And so do other numerics."""
+    finish(place)
+    assert missing(place) == 0
+    digits = RECIPES["digits"]
+    monkeypatch.setitem(RECIPES, "digits", replace(digits, flip=0.25))
+    assert missing(place) == 5  # one of them in both
+    read = {"results": place / "results", "path": place / "experiments.yml"}
+    assert experiments.published("early", **read) == []
+
+    monkeypatch.setitem(RECIPES, "digits", digits)
+    (record,) = experiments.published("early", **read)
+    records.write(place / "results" / f"{record['id']}.json", record | {"numerics": 0})
+    assert experiments.published("early", **read) == []
 
 
 def test_a_failing_run_takes_no_others_work(place):

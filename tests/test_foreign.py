@@ -363,6 +363,10 @@ def untrained(kind: str) -> dict[str, Tensor]:
             lambda: resnet18() | {"bn1.bias": torch.zeros(64).int()},
             "bn1.bias is (64,) torch.int32 there",
         ),
+        (  # squeeze and excitation
+            lambda: resnet18() | {"layer1.0.se.fc1.weight": torch.zeros(4, 64)},
+            "is of another architecture: our ResNet has no layer1.0.se.fc1.weight",
+        ),
         (
             lambda: resnet18() | {"bn1.bias": torch.full((64,), torch.nan)},
             "bn1.bias is not finite",

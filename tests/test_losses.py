@@ -305,6 +305,24 @@ def test_a_row_of_zeros_has_no_direction():
     assert gradient(loss, z).isfinite().all()
 
 
+def test_a_row_of_zeros_gets_no_gradient_and_a_short_one_is_no_row_of_zeros():
+    z = embeddings(2, 8, 16)
+    z[0, 3] = 0
+    z.requires_grad_()
+    steps = gradient(losses.nt_xent(z, 0.5), z)
+    assert not steps[0, 3].any()
+    assert steps.isfinite().all()
+    assert steps.abs().max() < 1
+
+    short = embeddings(2, 8, 16).float()
+    assert losses.nt_xent(1e-15 * short, 0.5).item() == approx(losses.nt_xent(short, 0.5))
+
+
+def test_rows_too_long_for_their_length_are_told():
+    with pytest.raises(InputError, match="or rows too long for torch.float32; look for them in"):
+        losses.nt_xent(1e20 * embeddings(2, 8, 16).float(), 0.5)
+
+
 def test_without_any_positive_the_loss_and_its_gradient_are_zero():
     z = embeddings(1, 4, 3).requires_grad_()
     loss = losses.sup_con(z, torch.arange(4), 0.1)
@@ -433,6 +451,25 @@ def test_the_gradient_of_other_processes_rows_is_left_to_them():
     rows = Rows(torch.tensor([2, 5]), lambda sums: torch.zeros(8).double())
     moved = gradient(log_sum_exp_others(z, 0.5, rows=rows).sum(), z)
     assert moved.any(1).nonzero()[:, 0].tolist() == [2, 5]
+
+
+@pytest.mark.parametrize("form", ["rows", "dense", "twice"])
+def test_autocast_changes_no_form_of_the_sums(form, monkeypatch):
+    z = embeddings(64, 32).float().requires_grad_()
+    rows = Rows(torch.arange(64), lambda sums: sums) if form == "rows" else None
+    if form == "dense":
+        monkeypatch.setattr(log_sum_exp, "DENSE", {"cpu"})
+
+    def loss_and_steps(autocast: bool):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = log_sum_exp_others(z, 0.07, rows=rows).mean()
+        # PyTorch's own operations, of which the dense form is made, go backward outside
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and form != "dense"):
+            (steps,) = torch.autograd.grad(loss, z, create_graph=form == "twice")
+        return loss, steps
+
+    for plain, cast in zip(loss_and_steps(False), loss_and_steps(True)):
+        assert torch.equal(plain, cast)
 
 
 def test_no_matrix_of_all_pairs_is_made():

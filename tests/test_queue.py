@@ -174,6 +174,14 @@ def in_half_precision(value: Tensor) -> Tensor:
     return value.float()
 
 
+def test_a_run_begun_without_keeping_is_published_and_told(place, dataset):
+    trained(THREE_EPOCHS, dataset, place / "runs")
+    made = queue(place, MAIN)
+    with pytest.raises(InputError, match="epoch-1.safetensors is missing: the run was begun with"):
+        made.work(package=COMMITTED)
+    assert counts(made) == {"runs": 4, "done": 4}
+
+
 def test_the_real_encoders_take_less_than_a_mebibyte(place, toy):
     config = preset("simclr-cifar10-resnet9", data="toy", epochs=0)
     run = trained(config, toy, place / "runs")
@@ -309,6 +317,12 @@ def test_a_run_that_diverges_has_failed_for_good_and_takes_no_others_work(place,
 
     (state,) = (state for state in made.states() if state.status == "failed")
     assert made.score(state.config) == 0
+    assert made.score(replace(state.config, precision="auto")) == 0
+    score = {"features": "h", "probe": "linear", "n": 4, "correct": 3}
+    bfloat16 = failed["config"] | {"precision": "bfloat16"}
+    other = {name: failed[name] for name in failed if name != "failed"}
+    made.ledger.add(other | {"id": "other", "config": bfloat16, "validation": [score]})
+    assert made.score(replace(state.config, precision="auto")) == 0.75
 
     capsys.readouterr()
     made.work(package=COMMITTED)  # an outcome like any other: it is not run again
@@ -326,9 +340,10 @@ def test_what_goes_wrong_around_a_run_is_told_and_takes_no_others_work(place, da
     assert counts(made) == {"runs": 4, "done": 3, "missing": 1}
 
 
-def test_the_budget_is_kept(place):
+def test_the_budget_is_kept(place, capsys):
     made = queue(place, MAIN)
     made.work(budget=0, package=COMMITTED)
+    assert capsys.readouterr().out == "4 runs are left: they did not fit into 0 minutes\n"
     assert counts(made) == {"runs": 4, "missing": 4}
 
 
@@ -343,9 +358,11 @@ def test_a_run_that_nothing_tells_the_cost_of_is_timed_before_it_is_begun(place)
 
 
 def test_data_that_are_not_there_are_told(place):
-    made = queue(place, main_with({"a": {"preset": "simclr-cifar10-slim", "seeds": {1: 1}}}))
-    made.work(package=COMMITTED)
-    assert counts(made) == {"runs": 1, "missing": 1}
+    simclr = {"preset": "simclr-cifar10-slim", "seeds": {1: 1}}
+    made = queue(place, main_with(MAIN["arms"] | {"a": simclr}))
+    with pytest.raises(InputError, match="^cifar10 is not in .*data$"):
+        made.work(package=COMMITTED)
+    assert counts(made) == {"runs": 5, "done": 4, "missing": 1}  # what could be done was
     assert made.in_words()[-1].startswith("note: cifar10 is not in")
 
 

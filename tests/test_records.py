@@ -82,6 +82,29 @@ def test_publish_wants_an_evaluated_run_and_copies_it_whole(run: Run, toy: Datas
         records.load_all(results)
 
 
+def test_publishing_loses_nothing(record, tmp_path: Path):
+    results = tmp_path / "results"
+    path = tmp_path / "record.json"
+    records.write(path, record)
+    target = records.publish(path, results)
+
+    less = {name: value for name, value in record.items() if name != "corruptions"}
+    without_knn = {
+        features: {probe: found for probe, found in by_probe.items() if probe != "knn"}
+        for features, by_probe in record["evaluation"].items()
+    }
+    failed = {"evaluation": {}, "failed": "the loss became nan"}
+    for changes, lost in (
+        ({}, "corruptions"),
+        ({"evaluation": without_knn}, "corruptions, knn on h"),
+        (failed, "linear on h"),
+    ):
+        records.write(path, less | changes)
+        with pytest.raises(InputError, match=f"has results that .*record.json lacks, .*{lost}"):
+            records.publish(path, results)
+        assert records.read(target) == record
+
+
 @pytest.mark.parametrize("field, value", [("failed", "the loss became nan"), ("validation", [])])
 def test_a_failure_and_a_choice_on_val_are_published_without_a_look_at_test(
     record, field, value, tmp_path: Path

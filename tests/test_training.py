@@ -1,5 +1,6 @@
 import copy
 import itertools
+import json
 import math
 import os
 import shutil
@@ -22,6 +23,7 @@ from lib.config import Config
 from lib.data import pictures
 from lib.data.dataset import Dataset
 from lib.encoders import ENCODERS, Model
+from lib.evidence import answers
 from lib.methods import METHODS
 from lib.presets import PRESETS, preset
 from lib.probes import few_labels, published
@@ -154,6 +156,14 @@ def test_the_schedule_of_the_supervised_baseline_is_pytorchs_multisteplr():
             assert learning_rate(baseline, step, 78) == pytest.approx(wanted)
         optimiser.step()
         scheduler.step()
+
+
+def test_a_warm_up_leads_to_the_rate_before_the_first_milestone():
+    config = preset("supcon-cifar10", epochs=100, milestones=(0.7, 0.9))
+    assert (config.warmup, config.warmup_from) == (10, 0.01)
+    rates = [learning_rate(config, step, 2) for step in range(200)]
+    assert rates[:20] == pytest.approx(np.linspace(0.01, 0.5, 21)[:20])
+    assert rates[20:] == pytest.approx([0.5] * 120 + [0.05] * 40 + [0.005] * 20)
 
 
 @pytest.mark.parametrize(
@@ -457,6 +467,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
     assert "Diverged: the loss became nan" in (folder / ENDED).read_text(encoding="utf-8")
 
 
+def test_embeddings_too_long_for_their_length_are_a_divergence():
+    """The loss, which does not wait for a look at them, takes them for zeros."""
+    progress = Progress()
+    progress.add(torch.tensor(2.0), 1e20 * torch.ones(2, 8, 4), None)
+    with pytest.raises(Diverged, match="z became too long or no numbers in epoch 1; lower learn"):
+        progress.end_epoch(0.1, views=2, started=0.0)
+
+
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_views_of_which_an_encoder_leaves_nothing_are_refused(epochs, toy, tmp_path):
     config = small(encoder="resnet9", stem="imagenet", size=8, epochs=epochs)
@@ -752,6 +770,22 @@ def test_evaluation_adds_what_is_missing_and_repeats_nothing(toy, tmp_path, monk
 
     with pytest.raises(InputError, match="unknown probe 'uav'; did you mean 'uva'"):
         run.evaluate(toy, "cpu", ("uav",))
+
+
+def test_what_was_cut_short_is_read_anew(toy, tmp_path):
+    run = trained(small(epochs=1), toy, tmp_path)
+    found = run.evaluate(toy, "cpu")["z"]["linear"]
+    record = json.loads(json.dumps(run.record))
+    old = record["evaluation"]["z"]["linear"] = dict(found, correct=1)
+    del old["weakest_l2"]
+    assert "z  linear" in "".join(answers.in_lines(run.record))
+    (line,) = (line for line in answers.in_lines(record) if "z  linear" in line)
+    assert "left out: its search ended too early" in line
+
+    records.write(run.folder / "record.json", record)
+    again = load(run.folder)
+    assert again.evaluate(toy, "cpu", ("knn",))["z"]["linear"] == old  # not what is asked
+    assert again.evaluate(toy, "cpu")["z"]["linear"] == found
 
 
 def test_published_runs_keep_their_identity():

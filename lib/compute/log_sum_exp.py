@@ -63,7 +63,8 @@ def log_sum_exp_others(
     if rows is not None:
         return _OwnRows.apply(z, temperature, labels, rows)
     if z.device.type in DENSE:
-        return _dense(z, temperature, labels)
+        with _in_full(z):
+            return _dense(z, temperature, labels)
     if bound is None:
         bound = float(z.detach().square().sum(1).max())
     safe = bound / temperature <= SAFE
@@ -241,10 +242,17 @@ def _differentiate(ctx, g: Tensor | None, _):
         return None, None, None, None, None
     z, labels, lse, kept = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph: the gradient itself will be differentiated
-        (grad,) = torch.autograd.grad(_dense(z, ctx.temperature, labels), z, g, create_graph=True)
+        with _in_full(z):
+            lse = _dense(z, ctx.temperature, labels)
+            (grad,) = torch.autograd.grad(lse, z, g, create_graph=True)
     else:
         grad = _backward(g, z, lse, kept, ctx.temperature, labels, ctx.safe)
     return grad, None, None, None, None
+
+
+def _in_full(z: Tensor) -> torch.autocast:
+    """Within, autocast of whoever calls halves no product."""
+    return torch.autocast(z.device.type, enabled=False)
 
 
 def _dense(z: Tensor, temperature: float, labels: Tensor | None) -> Tensor:
@@ -265,7 +273,9 @@ class _OwnRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z: Tensor, temperature: float, labels: Tensor | None, rows: Rows) -> Tensor:
-        sums = [strip.logsumexp(1) for _, strip in _strips(z, rows.own, temperature, labels)]
+        with _in_full(z):
+            strips = _strips(z, rows.own, temperature, labels)
+            sums = [strip.logsumexp(1) for _, strip in strips]
         lse = rows.gather(torch.cat(sums))  # (M,)
 
         ctx.save_for_backward(z, lse, rows.own, labels)
@@ -280,10 +290,11 @@ class _OwnRows(torch.autograd.Function):
         g, lse = g.masked_fill(alone, 0), lse.masked_fill(alone, 0)
 
         gradient = torch.zeros_like(z)
-        for rows, strip in _strips(z, own, ctx.temperature, labels):
-            share = (strip - lse[rows, None]).exp_().mul_(g[rows, None])
-            share.add_((strip - lse).exp_().mul_(g))
-            gradient[rows] = share @ z / ctx.temperature
+        with _in_full(z):
+            for rows, strip in _strips(z, own, ctx.temperature, labels):
+                share = (strip - lse[rows, None]).exp_().mul_(g[rows, None])
+                share.add_((strip - lse).exp_().mul_(g))
+                gradient[rows] = share @ z / ctx.temperature
         return gradient, None, None, None
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from lib import InputError, counted
+from lib import InputError, counted, probes
 from lib.config import Config
 from lib.evidence import tables
 from lib.evidence.statistics import (
@@ -29,8 +29,12 @@ def in_lines(record: dict) -> Iterator[str]:
     labels also that of the choice of labels, where there are several subsets.
     """
     yield f"{record['id']}: {summary(record)}"
-    for features, probe, result in tables.results(record):
-        yield _line(features, probe, _share(result))
+    for features, by_probe in record["evaluation"].items():
+        for probe, result in by_probe.items():
+            words = _share(result)
+            if probes.is_cut_short(features, result):
+                words = "left out: its search ended too early; probe the run again"
+            yield _line(features, probe, words)
     for row in record.get("validation", ()):
         yield _line(row["features"], row["probe"], f"on validation {_share(row)}")
     yield from _few_labels(record)
@@ -55,9 +59,9 @@ def compared(first: dict, second: dict) -> Iterator[str]:
             f"{_data(second)}"
         )
     shared = []
+    theirs = {(features, probe): result for features, probe, result in tables.results(second)}
     for features, probe, result in tables.results(first):
-        theirs = second["evaluation"].get(features, {}).get(probe, {})
-        if "bits" in result and "bits" in theirs:
+        if "bits" in result and "bits" in theirs.get((features, probe), {}):
             shared.append((features, probe))
     if not shared:
         raise InputError(

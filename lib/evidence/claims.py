@@ -28,7 +28,7 @@ from typing_extensions import TypedDict
 
 from lib import ROOT, InputError
 from lib.evidence.comparisons import Comparison, over_pairs
-from lib.evidence.statistics import Interval, differences, one_more, over_runs, over_seeds
+from lib.evidence.statistics import Interval, one_more, over_runs, over_seeds
 from lib.evidence.tables import COLUMNS, OWN_SCHEDULE, matching
 from lib.files import read_yaml, validated
 
@@ -244,14 +244,12 @@ def at_our_size(claim: OurSize, table: pd.DataFrame) -> Ours:
     conditions = {"entry": claim["entry"]} | _conditions(claim)
     planned = set(range(claim["seeds"]))
     table = table[table["seed"].isin(planned)]  # seeds are not added afterwards
-    first = _one_protocol(matching(table, conditions))
+    first = matching(table, conditions)
     of_each: list[pd.Series] = []
     failed: set[int] = set()
     is_complete = True
     for minus in claim["minus"]:
-        pairs = _pairs(first, _one_protocol(matching(table, conditions | minus)))
-        if "precision" not in minus:
-            pairs = _in_one_precision(pairs)
+        pairs = _paired(first, matching(table, conditions | minus), minus)
         of_each.append(_differences(pairs))
         without_pair = planned - set(pairs["seed"])
         failed_here = without_pair & _failed(conditions, minus, table)
@@ -300,22 +298,23 @@ def _mean_or_infinity(pairs: pd.Series) -> float:
     return float(pairs.mean()) if len(pairs) else math.inf
 
 
-def _pairs(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Every run of the first group beside every one of the second that has its seed."""
-    return first.merge(second, on="seed", suffixes=("", OF_SECOND))
+def _paired(first: pd.DataFrame, second: pd.DataFrame, minus: dict) -> pd.DataFrame:
+    """A run of the first group beside one of the second, for each seed that both have.
 
-
-def _in_one_precision(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Those with the same precision on both sides; what is not trained has any."""
-    is_alike = pairs["precision"] == pairs["precision" + OF_SECOND]
-    are_trained = (pairs["epochs"] > 0) & (pairs["epochs" + OF_SECOND] > 0)
-    return pairs[is_alike | ~are_trained]
+    Of one protocol each, and both in one precision, which is part of it; what is not trained has
+    any, and so have all where minus, what sets the second apart, is about precision.
+    """
+    pairs = _one_protocol(first).merge(_one_protocol(second), on="seed", suffixes=("", OF_SECOND))
+    if "precision" not in minus:
+        is_alike = pairs["precision"] == pairs["precision" + OF_SECOND]
+        are_trained = (pairs["epochs"] > 0) & (pairs["epochs" + OF_SECOND] > 0)
+        pairs = pairs[is_alike | ~are_trained]
+    return pairs.sort_values(["seed", "precision"], kind="stable").drop_duplicates("seed")
 
 
 def _differences(pairs: pd.DataFrame) -> pd.Series:
-    """Of accuracy, by seed and precision; of one seed the first pair counts."""
-    keys = ["seed", "precision"]
-    pairs = pairs.sort_values(keys, kind="stable").drop_duplicates("seed").set_index(keys)
+    """Of accuracy, by seed and precision."""
+    pairs = pairs.set_index(["seed", "precision"])
     return pairs["accuracy"] - pairs["accuracy" + OF_SECOND]
 
 
@@ -437,16 +436,16 @@ def _measured(conditions: dict, minus: dict | None, table: pd.DataFrame) -> Meas
 
     None where there are none, or none of the same seed.
     """
-    runs = _most_seeds(matching(table, conditions))
-    if runs.empty:
-        return None
+    runs = matching(table, conditions)
     if minus is None:
-        return _level(runs)
+        runs = _most_seeds(runs)
+        return None if runs.empty else _level(runs)
 
-    pairs = differences(runs, _most_seeds(matching(table, conditions | minus)))
+    pairs = _paired(runs, matching(table, conditions | minus), minus)
     if pairs.empty:
         return None
-    return Measured(over_seeds(pairs), pairs, runs[runs["seed"].isin(pairs.index)], "points")
+    values = pairs["accuracy"] - pairs["accuracy" + OF_SECOND]
+    return Measured(over_seeds(values), values, runs[runs["id"].isin(pairs["id"])], "points")
 
 
 def _level(runs: pd.DataFrame) -> Measured:

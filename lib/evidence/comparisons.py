@@ -46,9 +46,9 @@ class Comparison(NamedTuple):
 def paired(first: pd.DataFrame, second: pd.DataFrame) -> Comparison | None:
     """Compare two groups of runs by the columns seed and accuracy; None where they share no seed.
 
-    A single run of the second, as raw pixels are, stands beside every seed of the first.
+    Raw pixels have no seed: their one run stands beside every seed of the first.
     """
-    if len(second) == 1:
+    if list(second.get("method", ())) == ["pixels"]:
         return over_pairs(first["accuracy"] - second["accuracy"].iloc[0])
     return over_pairs(differences(first, second))
 

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from lib import ROOT, InputError, unknown
 from lib.config import PRECISIONS, Config, one_of
-from lib.evidence.ledger import Ledger, in_total, key
+from lib.evidence.ledger import Ledger, in_total, key, key_of
 from lib.files import checked, read_yaml, validated
 from lib.hardware import choose_device
 from lib.presets import preset
@@ -136,11 +136,11 @@ def published(*names: str, results: Path = records.RESULTS, path: Path = EXPERIM
     any.
     """
     kept = [record for record in records.load_all(results) if "failed" not in record]
-    decisive = [Config(**record["config"]).decisive for record in kept]
+    keys = [key_of(record) for record in kept]
 
     for experiment in choose(names, path=path):
-        wanted = [config.decisive for config in _in_any_precision(experiment.configs)]
-        matching = [record for record, own in zip(kept, decisive) if own in wanted]
+        wanted = {key(config) for config in _in_any_precision(experiment.configs)}
+        matching = [record for record, own in zip(kept, keys) if own in wanted]
         if matching:
             return matching
     return []

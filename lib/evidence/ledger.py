@@ -28,14 +28,25 @@ from lib.runs import (
     provenance,
     records,
 )
+from lib.runs.identities import recipe_content, unlike_first
 from lib.runs.run import Run
 
 STEPS = 1, 2  # of a run whose cost nothing tells: to warm up, and timed
 
 
-def key(config: Config, numerics: int = NUMERICS) -> str:
-    """What two configurations have in common whose runs are the same on equal data."""
-    return json.dumps([config.decisive, numerics], sort_keys=True)
+def key(config: Config) -> str:
+    """What two configurations have in common whose runs by this code are the same on equal data."""
+    return _key(config, NUMERICS, recipe_content(config.recipe))
+
+
+def key_of(record: dict) -> str:
+    """The same of a record: by the code that made it."""
+    return _key(Config(**record["config"]), record["numerics"], record.get("recipe"))
+
+
+def _key(config: Config, numerics: int, recipe: dict | None) -> str:
+    content = [config.decisive, numerics, *unlike_first(config.recipe, recipe)]
+    return json.dumps(content, sort_keys=True)
 
 
 class Ledger:
@@ -78,7 +89,7 @@ class Ledger:
 
     def add(self, record: dict) -> None:
         """Put a record in the place of an earlier one of its id, before those on other data."""
-        run = key(Config(**record["config"]), record["numerics"])
+        run = key_of(record)
         others = [other for other in self.records.get(run, ()) if other["id"] != record["id"]]
         self.records[run] = [record, *others]
 
@@ -160,7 +171,7 @@ class Ledger:
         keep: Sequence[int] = (),
         kept: Path | None = None,
     ) -> Run:
-        """Train a run, or go on with it; evaluate it, keep its encoders, and publish its record.
+        """Train a run, or go on with it; evaluate it, publish its record, and keep its encoders.
 
         wanted: probes. What an older published record of the same run has been asked is asked
             again, since it is replaced.
@@ -178,11 +189,11 @@ class Ledger:
             self.refresh()
             raise
         run.evaluate(dataset, device, dict.fromkeys((*wanted, *self.asked(config))))
+        records.publish(run.folder, self.results)
+        self.refresh()
         for epoch in keep:
             assert kept is not None
             packing.keep(run, kept, dataset, epoch)
-        records.publish(run.folder, self.results)
-        self.refresh()
         return run
 
     def todo(self, config: Config, wanted: tuple[str, ...]) -> tuple[str, ...]:

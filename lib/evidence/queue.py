@@ -70,21 +70,22 @@ class Queue:
     def score(self, config: Config) -> float | None:
         """A trial's accuracy on validation, by the linear probe on h.
 
-        0 where it failed, None without a record. A precision that is left open may be any.
+        0 where it failed, None without a record. A precision that is left open may be any; one in
+        which the trial did not fail counts.
         """
         precisions: tuple[str, ...] = (config.precision,)
         if config.precision == "auto":
             precisions = COMPUTED
+        failed = False
         for precision in precisions:
             record = self.ledger.record(replace(config, precision=precision))
             if record is None:
                 continue
-            if "failed" in record:
-                return 0.0
+            failed = failed or "failed" in record
             for row in record.get("validation", ()):
                 if (row["features"], row["probe"]) == ("h", "linear"):
                     return row["correct"] / row["n"]
-        return None
+        return 0.0 if failed else None
 
     def states(self, claims: bool = True) -> Iterator[State]:
         """Every run of every entry, in the order of work.
@@ -116,7 +117,8 @@ class Queue:
         package: what ``provenance.code`` says of the code; None: it is asked.
 
         Raises InputError where the package differs from its commit, which no record could name,
-        where an arm has other settings than tuning chose, and at the end where runs failed.
+        where an arm has other settings than tuning chose, and at the end where runs failed or their
+        data can't be had.
         """
         provenance.refuse_uncommitted(package)
         self._refuse_unlike_choices()
@@ -131,8 +133,30 @@ class Queue:
             if not others_work:
                 break
             time.sleep(POLL_SECONDS)
-        if failed:
-            raise InputError("\n".join(failed.values()))
+
+        without_data, left = self._left(failed)
+        if left:
+            print(f"{left} runs are left: they did not fit into {budget:g} minutes")
+        if failed or without_data:
+            raise InputError("\n".join([*failed.values(), *without_data]))
+
+    def _left(self, failed: Collection[str]) -> tuple[list[str], int]:
+        """Which data sets can't be had, and why; and how many other runs are missing.
+
+        failed: the identities of runs that don't count.
+        """
+        without_data: dict[str, str] = {}
+        left = 0
+        for state in self.states(claims=False):
+            config = state.config
+            if config is None or state.status != "missing":
+                continue
+            name = self._identity(config)
+            if name is None:
+                without_data[config.data] = self.ledger.missing[config.data]
+            elif name not in failed:
+                left += 1
+        return list(without_data.values()), left
 
     def table(self) -> pd.DataFrame:
         """A row per entry: its runs, how many of them are in each status, and the hours left.

@@ -21,7 +21,15 @@ from lib import InputError, as_command, counted, unknown
 from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.evidence import plan
-from lib.evidence.claims import Claim, Ours, OurSize, at_our_size, in_words, sizes
+from lib.evidence.claims import (
+    Claim,
+    Ours,
+    OurSize,
+    against_margin,
+    at_our_size,
+    in_words,
+    sizes,
+)
 from lib.evidence.comparisons import Comparison
 from lib.evidence.plan import Entry, Planned
 from lib.evidence.statistics import Interval, one_more
@@ -214,11 +222,15 @@ def compute(
 
 
 def conclusion(record: dict) -> str:
-    """``verified: +1.2 points with seed 10, recorded +1.4 [0.3, 2.5], 3 seeds``."""
+    """``verified: +1.2 points with seed 10, recorded +1.4 [0.3, 2.5], 3 seeds; the claim: open``.
+
+    What is verified are the records, whatever they say of the claim at this size.
+    """
     recorded = Comparison(**record["recorded"])
+    of_claim = against_margin(recorded.interval, record["size"]["margin"] / 100)
     return (
         f"{record['outcome']}: {100 * record['difference']:+.1f} points with seed "
-        f"{record['seed']}, recorded {recorded.points()}"
+        f"{record['seed']}, recorded {recorded.points()}; the claim: {of_claim}"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from lib import probes
 from lib.config import Config
 from lib.data.downloads import DOWNLOADS
 from lib.encoders import BASELINES
@@ -67,13 +68,11 @@ OWN_SCHEDULE = "own"  # one that ends with the run
 def results(record: dict) -> Iterator[tuple[str, str, dict]]:
     """Every measured accuracy of a record: read from which features, by which probe, the result.
 
-    But for what a linear probe once read from z by a search that ended at a penalty of 1e-7, too
-    strong for the directions that a head has squeezed. Its results don't name where they ended.
+    But for those cut short (``probes.is_cut_short``).
     """
     for features, by_probe in record["evaluation"].items():
         for probe, result in by_probe.items():
-            is_cut_short = "l2" in result and "weakest_l2" not in result
-            if features == "h" or not is_cut_short:
+            if not probes.is_cut_short(features, result):
                 yield features, probe, result
 
 

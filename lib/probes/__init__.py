@@ -29,7 +29,18 @@ from lib.probes import (
 )
 from lib.probes.seen import Seen, Unfinished
 
-__all__ = ["PROBES", "Probe", "Seen", "Unfinished", "add", "ask", "missing", "refuse_unknown"]
+__all__ = [
+    "PROBES",
+    "Probe",
+    "Seen",
+    "Unfinished",
+    "add",
+    "ask",
+    "is_cut_short",
+    "missing",
+    "refuse_unknown",
+    "unasked",
+]
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,24 @@ def missing(record: dict, wanted: Iterable[str]) -> list[str]:
     refuse_unknown(wanted)
     on_h = record["evaluation"].get("h", {})
     return [name for name in wanted if name not in on_h and PROBES[name].field not in record]
+
+
+def is_cut_short(features: str, result: dict) -> bool:
+    """Whether a linear probe once read a result from z by a search that ended too early.
+
+    At a penalty of 1e-7, too strong for the directions that a head has squeezed. Such a result does
+    not name where its search ended.
+    """
+    return features != "h" and "l2" in result and "weakest_l2" not in result
+
+
+def unasked(record: dict, wanted: Iterable[str]) -> list[str]:
+    """The wanted probes that a run at hand is to be asked: missing ones, and those cut short."""
+    wanted = tuple(wanted)
+    lacking = set(missing(record, wanted))
+    for features, by_probe in record["evaluation"].items():
+        lacking |= {name for name, found in by_probe.items() if is_cut_short(features, found)}
+    return [name for name in wanted if name in lacking]
 
 
 def refuse_unknown(names: Iterable[str]) -> None:

@@ -65,7 +65,8 @@ def keep(run: Run, folder: Path, dataset: Dataset, epoch: int) -> Path:
     For later experiments: one file, which ``weights.run`` reads. Of the record inside, curves and
     results are left out; they stand in the run's own. Before the last epoch the model is the one
     that ``pretrain(..., keep=...)`` left in the run's folder.
-    Raises InputError where dataset is another one, or the file can't be written.
+    Raises InputError where dataset is another one, that model was not left, or the file can't be
+    written.
     """
     record = run.record | {"curves": [], "evaluation": {}}
     for probe in probes.PROBES.values():
@@ -76,6 +77,11 @@ def keep(run: Run, folder: Path, dataset: Dataset, epoch: int) -> Path:
         record["id"] = f"{run.record['id']}-epoch{epoch}"
         model = build_model(run.config, dataset)
         path = run.folder / f"epoch-{epoch}.safetensors"
+        if not path.is_file():
+            raise InputError(
+                f"{path} is missing: the run was begun without keeping epoch {epoch}; delete "
+                f"{run.folder} to train it anew"
+            )
         checkpoints.restore(path, run.config, run.record["id"], model)
 
     path = folder / f"{record['id']}.safetensors"

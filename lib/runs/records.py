@@ -21,6 +21,14 @@ from lib.files import parse_json, validated, write_atomically
 SCHEMA = 1
 RESULTS = HOME / "results"
 BENCHMARKS = RESULTS / "benchmarks"
+TABLES = (  # fields of a record that hold the rows of a probe
+    "label_sweep",
+    "fine_tuning",
+    "calibration",
+    "calibration_by_log_loss",
+    "corruptions",
+    "validation",
+)
 
 
 def _configuration(values: dict) -> dict:
@@ -226,6 +234,8 @@ def publish(path: Path, results: Path = RESULTS) -> Path:
     """Copy a record into results, where the chapters read it, and return its path there.
 
     path: a run's folder or its record.json, evaluated or of a failure.
+
+    Raises InputError where it is neither, or where the record that is there knows more.
     """
     file = file_of(path)
     record = read(file)
@@ -233,8 +243,23 @@ def publish(path: Path, results: Path = RESULTS) -> Path:
         raise InputError(f"{path} is not evaluated yet; run: {as_command('probe', file.parent)}")
 
     target = Path(results) / f"{record['id']}.json"
+    if target.is_file():
+        lost = sorted(_found(read(target)) - _found(record))
+        if lost:
+            raise InputError(
+                f"{target} has results that {path} lacks, {', '.join(lost)}: probe the run by "
+                "these first, or delete the record there"
+            )
     write(target, record)
     return target
+
+
+def _found(record: dict) -> set[str]:
+    """What a record has results of: by which probe of which features, or a whole table."""
+    found = record.keys() & set(TABLES)
+    for features, by_probe in record["evaluation"].items():
+        found |= {f"{probe} on {features}" for probe in by_probe}
+    return found
 
 
 def benchmark(name: str, folder: Path = BENCHMARKS) -> dict:

@@ -71,14 +71,14 @@ class Run:
                 "restore that version, or train anew"
             )
         wanted = tuple(wanted)
-        if probes.missing(self.record, wanted):
+        if probes.unasked(self.record, wanted):
             with only_writer(self.folder, wait):
                 path = self.folder / "record.json"
                 if path.is_file():  # else nobody has probed these weights yet
                     self.record.update(records.read(path))  # with what others found
-                missing = probes.missing(self.record, wanted)
-                if missing:
-                    self._ask(dataset.take(self.config.images), device, missing)
+                unasked = probes.unasked(self.record, wanted)
+                if unasked:
+                    self._ask(dataset.take(self.config.images), device, unasked)
         return self.record["evaluation"]
 
     def _ask(self, sliced: Dataset, device: str | None, wanted: list[str]) -> None:

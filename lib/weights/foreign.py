@@ -380,7 +380,8 @@ def _source(content: dict, checkpoint: _Checkpoint, stem: str) -> str:
 def _fill(model: Model, checkpoint: _Checkpoint) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Load a file's tensors into the model: the file's names that matched, ours that are missing.
 
-    BatchNorm's counters may be missing, as in files of old; no weight may.
+    BatchNorm's counters may be missing, as in files of old; no weight may, and none of the
+    encoder's layers may be left over: the features would be others.
     """
     own = model.state_dict()
     missing = tuple(name for name in own if name not in checkpoint.names)
@@ -403,8 +404,18 @@ def _fill(model: Model, checkpoint: _Checkpoint) -> tuple[tuple[str, ...], tuple
             raise InputError(
                 f"{checkpoint.path} is damaged: {checkpoint.names[name]} is not finite"
             )
+    for name, theirs in checkpoint.names.items():
+        if name not in own and _is_a_layer(name):
+            raise InputError(
+                f"{checkpoint.path} is of another architecture: our ResNet has no {theirs}"
+            )
     model.load_state_dict(state, strict=False)
     return tuple(checkpoint.names[name] for name in state), missing
+
+
+def _is_a_layer(name: str) -> bool:
+    """Whether a name of ours would be that of a tensor in the encoder's layers."""
+    return re.match(r"encoder\.(conv1|bn1|layer\d)\.", name) is not None
 
 
 def torchvision_state(model: Model) -> dict[str, Tensor]:

@@ -90,7 +90,7 @@ class Weights:
         return f"{Path(self.name).name}-{digest.hexdigest()[:10]}"
 
     def features(self, images: Tensor, device: str | None = None) -> tuple[Tensor, Tensor]:
-        """h (N, width) and z (N, D), float32 on the CPU, of images (N, 3, H, W) uint8.
+        """h (N, width) and z (N, D), float32 on the CPU, of images (N, 3, S, S) uint8.
 
         Raises InputError for any others.
         """
@@ -110,14 +110,16 @@ class Weights:
 
 
 def _refuse_other_images(images: Any) -> None:
-    """Compiled code would not look where it writes."""
+    """Compiled code would not look where it writes, and what is not square would be squashed."""
     kind = getattr(images, "dtype", "")
     shape = tuple(getattr(images, "shape", ()))
     if not isinstance(images, Tensor) or kind != uint8 or len(shape) != 4 or shape[1] != 3:
         raise InputError(
-            f"images must be a tensor (N, 3, H, W) uint8, got {type(images).__name__} {kind} "
+            f"images must be a tensor (N, 3, S, S) uint8, got {type(images).__name__} {kind} "
             f"{shape}"
         )
+    if shape[2] != shape[3]:
+        raise InputError(f"images must be square, got {shape[2]} x {shape[3]} pixels: cut them")
 
 
 def load(
