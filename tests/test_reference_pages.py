@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from torch import nn
 
 from lib.augmentations import RECIPES
 from lib.config import Config, difference
@@ -71,6 +72,16 @@ def images(config: Config) -> int:
     return total - round(total * VAL_SHARE)
 
 
+def stem(encoder: nn.Module) -> str:
+    """The first convolution, and what pools at once after it."""
+    convolution, *after = [
+        layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d | nn.MaxPool2d)
+    ]
+    side = convolution.kernel_size[0]
+    words = f"{side} x {side} stem with stride {convolution.stride[0]}"
+    return f"{words} and max-pool" if isinstance(after[0], nn.MaxPool2d) else words
+
+
 def described(config: Config, open_fields: set[str]) -> dict[str, str]:
     """The rows of a configuration. open_fields: those that trials are still to choose."""
 
@@ -78,7 +89,7 @@ def described(config: Config, open_fields: set[str]) -> dict[str, str]:
         return "to be tuned" if field in open_fields else text
 
     recipe = RECIPES[config.recipe]
-    _, width = ENCODERS[config.encoder](config.stem)
+    encoder, width = ENCODERS[config.encoder](config.stem)
     head = f"{width}-{width}-{config.embedding}, no BatchNorm"
     optimiser = {"sgd": f"SGD, momentum {config.momentum:g}", "adamw": "AdamW"}[config.optimiser]
     temperature, factor = f"{config.temperature:g}", f"{config.factor:g}"
@@ -97,7 +108,7 @@ def described(config: Config, open_fields: set[str]) -> dict[str, str]:
     seen = DATA[config.data][1].format(size=config.size)
     return {
         "images": f"{total:,} of {seen}",
-        "encoder": f"{NAMES[config.encoder]}, $h$ {width}-d",
+        "encoder": f"{NAMES[config.encoder]}, {stem(encoder)}, $h$ {width}-d",
         "head": {"mlp": head, "linear": "linear classifier"}[config.head],
         "crops, share of the area": f"{100 * recipe.crop_scale[0]:g} to 100 %",
         "colour jitter": ", ".join(f"{strength:g}" for strength in recipe.jitter),
