@@ -299,7 +299,7 @@ def test_every_probe_finds_what_it_finds_on_the_cpu(toy, tmp_path, method, wante
     for constant, value in little.items():
         monkeypatch.setattr(fine_tuning, constant, value)
     for name, protocol in published.PROTOCOLS.items():
-        shorter = replace(protocol, epochs=10)
+        shorter = replace(protocol, epochs=3)
         monkeypatch.setitem(published.PROTOCOLS, name, shorter)
 
     run = trained_on("cpu", two_epochs(method=method), toy, tmp_path)
