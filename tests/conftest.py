@@ -37,7 +37,8 @@ COLOURS = (
     (60, 60, 200),
     (160, 160, 40),
 )
-OF_THE_SITE = ("test_site", "test_browser", "test_pdf")  # files whose tests look at the built book
+# files whose tests look at the built book, or use what it has left
+OF_THE_SITE = ("test_site", "test_browser", "test_pdf", "test_solutions")
 OF_THE_MACHINE = {"seconds", "views_per_second"}  # what may differ between equal runs
 
 
