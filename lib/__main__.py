@@ -704,7 +704,8 @@ def predict(
 ) -> None:
     """Say each picture's likeliest class and its probability.
 
-    By the linear probe on h of labelled ones. Where their classes are known, how many are right.
+    By the linear probe on h of labelled ones. Where classes are known, how many are right, but for
+    pictures that the probe has learnt from.
     """
     from lib.evidence.statistics import binomial
     from lib.weights import estimator
@@ -714,10 +715,10 @@ def predict(
     predicted = estimator.predict(labelled, features)
     for file, name, probability in predicted:
         print(f"{file}  {name}  {probability:.3f}")
-    right = estimator.rights(features, [name for _, name, _ in predicted])
+    right = estimator.rights(features, [name for _, name, _ in predicted], labelled)
     if len(right):
         share = binomial(int(right.sum()), len(right))
-        known = f"{len(right)} pictures whose class is known"
+        known = f"{len(right)} pictures of known class that were not learnt from"
         print(f"{share.percent()} % of {known} are right", file=sys.stderr)
 
 

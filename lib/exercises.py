@@ -538,9 +538,10 @@ def check_probe(
                 return _raised(error, f"{len(x)} features of {x.shape[1]} numbers")
 
     answers, alone = given
-    problem = _wrong_with_answers(answers, len(test), len(x))
-    if problem:
-        return problem
+    for said_of, count in ((answers, len(test)), (alone, int(one_class.sum()))):
+        problem = _wrong_with_answers(said_of, count, len(x))
+        if problem:
+            return problem
     if (alone == answers[one_class]).float().mean() < 0.9:
         return (
             "What it says of an image depends on the images that are asked beside it: standardise "

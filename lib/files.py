@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -67,10 +68,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what ``write_atomically`` had begun in a folder, in processes that were killed."""
+def remove_leftovers(folder: Path, older_than: float = 0) -> None:
+    """Delete what ``write_atomically`` had begun in a folder, in processes that were killed.
+
+    older_than: seconds; where other machines write too, as long as they may take.
+    """
+    latest = time.time() - older_than
     for path in folder.glob(".*.*.[0-9]*"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime <= latest:
+                path.unlink()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,6 +85,56 @@ def test_a_copy_that_is_further_is_fetched(toy, tmp_path, copies):
     assert checkpoints.read(tmp_path / "other" / folder.name / NEWEST)[1].step == 7
 
 
+def test_a_copy_that_is_further_is_not_turned_back(toy, tmp_path, copies, capsys):
+    folder = stopped(small(), toy, tmp_path / "one", steps=3).folder
+    one = Backup(tmp_path / "one", copies)
+    one.copy()
+    stopped(small(), toy, tmp_path / "other", steps=7)
+    Backup(tmp_path / "other", copies).copy()
+    stopped(small(), toy, tmp_path / "one", steps=5)
+    assert one.copy() == 0 == one.copy()
+    assert capsys.readouterr().err.count("knows more and stays as it is") == 1
+    assert checkpoints.read(copies / folder.name / NEWEST)[1].step == 7
+
+    trained(small(), toy, tmp_path / "other")
+    Backup(tmp_path / "other", copies).copy()
+    stopped(small(), toy, tmp_path / "one", steps=9)
+    one.copy()
+    assert names(copies / folder.name) == {"model.safetensors", RECORD}
+
+
+def test_results_that_only_a_copy_has_are_fetched_and_not_replaced(toy, tmp_path, copies):
+    run = trained(small(epochs=1), toy, tmp_path / "one")
+    Backup(tmp_path / "one", copies).copy()
+    Backup(tmp_path / "other", copies).fetch()
+    load(tmp_path / "other" / run.folder.name).evaluate(toy, "cpu", ("knn",))
+    Backup(tmp_path / "other", copies).copy()
+
+    assert Backup(tmp_path / "one", copies).copy() == 0
+    assert "knn" in load(copies / run.folder.name).record["evaluation"]["h"]
+    assert Backup(tmp_path / "one", copies).fetch() == [run.folder.name]
+    assert "knn" in load(run.folder).record["evaluation"]["h"]
+
+
+def test_a_run_that_can_not_be_copied_stops_no_other(toy, tmp_path, copies):
+    first, second = sorted(
+        stopped(small(seed=seed), toy, tmp_path / "one", steps=3).folder.name for seed in (0, 1)
+    )
+    copies.mkdir()
+    (copies / first).write_text("a file where a folder should be", encoding="utf-8")
+    with pytest.raises(InputError, match="can't write"):
+        Backup(tmp_path / "one", copies).copy()
+    assert names(copies / second) == {NEWEST}
+
+
+def test_a_copy_that_is_gone_is_made_again(toy, tmp_path, copies):
+    stopped(small(), toy, tmp_path / "one", steps=3)
+    one = Backup(tmp_path / "one", copies)
+    size = one.copy()
+    shutil.rmtree(copies)
+    assert one.copy() == size > 0
+
+
 def killed(backup: Backup, flush: int) -> None:
     """A copy by a process that is killed where it would flush a file, or its folder, then."""
 
@@ -106,7 +157,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the process is a 
 
 @on_linux
 def test_a_copy_that_is_killed_leaves_the_one_before(toy, tmp_path, copies):
-    """And nothing of its own, once somebody fetches."""
+    """And nothing of its own, once somebody fetches an hour later; before, it may be under way."""
     runs = tmp_path / "one"
     folder = stopped(small(), toy, runs, steps=3).folder
     Backup(runs, copies).copy()
@@ -114,7 +165,12 @@ def test_a_copy_that_is_killed_leaves_the_one_before(toy, tmp_path, copies):
     killed(Backup(runs, copies), flush=0)
     assert len(names(copies / folder.name)) == 2  # the copy, and the one that was begun
 
-    Backup(tmp_path / "other", copies).fetch()
+    other = Backup(tmp_path / "other", copies)
+    other.fetch()
+    (begun,) = names(copies / folder.name) - {NEWEST}
+    an_hour_ago = time.time() - 3700
+    os.utime(copies / folder.name / begun, (an_hour_ago, an_hour_ago))
+    other.fetch()
     assert names(copies / folder.name) == {NEWEST}
     run = trained(small(), toy, tmp_path / "other")
     assert sessions_of(run) == [[0, 3], [3, 15]]

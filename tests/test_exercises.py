@@ -330,6 +330,7 @@ OF_PROBE = [
     (ANSWER, "linear((x - mean) / scale).argmax(1)", "these are answers for the known images"),
     (ANSWER, ANSWER.replace("(1)", "(0)"), "Wrong shape: it must return (359,)"),
     (ANSWER, f"{ANSWER}.float()", "The classes must be integers"),
+    (ANSWER, "torch.zeros(359).long()", "a class for each, not (359,)"),  # whoever is asked
     (ANSWER, f"{ANSWER}.tolist()", "It must return a tensor of classes, not a list"),
     (ANSWER, "linear((asked - asked.mean(0)) / asked.std(0)).argmax(1)", "asked beside it"),
     ("max_iter=500", "max_iter=2", "Not yet: "),

@@ -202,7 +202,8 @@ def test_a_run_leaves_no_rows_beside_its_record(toy, tmp_path):
 def test_rows_wait_for_their_table_while_other_probes_are_asked(toy, tmp_path):
     run = trained(small(epochs=0), toy, tmp_path)
     rows = Unfinished(run.folder / UNFINISHED)
-    rows.add({"probe": "fine-tuned", "per_class": 5, "subset": "random 0", "learning_rate": 0.3})
+    where = {"probe": "fine-tuned", "per_class": 5, "subset": "random 0"}
+    rows.add(where | {"n": 60, "correct": 50, "learning_rate": 0.3})
     run.evaluate(toy, "cpu", ["knn"])
     assert Unfinished(run.folder / UNFINISHED).rows == rows.rows
 
@@ -213,3 +214,10 @@ def test_a_class_with_too_few_images_is_named(toy):
     for probe in (fine_tuning, few_labels):
         with pytest.raises(InputError, match="class '3' of toy has .* images to draw"):
             probe.ask(seen(lacking))
+
+
+@pytest.mark.parametrize("content", ["", "null", "5", "{}", '["a"]', '[{"probe": "fine-tuned"}]'])
+def test_rows_that_are_none_are_computed_anew(content, tmp_path):
+    path = tmp_path / UNFINISHED
+    path.write_text(content, encoding="utf-8")
+    assert Unfinished(path).rows == []

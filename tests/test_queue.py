@@ -108,6 +108,8 @@ def test_no_run_is_hidden(place):
         "left out": 1,
         "changed since": "5 runs, at bbbbbbb",
     }
+    (row,) = queue(place, MAIN).account(None).to_dict("records")
+    assert (row["left out"], row["changed since"]) == ("unknown", "unknown")
     (row,) = queue(place, before).account(versions).to_dict("records")
     assert (row["left out"], row["changed since"]) == (0, "-")
 

@@ -178,7 +178,7 @@ class Queue:
                 row["hours"] += math.nan if minutes is None else minutes / 60
         return pd.DataFrame(rows.values())
 
-    def account(self, versions: list[Version]) -> pd.DataFrame:
+    def account(self, versions: list[Version] | None) -> pd.DataFrame:
         """A row per entry, so that no run is hidden.
 
         planned, done, failed: runs.
@@ -186,13 +186,16 @@ class Queue:
         changed since: how many runs there are of an earlier version, and the commit from which on
             the entry stands as it does.
 
-        versions: ``plan.history``.
+        versions: ``plan.history``; without one, as in a clone of one commit, these two are
+            "unknown".
         """
         rows: dict[str, dict] = {}
         for entry in self.entries:
             row: dict = {"entry": entry.name, "planned": 0, "done": 0, "failed": 0}
-            row["left out"] = plan.left_out(entry, versions, self.score)
-            row["changed since"] = self._changed_since(entry, versions)
+            row["left out"] = row["changed since"] = "unknown"
+            if versions is not None:
+                row["left out"] = plan.left_out(entry, versions, self.score)
+                row["changed since"] = self._changed_since(entry, versions)
             rows[entry.name] = row
 
         for state in self.states(claims=False):

@@ -23,6 +23,7 @@ from lib.evaluation import (
 from lib.files import parse_json, write_atomically
 from lib.methods import METHODS
 
+ROW = {"probe", "per_class", "subset", "n", "correct"}  # what one of a long table has at least
 Reader = Callable[[Tensor, Tensor], Tensor]  # h and z -> logits (N, C)
 
 
@@ -34,8 +35,10 @@ class Unfinished:
         self.path = path
         self.rows: list[dict] = []
         if path is not None:
-            with contextlib.suppress(OSError, ValueError):  # what can't be read is computed anew
-                self.rows = parse_json(path.read_bytes())
+            # what can't be read, or is no list of such rows, is computed anew
+            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+                rows = list(parse_json(path.read_bytes()))
+                self.rows = rows if all(ROW <= row.keys() for row in rows) else []
 
     def add(self, row: dict) -> None:
         """Raises InputError where the row can't be written."""

@@ -20,6 +20,7 @@ from lib.files import as_path, remove_leftovers, write_atomically
 from lib.runs import checkpoints, records
 from lib.runs.checkpoints import BEFORE, NEWEST
 
+LEFT = 3600  # seconds after which a file that was begun in the folder is nobody's any more
 EVERY = 600  # seconds from one round of copies to the next, at least
 BYTES_AN_HOUR = 1_000_000_000  # that are copied
 DRIVE = "drive"  # the name that stands for the folder on Google Drive
@@ -36,23 +37,23 @@ class Backup:
         self.runs, self.folder = as_path(runs), as_path(folder)
         # when those files were changed that are copied, and their sizes
         self._copied: dict[Path, tuple[int, int]] = {}
+        self._told: set[str] = set()  # runs whose copies know more
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
     def fetch(self) -> list[str]:
         """Copy back what the folder has and the runs lack. Returns the names of those runs.
 
-        A run that is on the way in both is fetched where the copy is further. Files that are not
-        whole are told in a warning, and their run is not taken.
+        A run that is on the way in both is fetched where the copy is further, and one that is done
+        in both where the copy's record has all results and more. Files that are not whole are told
+        in a warning, and their run is not taken.
         """
         fetched = []
         for copy in _runs(self.folder):
-            remove_leftovers(copy)
+            remove_leftovers(copy, older_than=LEFT)
             own = self.runs / copy.name
             files = _worth_copying(copy)
-            if (own / RECORD).is_file() or not files:
-                continue
-            if files[-1].name != RECORD and not _is_further(copy, own):
+            if not files or not _knows_more(copy, own):
                 continue
             try:
                 contents = {path.name: _whole(path) for path in files}
@@ -67,26 +68,53 @@ class Backup:
     def copy(self) -> int:
         """Copy what is new. Returns how many bytes were written.
 
-        Raises InputError where a file can't be written.
+        A copy that is further, or has results that the run here lacks, stays as it is, and a note
+        says so. Raises InputError, when all others are copied, where files can't be written.
         """
         written = 0
+        problems = []
         with self._lock:
             for own in _runs(self.runs):
-                files = _worth_copying(own)
-                for path in files:
-                    written += self._copy(path, self.folder / own.name / path.name)
-                if files and files[-1].name == RECORD:
-                    for of_the_way in (NEWEST, FAILED):
-                        (self.folder / own.name / of_the_way).unlink(missing_ok=True)
+                try:
+                    written += self._copy_run(own)
+                except (InputError, OSError) as error:
+                    problems.append(str(error))
+        if problems:
+            raise InputError("; ".join(problems))
         return written
+
+    def _copy_run(self, own: Path) -> int:
+        """Copy what is new of a run. Returns how many bytes were written."""
+        files, copy = _worth_copying(own), self.folder / own.name
+        if not any(self._is_new(path, copy / path.name) for path in files):
+            return 0
+        if _would_lose(own, copy):
+            if own.name not in self._told:
+                print(f"note: {copy} knows more and stays as it is", file=sys.stderr, flush=True)
+                self._told.add(own.name)
+            return 0
+        written = sum(self._copy(path, copy / path.name) for path in files)
+        if files[-1].name == RECORD:
+            for of_the_way in (NEWEST, FAILED):
+                (copy / of_the_way).unlink(missing_ok=True)
+        return written
+
+    def _is_new(self, path: Path, target: Path) -> bool:
+        """Whether a file was not copied as it is, or its copy is gone."""
+        try:
+            about = path.stat()
+        except FileNotFoundError:
+            return False
+        changed = (about.st_mtime_ns, about.st_size)
+        return self._copied.get(path) != changed or not target.is_file()
 
     def _copy(self, path: Path, target: Path) -> int:
         """Copy a file where it has changed, and is not renamed or deleted meanwhile."""
+        if not self._is_new(path, target):
+            return 0
         try:
             about = path.stat()
             changed = (about.st_mtime_ns, about.st_size)
-            if self._copied.get(path) == changed:
-                return 0
             content = path.read_bytes()
         except FileNotFoundError:
             return 0
@@ -141,6 +169,36 @@ def _worth_copying(folder: Path) -> list[Path]:
         return [*kept, folder / RECORD]
     on_the_way = [path for path in (folder / FAILED, folder / NEWEST) if path.is_file()]
     return [*kept, *on_the_way] if on_the_way else []
+
+
+def _knows_more(copy: Path, own: Path) -> bool:
+    """Whether a run is to be fetched: it is done or further in its copy, or was asked more there.
+
+    A copy whose record is not whole is looked at where there is none here, and then said to be.
+    """
+    if not (copy / RECORD).is_file():
+        return not (own / RECORD).is_file() and _is_further(copy, own)
+    if not (own / RECORD).is_file():
+        return True
+    return _found(copy) > _found(own)
+
+
+def _would_lose(own: Path, copy: Path) -> bool:
+    """Whether copying would put a run that is on the way, or was asked less, over its copy."""
+    if (copy / RECORD).is_file():
+        return not (own / RECORD).is_file() or bool(_found(copy) - _found(own))
+    if (own / RECORD).is_file():
+        return False
+    here, there = (checkpoints.newest_step(folder) for folder in (own, copy))
+    return here is not None and there is not None and there > here
+
+
+def _found(folder: Path) -> set[str]:
+    """What a finished run's record has results of; nothing where it is not whole."""
+    try:
+        return records.found(records.read(folder / RECORD))
+    except InputError:
+        return set()
 
 
 def _is_further(copy: Path, own: Path) -> bool:

@@ -244,7 +244,7 @@ def publish(path: Path, results: Path = RESULTS) -> Path:
 
     target = Path(results) / f"{record['id']}.json"
     if target.is_file():
-        lost = sorted(_found(read(target)) - _found(record))
+        lost = sorted(found(read(target)) - found(record))
         if lost:
             raise InputError(
                 f"{target} has results that {path} lacks, {', '.join(lost)}: probe the run by "
@@ -254,12 +254,12 @@ def publish(path: Path, results: Path = RESULTS) -> Path:
     return target
 
 
-def _found(record: dict) -> set[str]:
+def found(record: dict) -> set[str]:
     """What a record has results of: by which probe of which features, or a whole table."""
-    found = record.keys() & set(TABLES)
+    results = record.keys() & set(TABLES)
     for features, by_probe in record["evaluation"].items():
-        found |= {f"{probe} on {features}" for probe in by_probe}
-    return found
+        results |= {f"{probe} on {features}" for probe in by_probe}
+    return results
 
 
 def benchmark(name: str, folder: Path = BENCHMARKS) -> dict:

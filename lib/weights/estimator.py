@@ -149,9 +149,14 @@ def predict(train: Arrays, arrays: Arrays) -> list[tuple[str, str, float]]:
     return list(zip(arrays["files"].tolist(), likeliest.tolist(), shares.max(1).tolist()))
 
 
-def rights(arrays: Arrays, predicted: Sequence[str]) -> np.ndarray:
-    """Whether what is predicted is right, of each picture whose class is known: (n,) bool."""
-    known = arrays["labels"] >= 0
+def rights(arrays: Arrays, predicted: Sequence[str], train: Arrays) -> np.ndarray:
+    """Whether what is predicted is right, of each picture whose class is known: (n,) bool.
+
+    Pictures that the probe has learnt from, those with a class in train, are left out.
+    """
+    learnt = {row.tobytes() for row in train["h"][train["labels"] >= 0]}
+    is_new = np.array([row.tobytes() not in learnt for row in arrays["h"]], dtype=bool)
+    known = (arrays["labels"] >= 0) & is_new
     truth = arrays["classes"][arrays["labels"][known]]
     return np.asarray(predicted)[known] == truth
 
