@@ -2,6 +2,7 @@
 
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -53,6 +54,15 @@ def test_where_a_run_failed_it_is_open_and_the_rest_is_shown():
     assert (answer.mark, answer.size) == (claims.OPEN, "60 against 120 epochs")
     assert answer.difference().startswith("+3.0 [")
     assert answer.standing == "open: 2 of 3 seeds at 60 against 120 epochs, 1 failed"
+
+
+def test_what_is_published_is_not_taken_for_ours():
+    """Counted, and drawn, by the verdict at our size alone."""
+    decided = replace(headline.answers([QUESTION], together(*DECIDED))[0], mark=claims.PUBLISHED)
+    assert decided.verdict != "open"
+    undecided = replace(decided, verdict="open")
+    for answer, dot in ((decided, "decided"), (undecided, "open")):
+        assert f'class="{dot}"' in headline._drawing(answer, -5, 5)
 
 
 def test_a_question_without_runs_says_so():

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,15 @@ def test_a_version_is_known_by_its_first_commit(tmp_path):
         replace(version, commit="") for version in VERSIONS
     ]
     assert all(re.fullmatch("[0-9a-f]{40}", version.commit) for version in found)
+
+    of_plan = {"scale": plan.PLAN, "margin": 1.0}
+    nameless = [of_plan, of_plan | {"name": "a", "margin": date(1970, 1, 1)}]
+    git(tmp_path, "rm", path.name)
+    git(tmp_path, "commit", "-m", "gone", at=4000)
+    path.write_text(yaml.safe_dump(nameless), encoding="utf-8")
+    git(tmp_path, "add", path.name)
+    git(tmp_path, "commit", "-m", "back", at=5000)
+    assert plan.history(path) == found
 
     git(tmp_path, "clone", "--depth", "1", f"file://{tmp_path}", tmp_path / "shallow")
     assert plan.history(tmp_path / "shallow" / "experiments.yml") is None

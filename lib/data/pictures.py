@@ -3,6 +3,7 @@
 Where there is no test folder, a fifth is held out, stratified, always the same.
 """
 
+import hashlib
 import os
 import shutil
 import zipfile
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import InputError
+from lib import InputError, counted
 from lib.config import fitting_batch
 from lib.data.dataset import stratified
 from lib.data.decoding import Item, decoded
@@ -84,12 +85,13 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
 
     skipped: list[str] = []
     try:
-        labels = _write(items, listing.classes, size, out, skipped)
+        labels, prints = _write(items, listing.classes, size, out, skipped)
     except OSError as error:
         raise InputError(
             f"can't write {out} ({error.strerror}): free space or name another folder"
         ) from error
 
+    notes += _about_copies(labels, prints)
     counts = {split: len(labels[split]) for split in SPLITS}
     return counts, Report([_about_classes(listing.classes, labels), *notes], skipped)
 
@@ -138,6 +140,27 @@ def _about_held_out(test: list[Item], classes: list[str]) -> str:
     return note
 
 
+def _about_copies(labels: dict[str, list[int]], prints: dict[str, list[bytes]]) -> list[str]:
+    """Lines on pictures that are there twice, pixel by pixel, where that spoils a test."""
+    train = set(prints["train"])
+    in_both = sum(print in train for print in prints["test"])
+    classes_of: dict[bytes, set[int]] = {}
+    for split in ("train", "test"):
+        for print, label in zip(prints[split], labels[split]):
+            classes_of.setdefault(print, set()).add(label)
+    torn = sum(len(classes) > 1 for classes in classes_of.values())
+
+    notes = []
+    if in_both:
+        notes.append(
+            f"of {counted(len(prints['test']), 'test image')} {in_both} also in train, pixel by "
+            "pixel: accuracies will be too high; delete the copies and import again"
+        )
+    if torn:
+        notes.append(f"{counted(torn, 'picture')} in more than one class, pixel by pixel")
+    return notes
+
+
 def _about_classes(classes: list[str], labels: dict[str, list[int]]) -> str:
     """How many images for training and for test each class has."""
     train = np.bincount(labels["train"], minlength=len(classes))
@@ -152,18 +175,22 @@ def _about_classes(classes: list[str], labels: dict[str, list[int]]) -> str:
 
 def _write(
     items: dict[str, list[Item]], classes: list[str], size: int, out: Path, skipped: list[str]
-) -> dict[str, list[int]]:
-    """Decode the items of every split and write the .npz: the labels of those that were whole.
+) -> tuple[dict[str, list[int]], dict[str, list[bytes]]]:
+    """Decode the items of every split and write the .npz.
 
     skipped: gets a line for each broken one.
+
+    Returns the labels of those that were whole, and hashes of their pixels.
     """
     labels: dict[str, list[int]] = {split: [] for split in items}
+    prints: dict[str, list[bytes]] = {split: [] for split in items}
     with _workplace(out) as work:
         for split in items:
             with open(work / split, "wb") as file:
                 for pixels, whole in decoded(items[split], size, skipped, split):
                     file.write(pixels.data)
                     labels[split] += [item.label for item in whole]
+                    prints[split] += [hashlib.sha256(image.data).digest() for image in pixels]
         _refuse_too_few_images(classes, labels)
 
         np.savez(
@@ -179,7 +206,7 @@ def _write(
                 if labels[split]:
                     _append(archive, f"x_{split}.npy", work / split, shape)
         os.replace(work / "whole.npz", out)
-    return labels
+    return labels, prints
 
 
 @contextmanager

@@ -445,7 +445,7 @@ def _measured(conditions: dict, minus: dict | None, table: pd.DataFrame) -> Meas
     if pairs.empty:
         return None
     values = pairs["accuracy"] - pairs["accuracy" + OF_SECOND]
-    return Measured(over_seeds(values), values, runs[runs["id"].isin(pairs["id"])], "points")
+    return Measured(over_seeds(values), values, pairs[runs.columns], "points")
 
 
 def _level(runs: pd.DataFrame) -> Measured:

@@ -15,9 +15,7 @@ import pandas as pd
 
 from lib import ROOT, InputError
 from lib.evidence.claims import (
-    NOT,
     PUBLISHED,
-    YES,
     Claim,
     Ours,
     OurSize,
@@ -42,6 +40,7 @@ class Answer:
     """A question, what is claimed, and what records say."""
 
     mark: str
+    verdict: str  # at our size
     question: str
     claimed: str  # in words
     comparison: Comparison | None  # at our size; while that is open, at a smaller one
@@ -76,6 +75,7 @@ def _answer(claim: Claim, table: pd.DataFrame) -> Answer:
         standing = f"{row['verdict']} at the published size: {row['ours']}; at ours: {standing}"
     return Answer(
         row["mark"],
+        planned.verdict,
         claim["question"],
         claim.get("says", claimed(claim)),
         shown.comparison,
@@ -111,7 +111,7 @@ def _opening(claims: Sequence[Claim], asked: Sequence[Answer], table: pd.DataFra
     """How much is decided, in a sentence."""
     published = [claim for claim in claims if can_be_decided(claim)]
     decided = sum(decide(claim, table)["mark"] == PUBLISHED for claim in published)
-    at_ours = sum(answer.mark in (YES, NOT) for answer in asked)
+    at_ours = sum(answer.verdict != "open" for answer in asked)
     return (
         f"Of {len(published)} published claims that this code could decide, the records decide "
         f"**{decided or 'none'}** so far; of the {len(asked)} questions **{at_ours or 'none'}** at "
@@ -205,8 +205,7 @@ def _drawing(answer: Answer, low: int, high: int) -> str:
     value, least, most = (100 * end for end in answer.comparison.interval)
     if math.isfinite(least):
         parts.append(f'<path class="interval" d="M{x(least)} {middle}H{x(most)}"/>')
-    is_decided = answer.mark in (YES, NOT, PUBLISHED)
-    dot = "decided" if is_decided else "open"
+    dot = "open" if answer.verdict == "open" else "decided"
     parts.append(f'<circle class="{dot}" cx="{x(value)}" cy="{middle}" r="4.5"/></svg>')
     return "".join(parts)
 

@@ -214,18 +214,22 @@ def history(path: Path = EXPERIMENTS) -> list[Version] | None:
     try:
         if git("rev-parse", "--is-shallow-repository").strip() != b"false":
             return None
-        commits = git("log", "--reverse", "--format=%H %ct", "--", path.name).decode()
+        # what stood on a branch that was merged counts, too
+        log = ("log", "--reverse", "--full-history", "--format=%H %ct", "--", path.name)
+        commits = git(*log).decode()
         for line in commits.splitlines():
             commit, seconds = line.split()
             try:
                 content = parse_yaml(git("show", f"{commit}:./{path.name}"))
-            except (ValueError, yaml.YAMLError):
-                continue  # no run can belong to what nobody could read
+            except (ValueError, yaml.YAMLError, subprocess.CalledProcessError):
+                continue  # no run can belong to what nobody could read, or was deleted
             for written in _planned(content):
-                version = Version(
-                    written["name"], canonical_hash(written), commit, int(seconds), written
-                )
-                versions.setdefault((version.name, version.sha256), version)
+                try:
+                    name, sha256 = written["name"], canonical_hash(written)
+                except (KeyError, TypeError):
+                    continue
+                version = Version(name, sha256, commit, int(seconds), written)
+                versions.setdefault((name, sha256), version)
     except (OSError, subprocess.SubprocessError):
         return None
     return list(versions.values())
