@@ -538,8 +538,8 @@ def check_probe(
                 return _raised(error, f"{len(x)} features of {x.shape[1]} numbers")
 
     answers, alone = given
-    for said_of, count in ((answers, len(test)), (alone, int(one_class.sum()))):
-        problem = _wrong_with_answers(said_of, count, len(x))
+    for classes, count in ((answers, len(test)), (alone, int(one_class.sum()))):
+        problem = _wrong_with_answers(classes, count, len(x))
         if problem:
             return problem
     if (alone == answers[one_class]).float().mean() < 0.9:

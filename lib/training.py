@@ -221,8 +221,8 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
     high, low = config.learning_rate, config.learning_rate * config.final_rate
 
     def stepped(epoch: float) -> float:
-        assert config.milestones is not None
-        passed = sum(epoch >= int(config.epochs * share) for share in config.milestones)
+        shares = config.milestones or ()
+        passed = sum(epoch >= int(config.epochs * share) for share in shares)
         return high * 0.1**passed
 
     def cosine(epoch: float) -> float:
@@ -230,7 +230,8 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
 
     warmup_steps = config.warmup * steps
     if step < warmup_steps:
-        end = stepped(config.warmup) if config.milestones else cosine(config.warmup)
+        schedule = stepped if config.milestones else cosine
+        end = schedule(config.warmup)
         return config.warmup_from + (end - config.warmup_from) * step / warmup_steps
 
     if config.milestones:

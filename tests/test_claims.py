@@ -167,9 +167,9 @@ def test_pairs_are_of_one_precision():
     ]
     wanted = decide(LONGER, rows[0], rows[2])["ours"]
     assert decide(LONGER, *rows)["ours"] == wanted
-    for place in (1, 2):
+    for place, protocol in ((1, "z"), (2, "0")):
         renamed = list(rows)
-        renamed[place] = rows[place].assign(protocol="0" if place == 2 else "z")
+        renamed[place] = rows[place].assign(protocol=protocol)
         assert decide(LONGER, *renamed)["ours"] == wanted
     assert verdict(LONGER, *rows[:2]) == "not run"
 

@@ -85,13 +85,13 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
 
     skipped: list[str] = []
     try:
-        labels, prints = _write(items, listing.classes, size, out, skipped)
+        labels, digests = _write(items, listing.classes, size, out, skipped)
     except OSError as error:
         raise InputError(
             f"can't write {out} ({error.strerror}): free space or name another folder"
         ) from error
 
-    notes += _about_copies(labels, prints)
+    notes += _about_copies(labels, digests)
     counts = {split: len(labels[split]) for split in SPLITS}
     return counts, Report([_about_classes(listing.classes, labels), *notes], skipped)
 
@@ -140,20 +140,20 @@ def _about_held_out(test: list[Item], classes: list[str]) -> str:
     return note
 
 
-def _about_copies(labels: dict[str, list[int]], prints: dict[str, list[bytes]]) -> list[str]:
+def _about_copies(labels: dict[str, list[int]], digests: dict[str, list[bytes]]) -> list[str]:
     """Lines on pictures that are there twice, pixel by pixel, where that spoils a test."""
-    train = set(prints["train"])
-    in_both = sum(print in train for print in prints["test"])
+    train = set(digests["train"])
+    in_both = sum(digest in train for digest in digests["test"])
     classes_of: dict[bytes, set[int]] = {}
     for split in ("train", "test"):
-        for print, label in zip(prints[split], labels[split]):
-            classes_of.setdefault(print, set()).add(label)
+        for digest, label in zip(digests[split], labels[split]):
+            classes_of.setdefault(digest, set()).add(label)
     torn = sum(len(classes) > 1 for classes in classes_of.values())
 
     notes = []
     if in_both:
         notes.append(
-            f"of {counted(len(prints['test']), 'test image')} {in_both} also in train, pixel by "
+            f"of {counted(len(digests['test']), 'test image')} {in_both} also in train, pixel by "
             "pixel: accuracies will be too high; delete the copies and import again"
         )
     if torn:
@@ -183,14 +183,14 @@ def _write(
     Returns the labels of those that were whole, and hashes of their pixels.
     """
     labels: dict[str, list[int]] = {split: [] for split in items}
-    prints: dict[str, list[bytes]] = {split: [] for split in items}
+    digests: dict[str, list[bytes]] = {split: [] for split in items}
     with _workplace(out) as work:
         for split in items:
             with open(work / split, "wb") as file:
                 for pixels, whole in decoded(items[split], size, skipped, split):
                     file.write(pixels.data)
                     labels[split] += [item.label for item in whole]
-                    prints[split] += [hashlib.sha256(image.data).digest() for image in pixels]
+                    digests[split] += [hashlib.sha256(image.data).digest() for image in pixels]
         _refuse_too_few_images(classes, labels)
 
         np.savez(
@@ -206,7 +206,7 @@ def _write(
                 if labels[split]:
                     _append(archive, f"x_{split}.npy", work / split, shape)
         os.replace(work / "whole.npz", out)
-    return labels, prints
+    return labels, digests
 
 
 @contextmanager

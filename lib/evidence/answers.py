@@ -31,9 +31,10 @@ def in_lines(record: dict) -> Iterator[str]:
     yield f"{record['id']}: {summary(record)}"
     for features, by_probe in record["evaluation"].items():
         for probe, result in by_probe.items():
-            words = _share(result)
             if probes.is_cut_short(features, result):
                 words = "left out: its search ended too early; probe the run again"
+            else:
+                words = _share(result)
             yield _line(features, probe, words)
     for row in record.get("validation", ()):
         yield _line(row["features"], row["probe"], f"on validation {_share(row)}")

@@ -444,7 +444,7 @@ def _measured(conditions: dict, minus: dict | None, table: pd.DataFrame) -> Meas
     pairs = _paired(runs, matching(table, conditions | minus), minus)
     if pairs.empty:
         return None
-    values = pairs["accuracy"] - pairs["accuracy" + OF_SECOND]
+    values = _differences(pairs)
     return Measured(over_seeds(values), values, pairs[runs.columns], "points")
 
 

@@ -48,7 +48,8 @@ def paired(first: pd.DataFrame, second: pd.DataFrame) -> Comparison | None:
 
     Raw pixels have no seed: their one run stands beside every seed of the first.
     """
-    if list(second.get("method", ())) == ["pixels"]:
+    methods = list(second.get("method", ()))
+    if methods == ["pixels"]:
         return over_pairs(first["accuracy"] - second["accuracy"].iloc[0])
     return over_pairs(differences(first, second))
 

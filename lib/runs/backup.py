@@ -36,7 +36,7 @@ class Backup:
         """runs: the folder of all runs; folder: that of their copies."""
         self.runs, self.folder = as_path(runs), as_path(folder)
         # when those files were changed that are copied, and their sizes
-        self._copied: dict[Path, tuple[int, int]] = {}
+        self._copied: dict[Path, tuple[int, int] | None] = {}
         self._told: set[str] = set()  # runs whose copies know more
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -100,21 +100,18 @@ class Backup:
         return written
 
     def _is_new(self, path: Path, target: Path) -> bool:
-        """Whether a file was not copied as it is, or its copy is gone."""
-        try:
-            about = path.stat()
-        except FileNotFoundError:
+        """Whether a file is there that was not copied as it is, or whose copy is gone."""
+        changed = _changed(path)
+        if changed is None:
             return False
-        changed = (about.st_mtime_ns, about.st_size)
         return self._copied.get(path) != changed or not target.is_file()
 
     def _copy(self, path: Path, target: Path) -> int:
         """Copy a file where it has changed, and is not renamed or deleted meanwhile."""
         if not self._is_new(path, target):
             return 0
+        changed = _changed(path)  # before it is read: what changes meanwhile is copied next time
         try:
-            about = path.stat()
-            changed = (about.st_mtime_ns, about.st_size)
             content = path.read_bytes()
         except FileNotFoundError:
             return 0
@@ -171,10 +168,19 @@ def _worth_copying(folder: Path) -> list[Path]:
     return [*kept, *on_the_way] if on_the_way else []
 
 
+def _changed(path: Path) -> tuple[int, int] | None:
+    """When a file was changed last, and its size; None where it is not there."""
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return None
+    return about.st_mtime_ns, about.st_size
+
+
 def _knows_more(copy: Path, own: Path) -> bool:
     """Whether a run is to be fetched: it is done or further in its copy, or was asked more there.
 
-    A copy whose record is not whole is looked at where there is none here, and then said to be.
+    It is where it is done in its copy alone: whether that is whole is seen in fetching it.
     """
     if not (copy / RECORD).is_file():
         return not (own / RECORD).is_file() and _is_further(copy, own)

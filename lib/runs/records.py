@@ -17,18 +17,11 @@ from lib import HOME, InputError, as_command
 from lib.compute.bits import unpack_bits
 from lib.config import COMPUTED, Config, one_of
 from lib.files import parse_json, validated, write_atomically
+from lib.probes import PROBES
 
 SCHEMA = 1
 RESULTS = HOME / "results"
 BENCHMARKS = RESULTS / "benchmarks"
-TABLES = (  # fields of a record that hold the rows of a probe
-    "label_sweep",
-    "fine_tuning",
-    "calibration",
-    "calibration_by_log_loss",
-    "corruptions",
-    "validation",
-)
 
 
 def _configuration(values: dict) -> dict:
@@ -256,7 +249,7 @@ def publish(path: Path, results: Path = RESULTS) -> Path:
 
 def found(record: dict) -> set[str]:
     """What a record has results of: by which probe of which features, or a whole table."""
-    results = record.keys() & set(TABLES)
+    results = record.keys() & {probe.field for probe in PROBES.values()}
     for features, by_probe in record["evaluation"].items():
         results |= {f"{probe} on {features}" for probe in by_probe}
     return results
