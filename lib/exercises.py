@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lib import evaluation, losses
@@ -273,8 +274,9 @@ def _check_loss(loss: Callable[..., Any], right: Form, mistakes: list[Mistake]) 
         return PASSED
     if worst.off() < SINGLE:
         return (
-            f"Right to {worst.off():.0e}: somewhere numbers became float32. New tensors take "
-            "dtype=z.dtype."
+            f"Right to {worst.off():.0e} only, for z in float64. Did numbers become float32 (new "
+            "tensors take dtype=z.dtype), was a small number added to a length or a sum, or is the "
+            "diagonal not minus infinity?"
         )
     return _diagnosis(trials, right, mistakes)
 
@@ -359,21 +361,45 @@ def _kind(value: object) -> str:
 # The loop
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of the encoder or of the head."""
+
+    given: Tensor  # without its history
+    made: Tensor  # keeps its gradient
+
+
 @dataclass
 class Taken:
     """A step of a loop, as it was watched."""
 
-    x: list[Tensor] = field(default_factory=list)  # views that went into the model
-    z: list[Tensor] = field(default_factory=list)  # embeddings that came out
+    encoded: list[Call] = field(default_factory=list)
+    embedded: list[Call] = field(default_factory=list)
     training: bool = True  # the model's mode
+    has_gradient: bool = True  # whether the optimiser has one of any weight
     rate: float = 0.0
+
+    @property
+    def x(self) -> list[Tensor]:
+        """The views that the step is taken for, call by call."""
+        return [call.given for call in _used(self.encoded)]
+
+    @property
+    def z(self) -> list[Tensor]:
+        """Their embeddings."""
+        return [call.made for call in _used(self.embedded)]
 
     @property
     def gradient(self) -> Tensor | None:
         """Of the loss by z (2N, D); None where none came back."""
-        if any(z.grad is None for z in self.z):
-            return None
-        return torch.cat([z.grad for z in self.z])  # type: ignore[misc]
+        gradients = [z.grad for z in self.z if z.grad is not None]
+        return torch.cat(gradients) if gradients else None
+
+
+def _used(calls: list[Call]) -> list[Call]:
+    """Those that a gradient came back to; all where none did."""
+    used = [call for call in calls if call.made.grad is not None]
+    return used or calls
 
 
 class Watch:
@@ -392,10 +418,11 @@ class Watch:
         return self
 
     @contextmanager
-    def on(self, model: nn.Module) -> Iterator["Watch"]:
-        """Within, every call of the model and every step of any optimiser is noted."""
+    def on(self, model: Model) -> Iterator["Watch"]:
+        """Within, every call of encoder and head and every step of any optimiser is noted."""
         hooks = (
-            model.register_forward_hook(self._saw),
+            model.encoder.register_forward_hook(self._encoded, with_kwargs=True),
+            model.head.register_forward_hook(self._embedded, with_kwargs=True),
             register_optimizer_step_pre_hook(self._stepped),
         )
         try:
@@ -404,22 +431,28 @@ class Watch:
             for hook in hooks:
                 hook.remove()
 
-    def _saw(
-        self, model: nn.Module, given: tuple[Tensor, ...], made: tuple[Tensor, Tensor]
-    ) -> None:
+    def _encoded(self, encoder: nn.Module, given: tuple, named: dict, h: Tensor) -> None:
         self.calls += 1
-        if not torch.is_grad_enabled():
-            self.measured_in_training |= model.training
+        if torch.is_grad_enabled():
+            self._open.training &= encoder.training
+            self._keep(self._open.encoded, (*given, *named.values()), h)
+        else:
+            self.measured_in_training |= encoder.training
+
+    def _embedded(self, _: nn.Module, given: tuple, named: dict, z: Tensor) -> None:
+        if torch.is_grad_enabled():
+            self._keep(self._open.embedded, (*given, *named.values()), z)
+
+    def _keep(self, calls: list[Call], given: tuple[Tensor, ...], made: Tensor) -> None:
+        if len(self.steps) >= self.most:
             return
-        self._open.training &= model.training
-        if len(self.steps) < self.most:
-            z = made[1]
-            if z.requires_grad:
-                z.retain_grad()
-            self._open.x.append(given[0].detach())
-            self._open.z.append(z)
+        if made.requires_grad:
+            made.retain_grad()
+        calls.append(Call(given[0].detach(), made))
 
     def _stepped(self, optimiser: torch.optim.Optimizer, *_: object) -> None:
+        weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+        self._open.has_gradient = any(weight.grad is not None for weight in weights)
         self._open.rate = optimiser.param_groups[0]["lr"]
         self.steps.append(self._open)
         self._open = Taken()
@@ -430,23 +463,46 @@ def _wrong_with_steps(watch: Watch) -> str:
     if not watch.calls:
         return NOT_WRITTEN
     if not watch.steps:
-        return "No step is taken: backward() finds the gradients, optimiser.step() takes the step."
+        return (
+            "No step is taken: backward() finds the gradients, optimiser.step() takes the step "
+            "(with an optimiser of torch.optim: what is written by hand is not seen)."
+        )
     if not all(step.training for step in watch.steps):
         return "The model is in evaluation mode while it trains: call model.train() before."
     for step in watch.steps:
-        if not step.x:
-            continue
-        first, second = torch.cat(step.x).chunk(2)
-        if first.shape != second.shape:
-            return "A step must see two views of each image, as many second ones as first ones."
-        if torch.allclose(first, second):
-            return "The two views of an image are the same picture, number for number."
-        if not _of_the_same_images(first, second):
-            return (
-                "This check expects all first views and then all second ones in the same order; "
-                "so read, the two views of a pair are not of one image."
-            )
+        problem = _wrong_with_views(step.x) if step.x else ""
+        if problem:
+            return problem
     return ""
+
+
+def _wrong_with_views(x: list[Tensor]) -> str:
+    """What is wrong with the views of a step; nothing where they are two of each image."""
+    if len({views.shape[1:] for views in x}) > 1:
+        return "This check expects views of one size, and they differ within a step."
+    pairs = list(_pairings(x))
+    if not pairs:
+        return "A step must see two views of each image, as many second ones as first ones."
+    if any(torch.allclose(first, second) for first, second in pairs):
+        return "The two views of an image are the same picture, number for number."
+    if not any(_of_the_same_images(first, second) for first, second in pairs):
+        return (
+            "This check expects all first views and then all second ones in the same order; "
+            "so read, the two views of a pair are not of one image."
+        )
+    return ""
+
+
+def _pairings(x: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """First and second views, (N, 3, S, S) each, as the calls of a step may hold them.
+
+    All calls together; or a part of the batch by each call, or by each two.
+    """
+    for together in sorted({len(x), 1, 2}, reverse=True):
+        parts = [torch.cat(x[start : start + together]) for start in range(0, len(x), together)]
+        if all(len(part) % 2 == 0 for part in parts):
+            halves = [part.chunk(2) for part in parts]
+            yield torch.cat([first for first, _ in halves]), torch.cat([last for _, last in halves])
 
 
 def _of_the_same_images(first: Tensor, second: Tensor) -> bool:
@@ -462,6 +518,7 @@ def _centred(x: Tensor) -> Tensor:
     return x - x.mean(1, keepdim=True)
 
 
+MOVED = 1e-3  # of their length: less is no training
 GOOD = 0.9  # share of the test digits whose neighbours vote for them
 
 
@@ -475,26 +532,43 @@ def neighbours_right(model: nn.Module, known: Split, asked: Split, plain: Recipe
     return float((voted == asked.labels).float().mean())
 
 
+def _wrong_with_weights(model: Model, untrained: Model, steps: list[Taken]) -> str:
+    """What is wrong with how far encoder and head have come; nothing where both have moved."""
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        return "The weights are no numbers any more: lower the learning rate."
+    parts = {"encoder": (model.encoder, untrained.encoder), "head": (model.head, untrained.head)}
+    for name, (part, before) in parts.items():
+        old, new = (parameters_to_vector(net.parameters()).detach() for net in (before, part))
+        way = float((new - old).norm() / old.norm())
+        if way > MOVED:
+            continue
+        if not any(step.has_gradient for step in steps):
+            return (
+                "The optimiser has no gradients: give it model.parameters(), and call zero_grad() "
+                "before backward(), not between backward() and step()."
+            )
+        return (
+            f"The weights of the {name} have hardly moved, by {way:.0e} of their length: does the "
+            "optimiser have them all, and is its rate high enough?"
+        )
+    return ""
+
+
 def check_training(train: Callable[[nn.Module, Tensor], Any], digits: Dataset) -> str:
     """Of a function that trains a model on images (N, 3, 32, 32) uint8: SimCLR's loop."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Model("slim")
-        untrained = copy.deepcopy(model)
-        watch = Watch(steps=2)
+        untrained, watch = copy.deepcopy(model), Watch(steps=2)
         try:
             with watch.on(model):
                 train(model, digits.train.images)
         except Exception as error:
             return _raised(error, "the tinted digits")
 
-    problem = _wrong_with_steps(watch)
+    problem = _wrong_with_steps(watch) or _wrong_with_weights(model, untrained, watch.steps)
     if problem:
         return problem
-    if not all(weight.isfinite().all() for weight in model.parameters()):
-        return "The weights are no numbers any more: lower the learning rate."
-    if all(map(torch.equal, model.parameters(), untrained.parameters())):
-        return "The weights have not moved: give the optimiser model.parameters()."
 
     mean, std = digits.moments
     plain = replace(RECIPES["none"], mean=mean, std=std)
@@ -601,7 +675,8 @@ def check_loop(loop: Callable[..., Any], train: Split, val: Split, plain: Recipe
     settings = {"epochs": EPOCHS, "batch": BATCH, "temperature": TEMPERATURE}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, watch = Model("slim"), Watch()
+        model = Model("slim")
+        untrained, watch = copy.deepcopy(model), Watch()
         try:
             with watch.on(model):
                 curves = loop(model, train, val, **settings)
@@ -609,7 +684,9 @@ def check_loop(loop: Callable[..., Any], train: Split, val: Split, plain: Recipe
             return _raised(error, "a short run")
 
     problem = _wrong_with_steps(watch) or _wrong_with_curves(curves, len(watch.steps))
-    problem = problem or _wrong_with_loss(curves, watch.steps) or _wrong_with_rate(watch.steps)
+    problem = problem or _wrong_with_loss(curves, watch.steps)
+    problem = problem or _wrong_with_rate(curves["rate"], watch.steps)
+    problem = problem or _wrong_with_weights(model, untrained, watch.steps)
     if problem:
         return f"Not yet. {problem}"
     if watch.measured_in_training:
@@ -676,7 +753,7 @@ def _farthest(noted: list[float], right: list[float]) -> tuple[int, float]:
     return place, gaps[place]
 
 
-def _wrong_with_rate(steps: list[Taken]) -> str:
+def _wrong_with_rate(noted: list[float], steps: list[Taken]) -> str:
     rates = [step.rate for step in steps]
     if rates[-1] > rates[0] / 4:
         return (
@@ -685,4 +762,10 @@ def _wrong_with_rate(steps: list[Taken]) -> str:
         )
     if any(later > rate for rate, later in zip(rates, rates[1:])):
         return "The rate must not rise."
+    place, gap = _farthest(noted, rates)
+    if gap > rates[0] / 10:  # more than a note one step late
+        return (
+            f"In step {place + 1} the rate is {rates[place]:.4f}, and the curve says "
+            f"{noted[place]:.4f}."
+        )
     return ""

@@ -163,7 +163,8 @@ OF_NT_XENT = [
     ("return F", "return -F", "The sign is wrong"),
     ("logits, partner)", "logits, partner).item()", "It must return a tensor"),
     ("logits, partner)", "logits, partner).detach()", "No gradient flows"),
-    (NORMALISED, "F.normalize(z, dim=-1).float()", "somewhere numbers became float32"),
+    (NORMALISED, "F.normalize(z, dim=-1).float()", "Did numbers become float32"),
+    (NORMALISED, "(z / (z.norm(dim=-1, keepdim=True) + 1e-6))", "was a small number added"),
     (".roll(len(z) // 2)", " ^ 1", "all first views come before all second views"),
     ("roll(len(z) // 2)", "roll(1)", "not the next row"),
     ("roll(len(z) // 2)", "roll(-1)", "not the next row"),
@@ -273,10 +274,22 @@ def test_the_solution_of_the_loop_passes(write_it):
 
 IN_BRIEF = ("epochs=10", "epochs=1")
 PAIR = "views(images[places], recipe, seed=0, step=epoch * steps + step)"
+ZEROED = "            optimiser.zero_grad()\n"
 OF_TRAINING = [
     ("            optimiser.step()\n", "", "No step is taken"),
     ("model.train()", "model.eval()", "in evaluation mode while it trains"),
-    ("model.parameters()", "Model('slim').parameters()", "The weights have not moved"),
+    ("model.parameters()", "Model('slim').parameters()", "The optimiser has no gradients"),
+    (
+        "            loss.backward()\n",
+        "            loss.backward()\n" + ZEROED,
+        "before backward(), not",
+    ),
+    (
+        "model.parameters()",
+        "model.head.parameters()",
+        "The weights of the encoder have hardly moved",
+    ),
+    ("lr=2e-3", "lr=1e-12", "have hardly moved, by"),
     (PAIR, PAIR[:-1] + ", count=1).repeat(2, 1, 1, 1, 1)", "are the same picture"),
     ("pair.flatten(0, 1)", "pair.transpose(0, 1).flatten(0, 1)", "are not of one image"),
     ("pair.flatten(0, 1)", "pair[:, :, 0].flatten(0, 1)", "It raises"),
@@ -294,6 +307,45 @@ def test_a_mistake_in_the_loop_is_told(old, new, sentence, write_it):
     source = changed(changed(solution("train"), *IN_BRIEF), old, new)
     train = defined(source, "train", write_it | {"Model": Model})
     assert sentence in exercises.check_training(train, write_it["digits"])
+
+
+WHOLE = "            _, z = model(pair.flatten(0, 1))\n"
+STEP = """            optimiser.zero_grad()
+            loss.backward()
+"""
+IN_PARTS = """            optimiser.zero_grad()
+            for part in pair.split(64, dim=1):
+                z = model(part.flatten(0, 1))[1]
+                losses.nt_xent(z.unflatten(0, (2, 64)), temperature).backward()
+"""
+VIEW_BY_VIEW = """            optimiser.zero_grad()
+            for part in pair.split(64, dim=1):
+                z = torch.stack([model(view)[1] for view in part])
+                losses.nt_xent(z, temperature).backward()
+"""
+LOSS = "            loss = losses.nt_xent(z.unflatten(0, (2, batch)), temperature)  # or your own\n"
+OTHER_LOOPS = {
+    "encoder and head apart": (
+        WHOLE,
+        WHOLE.replace("_, z = model(", "z = model.head(model.encoder(")[:-1] + ")\n",
+    ),
+    "a named argument": (WHOLE, WHOLE.replace("model(", "model(x=")),
+    "each view alone": (WHOLE, "            z = torch.cat([model(view)[1] for view in pair])\n"),
+    "a look before": (
+        "    model.train()\n",
+        "    model.train()\n    print(model(torch.zeros(3, 3, 32, 32))[1].shape)\n",
+    ),
+    "in parts": (LOSS + STEP, IN_PARTS),
+    "in parts, view by view": (LOSS + STEP, VIEW_BY_VIEW),
+}
+
+
+@pytest.mark.parametrize("way", OTHER_LOOPS)
+def test_a_loop_is_not_told_of_mistakes_that_it_has_not(way, write_it):
+    source = changed(changed(solution("train"), *IN_BRIEF), *OTHER_LOOPS[way])
+    train = defined(source, "train", write_it)
+    said = exercises.check_training(train, write_it["digits"])
+    assert said.startswith(("Passed", "Not yet: kNN is right")), said
 
 
 def test_views_that_share_their_hue_are_seen_in_what_is_learnt(write_it):
@@ -456,3 +508,20 @@ FOOLING = [
 @pytest.mark.parametrize("number, old, new, sentence", FOOLING, ids=lambda x: str(x)[:30])
 def test_a_check_is_not_fooled(number, old, new, sentence, find_it):
     assert sentence in said_of(changed(loop(number), old, new), find_it)
+
+
+FROZEN = "optimiser = torch.optim.AdamW(model.head.parameters()"
+SPOILT = [
+    ("lr=2e-3", "lr=1e-12", "have hardly moved"),
+    ("optimiser = torch.optim.AdamW(model.parameters()", FROZEN, "The weights of the encoder have"),
+    (
+        "schedule.get_last_lr()[0]",
+        "2e-3",
+        "In step 20 the rate is 0.0000, and the curve says 0.0020",
+    ),
+]
+
+
+@pytest.mark.parametrize("old, new, sentence", SPOILT, ids=lambda x: x[:30])
+def test_the_sound_loop_can_be_spoilt(old, new, sentence, find_it):
+    assert sentence in said_of(changed(loop(0), old, new), find_it)
