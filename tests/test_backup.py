@@ -15,6 +15,7 @@ from lib import Diverged, InputError, hardware, settings
 from lib.runs import backup, checkpoints, load
 from lib.runs.backup import FAILED, RECORD, Backup
 from lib.runs.checkpoints import BEFORE, NEWEST
+from lib.runs.run import UNFINISHED
 from stress.cases import ended, forked
 from tests.conftest import same, sessions_of, small, stopped, trained, wait_for
 
@@ -99,6 +100,24 @@ def test_a_copy_that_is_further_is_not_turned_back(toy, tmp_path, copies, capsys
     trained(small(), toy, tmp_path / "other")
     Backup(tmp_path / "other", copies).copy()
     stopped(small(), toy, tmp_path / "one", steps=9)
+    one.copy()
+    assert names(copies / folder.name) == {"model.safetensors", RECORD}
+
+
+def test_rows_of_a_long_probe_are_copied_and_fetched_until_they_are_in_the_record(
+    toy, tmp_path, copies
+):
+    folder = trained(small(epochs=1), toy, tmp_path / "one").folder
+    (folder / UNFINISHED).write_text("[]")
+    one = Backup(tmp_path / "one", copies)
+    one.copy()
+    Backup(tmp_path / "other", copies).fetch()
+    assert (tmp_path / "other" / folder.name / UNFINISHED).read_text() == "[]"
+
+    (folder / UNFINISHED).write_text("[{}]")
+    assert one.copy() == len("[{}]")
+    load(folder).evaluate(toy, "cpu", ("knn",))
+    (folder / UNFINISHED).unlink()
     one.copy()
     assert names(copies / folder.name) == {"model.safetensors", RECORD}
 

@@ -1,10 +1,11 @@
 """A copy of the runs in a folder that outlives the machine, as on a mounted Drive.
 
 Runs are trained on the machine's own disk. From time to time what is new there is copied: of a run
-on the way its newest checkpoint, of one that is done its weights and its record. Every file is
-written whole, and looked at before it is fetched: what a copy that was cut off has left is not
-taken for a run. Drive keeps every version of a file that is overwritten in its bin, so after a
-large round the next one comes later: at most BYTES_AN_HOUR are copied.
+on the way its newest checkpoint, of one that is done its weights, its record and the rows of a
+probe that takes hours. Every file is written whole, and looked at before it is fetched: what a copy
+that was cut off has left is not taken for a run. Drive keeps every version of a file that is
+overwritten in its bin, so after a large round the next one comes later: at most BYTES_AN_HOUR are
+copied.
 """
 
 import atexit
@@ -19,6 +20,7 @@ from lib import InputError
 from lib.files import as_path, remove_leftovers, write_atomically
 from lib.runs import checkpoints, records
 from lib.runs.checkpoints import BEFORE, NEWEST
+from lib.runs.run import UNFINISHED
 
 LEFT = 3600  # seconds after which a file that was begun in the folder is nobody's any more
 EVERY = 600  # seconds from one round of copies to the next, at least
@@ -95,7 +97,7 @@ class Backup:
             return 0
         written = sum(self._copy(path, copy / path.name) for path in files)
         if files[-1].name == RECORD:
-            for of_the_way in (NEWEST, FAILED):
+            for of_the_way in {NEWEST, FAILED, UNFINISHED} - {path.name for path in files}:
                 (copy / of_the_way).unlink(missing_ok=True)
         return written
 
@@ -163,7 +165,8 @@ def _worth_copying(folder: Path) -> list[Path]:
     weights = sorted(folder.glob("*.safetensors"))
     kept = [path for path in weights if path.name not in (NEWEST, BEFORE)]
     if (folder / RECORD).is_file():
-        return [*kept, folder / RECORD]
+        rows = [folder / UNFINISHED] if (folder / UNFINISHED).is_file() else []
+        return [*kept, *rows, folder / RECORD]
     on_the_way = [path for path in (folder / FAILED, folder / NEWEST) if path.is_file()]
     return [*kept, *on_the_way] if on_the_way else []
 
@@ -228,7 +231,7 @@ def _whole(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} can't be read ({error.strerror})") from error
-    if not checkpoints.unbroken(content):
+    if path.name != UNFINISHED and not checkpoints.unbroken(content):
         raise InputError(f"{path} is not whole")
     return content
 
