@@ -305,6 +305,15 @@ def test_a_class_without_images_is_named(folder):
     assert folders.find(folder).notes == ["left out, as folders without images: green"]
 
 
+def test_splits_below_the_classes_are_read_as_one_and_told(folder):
+    for name in ("train", "test"):
+        shutil.copytree(folder / "red", folder / "blue" / name)
+    (note,) = folders.find(folder).notes
+    assert note.startswith("test/ and train/ below blue are read as one; ")
+    shutil.rmtree(folder / "blue" / "test")
+    assert folders.find(folder).notes == []
+
+
 @pytest.mark.parametrize("train, test", [("train", "test"), ("Training", "Testing"), ("a", "val")])
 def test_splits_without_classes_are_no_classes(folder, tmp_path, train, test):
     (folder / "blue").rename(folder / train)
@@ -481,9 +490,13 @@ def test_accents_are_one_letter_however_they_are_written(tmp_path):
             for i in range(3):
                 photo().save(tmp_path / "photos" / split / folder / f"{i}.png")
     listing = folders.find(tmp_path / "photos")
-    assert listing.classes == [composed, "tea"]
+    assert listing.classes == [composed, "tea"] and listing.notes == []
     assert {item.name for item in listing.items} >= {f"train/{composed}/0.png", "test/tea/2.png"}
     assert name_of(PureWindowsPath("train") / apart / "0.png") == f"train/{composed}/0.png"
+
+    shutil.copytree(tmp_path / "photos" / "train" / "tea", tmp_path / "photos" / "train" / composed)
+    (note,) = folders.find(tmp_path / "photos").notes
+    assert note.endswith(f"are one: {composed}")
 
 
 def test_what_a_killed_import_left_is_removed_by_the_next_one(folder, tmp_path):

@@ -218,14 +218,36 @@ def _example(root: Path, paths: list[Path]) -> str:
     return example
 
 
-def _without_images(folder: Path, classes: list[str], splits: dict[str, str]) -> list[str]:
-    """Folders where classes are that hold no image of their own."""
-    others = {"", *classes, *splits.values()}
-    names = []
-    for path in folder.iterdir():
-        if path.is_dir() and not path.name.startswith(".") and path.name not in others:
-            names.append(path.name)
-    return sorted(names)
+def _about_folders(folder: Path, classes: list[str], splits: dict[str, str]) -> list[str]:
+    """Lines on the folders where classes are: those without images, and two that are one class."""
+    folders = [path for path in folder.iterdir() if path.is_dir()]
+    found = Counter(name_of(path.name) for path in folders if not path.name.startswith("."))
+    notes = []
+    empty = sorted(found.keys() - {*classes, *splits.values()})
+    if empty:
+        notes.append(f"left out, as folders without images: {', '.join(empty)}")
+    twice = sorted(name for name in classes if found[name] > 1)
+    if twice:
+        notes.append(
+            f"two folders each, of accents written in two ways, are one: {', '.join(twice)}"
+        )
+    return notes
+
+
+def _about_splits_below(places: Places, classes: list[str]) -> list[str]:
+    """A line on folders train and test that are below the classes, where none is a split."""
+    below: dict[str, set[str]] = {name: set() for name in classes}
+    for split, parts in places.values():
+        if split == "train" and len(parts) > 2 and parts[1].lower() in NAMES_OF_SPLITS:
+            below[parts[0]].add(parts[1])
+    for name, splits in below.items():
+        if len(splits) > 1:
+            found = "/ and ".join(sorted(splits))
+            return [
+                f"{found}/ below {name} are read as one; to keep them apart put them above the "
+                "classes, as train/CLASS and test/CLASS"
+            ]
+    return []
 
 
 def _places(root: Path, files: list[Path], splits: dict[str, str]) -> Places:
@@ -272,9 +294,8 @@ def _notes(
     for name in classes:
         if name.lower() in NAMES_OF_SPLITS:
             notes.append(f"{name} is taken for a class, since it holds images and no classes")
-    empty = _without_images(root / splits["train"], classes, splits)
-    if empty:
-        notes.append(f"left out, as folders without images: {', '.join(empty)}")
+    notes += _about_folders(root / splits["train"], classes, splits)
+    notes += _about_splits_below(places, classes)
 
     outside: list[Path] = []
     others: Counter[str] = Counter()
