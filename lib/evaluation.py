@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lib import InputError
 from lib.augmentations import Recipe, apply, draw
 from lib.compute.bits import pack_bits
 from lib.compute.logistic import minimise, principal_axes
@@ -35,6 +36,7 @@ FITTED = 1e-2  # nats, where a path ends: weaker penalties would do little but l
 ROUNDING = 1e-6  # of float32 sums, as a share of their mean
 FOLDS = 5  # of the cross-validation on small label sets
 KNN_CHUNK = 1024  # test images at a time
+COLDEST = 0.025  # temperature of votes: that of the farthest neighbour is exp(-80)
 
 Labelled = tuple[Tensor, Tensor]  # features (N, D) and their classes (N,)
 
@@ -240,8 +242,11 @@ def knn(
     """Weighted k nearest neighbours by cosine (Wu et al., arXiv 1805.01978, section 3.4).
 
     Each neighbour votes for its class with exp(cosine / temperature). train: (M, D); labels: (M,);
-    test: (N, D). Returns (N,) classes.
+    test: (N, D). Returns (N,) classes. Raises InputError where a vote may be too small a number for
+    float32.
     """
+    if temperature < COLDEST:
+        raise InputError(f"knn: temperature must be at least {COLDEST}, not {temperature}")
     k = min(k, len(train))
     train = F.normalize(train, dim=1)
     room = train.new_empty(min(len(test), KNN_CHUNK), len(train))  # once: new memory is slow

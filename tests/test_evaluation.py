@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from lib import evaluation
+from lib import InputError, evaluation
 from lib.augmentations import RECIPES
 from lib.data.dataset import Dataset
 from lib.encoders import Model
@@ -213,6 +213,14 @@ def test_knn_is_scikit_learns_with_the_same_weights(monkeypatch: pytest.MonkeyPa
 def test_fewer_images_than_neighbours_all_vote():
     x = torch.eye(3)
     assert knn(x, torch.tensor([0, 1, 1]), x, 2, k=20).tolist() == [0, 1, 1]
+
+
+def test_the_farthest_neighbours_still_vote_at_the_coldest_temperature():
+    train, test = torch.eye(2)[[0, 0, 0]], -torch.eye(2)[:1]
+    labels = torch.ones(3, dtype=torch.int64)
+    assert knn(train, labels, test, 2, temperature=evaluation.COLDEST).tolist() == [1]
+    with pytest.raises(InputError, match="temperature must be at least"):
+        knn(train, labels, test, 2, temperature=0.01)
 
 
 def test_the_curves_knn_reads_val_by_train(toy: Dataset):
