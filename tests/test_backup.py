@@ -108,13 +108,13 @@ def test_rows_of_a_long_probe_are_copied_and_fetched_until_they_are_in_the_recor
     toy, tmp_path, copies
 ):
     folder = trained(small(epochs=1), toy, tmp_path / "one").folder
-    (folder / UNFINISHED).write_text("[]")
+    (folder / UNFINISHED).write_bytes(b"[]")
     one = Backup(tmp_path / "one", copies)
     one.copy()
     Backup(tmp_path / "other", copies).fetch()
-    assert (tmp_path / "other" / folder.name / UNFINISHED).read_text() == "[]"
+    assert (tmp_path / "other" / folder.name / UNFINISHED).read_bytes() == b"[]"
 
-    (folder / UNFINISHED).write_text("[{}]")
+    (folder / UNFINISHED).write_bytes(b"[{}]")
     assert one.copy() == len("[{}]")
     load(folder).evaluate(toy, "cpu", ("knn",))
     (folder / UNFINISHED).unlink()

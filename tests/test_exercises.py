@@ -8,6 +8,7 @@ import copy
 import json
 import re
 import textwrap
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -272,6 +273,11 @@ def test_the_solution_of_the_loop_passes(write_it):
     assert said.startswith("Passed. kNN is right in 9")
 
 
+def few(digits):
+    """The digits with two batches of training images: a mistake shows in the first steps."""
+    return replace(digits, train=digits.train[slice(256)])
+
+
 IN_BRIEF = ("epochs=10", "epochs=1")
 PAIR = "views(images[places], recipe, seed=0, step=epoch * steps + step)"
 ZEROED = "            optimiser.zero_grad()\n"
@@ -306,7 +312,7 @@ OF_TRAINING = [
 def test_a_mistake_in_the_loop_is_told(old, new, sentence, write_it):
     source = changed(changed(solution("train"), *IN_BRIEF), old, new)
     train = defined(source, "train", write_it | {"Model": Model})
-    assert sentence in exercises.check_training(train, write_it["digits"])
+    assert sentence in exercises.check_training(train, few(write_it["digits"]))
 
 
 WHOLE = "            _, z = model(pair.flatten(0, 1))\n"
@@ -344,8 +350,8 @@ OTHER_LOOPS = {
 def test_a_loop_is_not_told_of_mistakes_that_it_has_not(way, write_it):
     source = changed(changed(solution("train"), *IN_BRIEF), *OTHER_LOOPS[way])
     train = defined(source, "train", write_it)
-    said = exercises.check_training(train, write_it["digits"])
-    assert said.startswith(("Passed", "Not yet: kNN is right")), said
+    said = exercises.check_training(train, few(write_it["digits"]))
+    assert said.startswith("Not yet: kNN is right"), said
 
 
 def test_views_that_share_their_hue_are_seen_in_what_is_learnt(write_it):
