@@ -8,6 +8,7 @@ import pytest
 
 from lib import InputError
 from lib.evidence import claims, experiments, statistics, tables
+from lib.evidence.claims import TOO_FEW
 from lib.runs import records
 
 # a run of the published size, but for the columns that a test names
@@ -73,9 +74,10 @@ def verdict(claim: dict, *rows: pd.DataFrame) -> str:
     "accuracies, words",
     [
         ([0.79, 0.80, 0.81], "reproduced"),
-        ([0.90, 0.901], "not reproduced: above"),
+        ([0.90, 0.901, 0.902], "not reproduced: above"),
         ([0.70, 0.701, 0.699], "not reproduced: below"),
-        ([0.8], "one seed, not assessed"),
+        ([0.8, 0.801], TOO_FEW),
+        ([0.8], TOO_FEW),
         ([], "not run"),
     ],
 )
@@ -130,8 +132,8 @@ MIXED = [0.80, 0.75, 0.82], [0.75, 0.80, 0.77]
         ("sign", 4, LOW, HIGH, "not reproduced"),
         ("sign", -4, LOW, HIGH, "reproduced"),
         ("sign", 4, *MIXED, "undecided"),
-        ("sign", 4, [0.80], [0.75], "one seed, not assessed"),
-        ("at least", 4, [0.80], [0.75], "one seed, not assessed"),
+        ("sign", 4, HIGH[:2], LOW[:2], TOO_FEW),
+        ("at least", 4, [0.80], [0.75], TOO_FEW),
         ("at least", 4, HIGH, LOW, "reproduced"),
         ("at least", 5.2, HIGH, LOW, "reproduced"),  # as one more run could be
         ("at least", 4, *MIXED, "undecided"),  # nor is it sure to be more than 0
@@ -139,6 +141,7 @@ MIXED = [0.80, 0.75, 0.82], [0.75, 0.80, 0.77]
         ("at least", -10, LOW, HIGH, "not reproduced: above"),
         ("at least", -4, LOW, HIGH, "reproduced"),
         ("value", 5, HIGH, LOW, "reproduced"),
+        ("value", 4, *MIXED, "undecided"),
         ("value", 7.9, HIGH, LOW, "not reproduced: below"),
         ("none", 1, HIGH, LOW, "no number to compare with"),
     ],
@@ -177,7 +180,7 @@ def test_pairs_are_of_one_precision():
 def test_only_seeds_of_both_are_compared():
     first, second = table([0.60, 0.70, 0.80]), table([0.59], epochs=100)
     row = decide(LONGER, first, second)
-    assert (row["verdict"], row["n"], row["ours"]) == ("one seed, not assessed", 1, "1.0 points")
+    assert (row["verdict"], row["n"], row["ours"]) == (TOO_FEW, 1, "1.0 points")
     assert verdict(LONGER, first, second.assign(seed=7)) == "not run"
 
 
@@ -270,7 +273,7 @@ def test_measures_beyond_accuracy():
 
     row = decide(CLAIM | {"like_for_like": {"measure": "ece"}, "number": 10}, found)
     assert row["ours"] == "10.0 %"  # nor are there images to count
-    assert row["verdict"] == "one seed, not assessed"
+    assert row["verdict"] == TOO_FEW
 
 
 def test_the_accuracies_beside_few_labels_are_those_of_h():

@@ -184,7 +184,7 @@ def test_of_several_groups_the_best_is_subtracted_and_all_must_be_there():
         ("not run", "no difference", "◑"),
         ("not run", "not better", "◑"),
         ("undecided", "open", "○"),
-        ("one seed, not assessed", "yes", "◐"),
+        (claims.TOO_FEW, "yes", "◐"),
         ("not run: no loader", "", "○"),
     ],
 )

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from lib import InputError
 from lib.evidence import statistics
 from lib.evidence.statistics import Interval
 from lib.probes.calibration import reliability
@@ -338,14 +339,11 @@ def test_the_calibration_error_by_a_loop_over_bins():
 
 
 def test_data_sets_are_strata():
-    """The interval of the mean of two means, by regression on the data set with least squares."""
-    groups = [pd.Series([1.0, 2.0, 4.0]), pd.Series([-1.0, 0.0, 0.5])]
-    design = np.kron(np.eye(2), np.ones((3, 1)))
-    coefficients, squares, *_ = np.linalg.lstsq(design, np.concatenate(groups), rcond=None)
-
-    weights = np.array([0.5, 0.5])
-    mean = weights @ coefficients
-    variance = squares[0] / 4
-    error = np.sqrt(variance * weights @ np.linalg.inv(design.T @ design) @ weights)
-    half = stats.t.ppf(0.975, 4) * error
-    assert statistics.over_strata(groups) == pytest.approx((mean, mean - half, mean + half))
+    """The mean of two means is half the difference of one and the other with its sign turned."""
+    groups = [pd.Series([1.0, 2.0, 4.0]), pd.Series([-1.0, 0.0, 0.5, 0.3])]
+    welch = stats.ttest_ind(groups[0], -groups[1], equal_var=False).confidence_interval(0.95)
+    mean = (groups[0].mean() + groups[1].mean()) / 2
+    wanted = (mean, welch.low / 2, welch.high / 2)
+    assert statistics.over_strata(groups) == pytest.approx(wanted)
+    with pytest.raises(InputError, match="two values or more"):
+        statistics.over_strata([groups[0], groups[1][:1]])

@@ -8,7 +8,8 @@ A published number is mostly one run. It is held against the interval in which *
 ours would lie (``statistics.one_more``), not against that of our mean over seeds, which shrinks
 with every seed until no single run fits: a run of the very same distribution would be called "not
 reproduced" in 16 % of cases at 3 seeds, in half of them at 10. With the prediction interval it is 5
-%, at any number of seeds. One seed knows no spread, and decides nothing.
+%, at any number of seeds. A difference must be sure of its sign besides. One or two seeds hardly
+know a spread, and decide nothing.
 
 At our size the interval of the mean difference over paired seeds is held against the margin: "yes"
 where it lies wholly above the margin, "no" wholly below minus the margin, "no difference" wholly
@@ -34,11 +35,12 @@ from lib.files import read_yaml, validated
 
 CLAIMS = ROOT / "book" / "claims.yml"
 OURSELVES = "this book's question"  # the source of what nobody has published on
-ONE_SEED = "one seed, not assessed"
+LEAST = 3  # seeds that a published claim is decided by
+TOO_FEW = f"fewer than {LEAST} seeds, not assessed"
 NOT_PUBLISHED = "not published"
 OF_SECOND = " of the second"  # of the columns of runs that are subtracted
 # how verdicts may begin
-UNDECIDED = ("not run", "differs in", ONE_SEED, "undecided", "no number", NOT_PUBLISHED)
+UNDECIDED = ("not run", "differs in", TOO_FEW, "undecided", "no number", NOT_PUBLISHED)
 MEASURED = (*COLUMNS, "measure", "per_class")  # columns of tables.measures
 # where a question stands: decided at the published size; at ours, with yes and with any other
 # verdict; open
@@ -101,9 +103,9 @@ class Claim(TypedDict):
     id: str
     claim: str
     source: str
-    # "value": the number lies where one more run of ours would; "at least": it lies there or below
-    # (and the difference, with minus, is sure of its sign); "sign": the difference has the number's
-    # sign (plus where there is none); "none": nothing to decide
+    # "value": the number lies where one more run of ours would; "at least": it lies there or
+    # below; and the difference, with minus, is sure of its sign; "sign": the difference has the
+    # number's sign (plus where there is none); "none": nothing to decide
     # a question that nobody has published on has neither this nor the next, but ours
     rule: NotRequired[Literal["value", "sign", "at least", "none"]]
     like_for_like: NotRequired[Conditions]  # columns that a record must have
@@ -213,8 +215,8 @@ def decide(claim: Claim, table: pd.DataFrame) -> dict:
 
     Its columns, where they don't speak for themselves:
     verdict: "reproduced", "not reproduced" (with where ours lies), "undecided" where the interval
-        of a difference holds both, "one seed, not assessed", "differs in" where runs on the claim's
-        own data and encoder differ in other columns, else "not run".
+        of a difference holds both, "fewer than 3 seeds, not assessed", "differs in" where runs on
+        the claim's own data and encoder differ in other columns, else "not run".
     one more run: what the number is held against.
     at our size: what the plan's runs say, "-" where the claim has no such size.
     mark: one of PUBLISHED, YES, NOT and OPEN.
@@ -372,8 +374,8 @@ def verdict(claim: Claim, mean: Interval, values: pd.Series) -> str:
     rule, number = claim["rule"], claim.get("number", 0) / 100
     if rule == "none":
         return "no number to compare with"
-    if len(values) == 1:
-        return ONE_SEED
+    if len(values) < LEAST:
+        return TOO_FEW
 
     sign = _verdict_on_sign(number, mean)
     if rule == "sign":
@@ -390,9 +392,7 @@ def verdict(claim: Claim, mean: Interval, values: pd.Series) -> str:
             return "reproduced"
         return "not reproduced: below"
 
-    if at_least and "minus" in claim:
-        return sign
-    return "reproduced"
+    return sign if "minus" in claim else "reproduced"
 
 
 def _verdict_on_sign(number: float, mean: Interval) -> str:
@@ -453,9 +453,9 @@ def _level(runs: pd.DataFrame) -> Measured:
 
 
 def _most_seeds(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of the one protocol that has most of them."""
+    """The runs of the one protocol that has most of them; of several the table's last."""
     protocols = [group for _, group in runs.groupby("protocol")]
-    return max(protocols, key=len, default=runs)
+    return max(protocols, key=lambda group: (len(group), group.index[0]), default=runs)
 
 
 def _one_protocol(runs: pd.DataFrame) -> pd.DataFrame:

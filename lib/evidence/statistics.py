@@ -10,6 +10,8 @@ import pandas as pd
 from scipy import stats
 from scipy.optimize import brentq
 
+from lib import InputError
+
 Values: TypeAlias = Sequence[float] | np.ndarray | pd.Series
 Rights: TypeAlias = Sequence[bool] | np.ndarray  # (n,), which images a classifier got right
 STRIPS = 2_000  # by which a power is integrated, to a ten-thousandth
@@ -65,13 +67,18 @@ def over_seeds(values: Values, confidence: float = 0.95) -> Interval:
 def over_strata(groups: list[pd.Series], confidence: float = 0.95) -> Interval:
     """The mean of the groups' means, each with the same weight: data sets are strata.
 
-    The variances within groups are pooled; Student's t has as many degrees of freedom as values
-    less groups.
+    Each group has its own variance; Student's t has the degrees of freedom of Welch (1947) and
+    Satterthwaite (1946). Raises InputError for a group of one value, which has no variance.
     """
-    freedom = sum(len(group) - 1 for group in groups)
-    variance = sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom
+    if min(map(len, groups)) < 2:
+        raise InputError("each group must have two values or more, to have a variance")
+    variances = [group.var() / len(group) for group in groups]  # of the groups' means
     mean = sum(group.mean() for group in groups) / len(groups)
-    error = math.sqrt(variance * sum(1 / len(group) for group in groups)) / len(groups)
+    if not any(variances):
+        return Interval(mean, mean, mean)
+    parts = [variance**2 / (len(group) - 1) for variance, group in zip(variances, groups)]
+    freedom = sum(variances) ** 2 / sum(parts)
+    error = math.sqrt(sum(variances)) / len(groups)
 
     half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
     return Interval(mean, mean - half, mean + half)
