@@ -130,6 +130,8 @@ def test_what_would_agree_is_said_before_and_the_outcome_after(table, entries, t
     best = max(accuracies[0], accuracies[1])
     assert record["difference"] == pytest.approx(accuracies[2] - best)
     assert record["outcome"] == found.outcome(record["difference"])
+    assert record["accuracies"][0] - max(record["accuracies"][1:]) == record["difference"]
+    assert record["data"] == toy.fingerprint
 
     path = replication.write(record, tmp_path)
     assert replication.conclusion(record).startswith(f"{record['outcome']}: ")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import torch
 from pydantic import Field
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from lib import InputError, as_command, counted, unknown
 from lib.config import Config
@@ -54,6 +54,10 @@ class _Record(TypedDict):
     runs: Annotated[list[str], Field(min_length=1)]
     difference: float
     outcome: Outcome
+    # the accuracies that were subtracted, the first and those of the others; records from before
+    # 28 November 2026 have neither these nor the fingerprint of the data
+    accuracies: NotRequired[Annotated[list[float], Field(min_length=2)]]
+    data: NotRequired[str]
     code: dict
     versions: dict
     finished: str
@@ -215,6 +219,8 @@ def compute(
         "runs": list(dict.fromkeys(ids)),
         "difference": difference,
         "outcome": replication.outcome(difference),
+        "accuracies": [first, *others],
+        "data": dataset.fingerprint,
         "code": provenance.code(),
         "versions": provenance.versions(),
         "finished": provenance.now(),
