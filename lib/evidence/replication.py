@@ -2,20 +2,20 @@
 
 A new seed of both groups is trained and probed on this machine, at the largest size that fits into
 the minutes given and at which the records tell the sign of one more pair. Its difference is held
-against the interval in which one more pair of the
-recorded ones would lie (``statistics.one_more``), which is said beforehand.
+against the interval in which one more pair of the recorded ones would lie
+(``statistics.one_more``), which is said beforehand.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import pandas as pd
 import torch
 from pydantic import Field
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from lib import InputError, as_command, counted, unknown
 from lib.config import Config
