@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -379,27 +380,37 @@ class Taken:
     has_gradient: bool = True  # whether the optimiser has one of any weight
     rate: float = 0.0
 
+    @cached_property
+    def has_looks(self) -> bool:
+        """Whether the calls that no gradient came back to were mere looks.
+
+        They were where the others have two views of each image.
+        """
+        used = [call.given for call in _with_gradient(self.encoded)]
+        return bool(used) and not _wrong_with_views(used)
+
     @property
     def x(self) -> list[Tensor]:
         """The views that the step is taken for, call by call."""
-        return [call.given for call in _used(self.encoded)]
+        calls = _with_gradient(self.encoded) if self.has_looks else self.encoded
+        return [call.given for call in calls]
 
     @property
     def z(self) -> list[Tensor]:
         """Their embeddings."""
-        return [call.made for call in _used(self.embedded)]
+        calls = _with_gradient(self.embedded) if self.has_looks else self.embedded
+        return [call.made for call in calls]
 
     @property
     def gradient(self) -> Tensor | None:
-        """Of the loss by z (2N, D); None where none came back."""
+        """Of the loss by z (2N, D); None where none came back to a part of it."""
         gradients = [z.grad for z in self.z if z.grad is not None]
-        return torch.cat(gradients) if gradients else None
+        return torch.cat(gradients) if len(gradients) == len(self.z) else None
 
 
-def _used(calls: list[Call]) -> list[Call]:
-    """Those that a gradient came back to; all where none did."""
-    used = [call for call in calls if call.made.grad is not None]
-    return used or calls
+def _with_gradient(calls: list[Call]) -> list[Call]:
+    """Those that a gradient came back to."""
+    return [call for call in calls if call.made.grad is not None]
 
 
 class Watch:

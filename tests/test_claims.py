@@ -8,7 +8,6 @@ import pytest
 
 from lib import InputError
 from lib.evidence import claims, experiments, statistics, tables
-from lib.evidence.claims import TOO_FEW
 from lib.runs import records
 
 # a run of the published size, but for the columns that a test names
@@ -29,6 +28,7 @@ RUN = {
     "per_class": None,
 }
 SLICE = {"data": "cifar10", "images": 100, "encoder": "slim", "epochs": 5}
+TOO_FEW = "fewer than 3 seeds, not assessed"
 CLAIM = {
     "id": "c",
     "claim": "c",

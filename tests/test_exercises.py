@@ -316,6 +316,7 @@ def test_a_mistake_in_the_loop_is_told(old, new, sentence, write_it):
 
 
 WHOLE = "            _, z = model(pair.flatten(0, 1))\n"
+APART = "            z = model.head(model.encoder(pair.flatten(0, 1)))\n"
 STEP = """            optimiser.zero_grad()
             loss.backward()
 """
@@ -331,10 +332,7 @@ VIEW_BY_VIEW = """            optimiser.zero_grad()
 """
 LOSS = "            loss = losses.nt_xent(z.unflatten(0, (2, batch)), temperature)  # or your own\n"
 OTHER_LOOPS = {
-    "encoder and head apart": (
-        WHOLE,
-        WHOLE.replace("_, z = model(", "z = model.head(model.encoder(")[:-1] + ")\n",
-    ),
+    "encoder and head apart": (WHOLE, APART),
     "a named argument": (WHOLE, WHOLE.replace("model(", "model(x=")),
     "each view alone": (WHOLE, "            z = torch.cat([model(view)[1] for view in pair])\n"),
     "a look before": (
@@ -499,6 +497,10 @@ def test_a_loop_that_measures_a_copy_passes(find_it):
 
 NOTED = 'curves["loss"].append(loss.item())'
 RIGHT = "F.cross_entropy((z @ z.T / temperature).fill_diagonal_(-torch.inf), partner)"
+ENCODED = "_, z = model(torch.cat([first, second]))"
+HALF_DETACHED = (
+    "z = torch.cat([model(first)[1], model(views(images, recipe, 1, step, 1)[0])[1].detach()])"
+)
 FOOLING = [
     (4, NOTED, f'curves["loss"].append({RIGHT}.item())', "the gradient is another one's"),
     (5, "get_last_lr()[0])", "get_last_lr()[0] * 0)", "The rate must fall"),
@@ -506,6 +508,7 @@ FOOLING = [
     (6, "(logits.argmax(1) == partner)", "(partner == partner)", "the curve says 100 %"),
     (2, "second = views(images", "second = views(images.roll(1, 0)", "not of one image"),
     (1, "        model.train()\n", "        model.eval()\n", "in evaluation mode while it trains"),
+    (2, ENCODED, HALF_DETACHED, "No gradient comes back to z"),
     (1, 'curves["kNN"].append(', "print(", "The curve 'kNN' has 0 values in place of 5"),
     (1, "    return curves", "", "The loop must return its curves"),
 ]

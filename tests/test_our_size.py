@@ -184,7 +184,7 @@ def test_of_several_groups_the_best_is_subtracted_and_all_must_be_there():
         ("not run", "no difference", "◑"),
         ("not run", "not better", "◑"),
         ("undecided", "open", "○"),
-        (claims.TOO_FEW, "yes", "◐"),
+        ("fewer than 3 seeds, not assessed", "yes", "◐"),
         ("not run: no loader", "", "○"),
     ],
 )
