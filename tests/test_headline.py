@@ -47,6 +47,13 @@ def test_what_is_open_shows_its_largest_complete_size():
     assert (answer.mark, answer.size) == (claims.YES, "60 against 120 epochs")
 
 
+def test_what_all_seeds_leave_open_does_not_look_unfinished():
+    undecided = rows([0.72, 0.70, 0.71]), rows([0.70] * 3, "ce", epochs=120)
+    (answer,) = headline.answers([QUESTION], together(*undecided))
+    assert answer.mark == claims.OPEN
+    assert answer.standing == "open after all 3 seeds at 60 against 120 epochs"
+
+
 def test_where_a_run_failed_it_is_open_and_the_rest_is_shown():
     failed = rows([math.nan], measure="failed", seed=2, features="x", probe="x")
     longest = rows([0.73, 0.7301]), rows([0.70] * 3, "ce", epochs=120), failed

@@ -3,8 +3,10 @@
 import io
 import os
 import shutil
+import signal
 import struct
 import sys
+import time
 import unicodedata
 import warnings
 import zlib
@@ -505,6 +507,22 @@ def test_what_a_killed_import_left_is_removed_by_the_next_one(folder, tmp_path):
     (left / "train").write_bytes(b"half")
     pictures.make(folder, 16, tmp_path / "mine.npz")
     assert not left.exists()
+
+
+def test_a_stop_reads_no_further_pictures():
+    read = []
+
+    def source() -> bytes:
+        read.append(1)
+        if len(read) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.02)
+        return b"no picture"
+
+    items = [decoding.Item(str(number), "train", 0, source) for number in range(decoding.CHUNK)]
+    with pytest.raises(KeyboardInterrupt):
+        list(decoding.decoded(items, 8, [], "train"))
+    assert len(read) < decoding.CHUNK / 2
 
 
 def test_two_imports_do_not_make_one_file(folder, tmp_path):

@@ -49,8 +49,15 @@ def decoded(
         tqdm(total=len(items), desc=title, unit="image") as bar,
     ):
 
+        def outcome_of(item: Item) -> np.ndarray | str:
+            return "not read any more" if stop.caught else _pixels_or_why(item, size)
+
         def outcomes_of(chunk: list[Item]) -> list[np.ndarray | str]:
-            return list(pool.map(lambda item: _pixels_or_why(item, size), chunk))
+            outcomes = []
+            for outcome in pool.map(outcome_of, chunk):
+                outcomes.append(outcome)
+                bar.update()
+            return outcomes
 
         # the next chunk is read while the caller is busy
         for chunk, outcomes in zip(chunks, read_ahead(outcomes_of, chunks)):
@@ -63,7 +70,6 @@ def decoded(
                 else:
                     pixels.append(outcome)
                     whole.append(item)
-            bar.update(len(chunk))
             if whole:
                 yield np.stack(pixels), whole
 

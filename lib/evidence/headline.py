@@ -66,7 +66,9 @@ def _answer(claim: Claim, table: pd.DataFrame) -> Answer:
     standing = planned.verdict
     if standing == "open":
         seeds = planned.comparison.seeds if planned.comparison else 0
-        standing = f"open: {seeds} of {planned.seeds} seeds"
+        all_there = seeds == planned.seeds
+        standing = f"open after all {seeds}" if all_there else f"open: {seeds} of {planned.seeds}"
+        standing += " seeds"
         if length(claim["ours"]):
             standing += f" at {length(claim['ours'])}"
         if planned.failed:
