@@ -14,7 +14,11 @@ from lib.probes import few_labels, fine_tuning
 from lib.runs import records
 from tests.plans import COMMITTED
 
-SHORTER = (("seeds: {5: 3}", "seeds: {1: 3}"), ("epochs: 5", "epochs: 1"))  # for the test
+SHORTER = (  # for the test
+    ("seeds: {5: 3}", "seeds: {1: 3}"),
+    ("epochs: 5", "epochs: 1"),
+    ("delta: {", "delta: {images: 400, "),
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,8 @@ def test_the_baselines_of_ones_own_pictures(toy_root, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(few_labels, "PER_CLASS", (10,))
     monkeypatch.setattr(fine_tuning, "PER_CLASS", (10,))
+    monkeypatch.setattr(few_labels, "SUBSETS", 1)
+    monkeypatch.setattr(fine_tuning, "SUBSETS", 1)
     monkeypatch.setattr(fine_tuning, "STEPS", 4)
     monkeypatch.setattr(fine_tuning, "EPOCHS", 1)
     for command in commands[:6]:
