@@ -168,23 +168,21 @@ def test_the_first_page_says_what_the_records_say():
 
 
 def test_the_first_pages_two_sentences_are_still_so():
-    """Written by hand: what 100 epochs show, and that the rest is open."""
+    """Written by hand: what 500 epochs show, and what is open."""
     stated, measured = claims.read(), tables.measures(records.load_all())
     learns, longer, head, kmeans, supcon = headline.answers(stated, measured)
-    assert (learns.size, longer.size) == ("100 epochs", "25 against 5 epochs")
-    assert learns.comparison.low > 0 and longer.comparison.low > 0
+    assert (learns.size, longer.size) == ("500 epochs", "500 against 100 epochs")
+    assert learns.mark == longer.mark == claims.YES
+    assert abs(longer.comparison.value - 0.05) < 0.005  # five points
+    assert head.mark == claims.OPEN and head.standing.startswith("open after all 3 seeds")
     on_h = tables.table(records.load_all()).query("features == 'h' and probe == 'linear'")
     photographs = on_h[on_h.data == "imagenette96"]
     whole = photographs[photographs.entry == "longer-imagenette"]
-    simclr, labelled = (
-        whole[(whole.method == name) & (whole.epochs == 100)] for name in ("simclr", "ce")
-    )
-    shorter = whole[(whole.method == "simclr") & (whole.epochs == 25)]
-    assert comparisons.paired(simclr, shorter).low > 0
-    assert comparisons.paired(simclr, labelled).high < -0.1
+    simclr = whole[(whole.method == "simclr") & (whole.epochs == 500)]
+    assert comparisons.paired(simclr, whole[whole.method == "ce"]).high < -0.05
     baselines = photographs[photographs.entry == "kmeans-imagenette"].groupby("encoder")
     beside = {name: comparisons.paired(simclr, of) for name, of in baselines}
-    assert beside["kmeans32"].low > 0 > beside["kmeans400"].high
+    assert beside["kmeans32"].low > 0 and not beside["kmeans400"].is_clear
     tuned = on_h[(on_h.entry == "supcon-against-ce") & (on_h.recipe == "supcontrast")]
     lags = []
     for epochs in (10, 30, 60):
@@ -192,17 +190,16 @@ def test_the_first_pages_two_sentences_are_still_so():
         runs = [tuned[(tuned.method == name) & (tuned.epochs == n)] for name, n in pairs]
         lags.append(comparisons.paired(*runs).value)
     assert lags == sorted(lags) and lags[-1] < 0
-    for answer in (longer, head, kmeans, supcon):
-        assert answer.mark == claims.OPEN
+    assert kmeans.mark == supcon.mark == claims.OPEN
 
     intro = " ".join((ROOT / "book" / "intro.md").read_text(encoding="utf-8").split())
     assert (
-        "**Without labels a small network learns: after 100 epochs on Imagenette it is far better "
+        "**Without labels a small network learns: after 500 epochs on Imagenette it is far better "
         "than the same network untrained, and better than k-means, a method without a network, "
-        "with as many features. k-means with 1,600 features is still ahead by a linear probe, and "
-        "the same network trained with labels far ahead. Longer training helped, up to 100 epochs. "
-        "Cross-entropy is ahead of SupCon at equal views, by less the longer they train. Not "
-        "decided yet: are 500 epochs better than 100, is the head better thrown away, does SimCLR "
-        "on CIFAR-10 pass the larger k-means, does SupCon overtake? Those runs are being "
-        "computed.**"
+        "with as many features. By a linear probe it is not told apart from k-means with 1,600 "
+        "features, and the same network trained with labels is far ahead. Longer training helps: "
+        "500 epochs are five points better than 100, as the report found. Whether the head is "
+        "better thrown away stays open after all planned runs. Cross-entropy is ahead of SupCon "
+        "at equal views, by less the longer they train. Not decided yet: does SimCLR on CIFAR-10 "
+        "pass the larger k-means, does SupCon overtake? Those runs are being computed.**"
     ) in intro
