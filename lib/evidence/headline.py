@@ -183,12 +183,13 @@ def _x(points: float, low: int, high: int) -> float:
 
 
 def _scale(low: int, high: int) -> str:
-    """The numbers of the axis, at every second tick."""
+    """The numbers of the axis, at every second tick but where an end would cut them."""
     numbers = []
     for points in range(low, high + 1, STEP):
-        if points % (2 * STEP) == 0:
+        x = _x(points, low, high)
+        if points % (2 * STEP) == 0 and 12 <= x <= WIDTH - 12:
             words = f"{points:+d}" if points else "0"
-            numbers.append(f'<text x="{_x(points, low, high)}" y="12">{words}</text>')
+            numbers.append(f'<text x="{x}" y="12">{words}</text>')
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" aria-hidden="true">{"".join(numbers)}</svg>'
 
 
