@@ -302,7 +302,7 @@ def test_every_probe_finds_what_it_finds_on_the_cpu(toy, tmp_path, method, wante
     for name, protocol in published.PROTOCOLS.items():
         shorter = replace(protocol, epochs=3)
         monkeypatch.setitem(published.PROTOCOLS, name, shorter)
-    # a few steps towards each minimum: on the pretended GPU a step costs a hundred times as much
+    # a few steps towards each minimum: most of the test's time goes into them
     monkeypatch.setattr(logistic, "LOOK", 2)
     monkeypatch.setattr(logistic, "ITERATIONS", 2)
 

@@ -50,7 +50,9 @@ def decoded(
     ):
 
         def outcome_of(item: Item) -> np.ndarray | str:
-            return "not read any more" if stop.caught else _pixels_or_why(item, size)
+            if stop.caught:  # below this is looked at before the outcomes are
+                return "not read any more"
+            return _pixels_or_why(item, size)
 
         def outcomes_of(chunk: list[Item]) -> list[np.ndarray | str]:
             outcomes = []

@@ -33,6 +33,7 @@ PAGE = ROOT / "book" / "_static" / "headline.html"  # a part of the first page
 MARKS = "<!-- headline -->", "<!-- end of headline -->"  # about the part of README.md
 STEP = 5  # points between two ticks of the axis
 WIDTH, HEIGHT = 180, 22  # of the axis in a row, in pixels
+HALF_NUMBER = 12  # of the widest of its numbers
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ def _answer(claim: Claim, table: pd.DataFrame) -> Answer:
     standing = planned.verdict
     if standing == "open":
         seeds = planned.comparison.seeds if planned.comparison else 0
-        all_there = seeds == planned.seeds
-        standing = f"open after all {seeds}" if all_there else f"open: {seeds} of {planned.seeds}"
-        standing += " seeds"
+        standing = f"open: {seeds} of {planned.seeds} seeds"
+        if seeds == planned.seeds:
+            standing = f"open after all {seeds} seeds"
         if length(claim["ours"]):
             standing += f" at {length(claim['ours'])}"
         if planned.failed:
@@ -187,7 +188,8 @@ def _scale(low: int, high: int) -> str:
     numbers = []
     for points in range(low, high + 1, STEP):
         x = _x(points, low, high)
-        if points % (2 * STEP) == 0 and 12 <= x <= WIDTH - 12:
+        is_cut = min(x, WIDTH - x) < HALF_NUMBER
+        if points % (2 * STEP) == 0 and not is_cut:
             words = f"{points:+d}" if points else "0"
             numbers.append(f'<text x="{x}" y="12">{words}</text>')
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" aria-hidden="true">{"".join(numbers)}</svg>'
