@@ -345,7 +345,7 @@ def probe(
 
         def probe_one(folder: Path) -> None:
             finished = load(folder)
-            if probes.missing(finished.record, wanted):
+            if probes.unasked(finished.record, wanted):
                 tell_device()
                 finished.evaluate(load_data(finished.config.data), chosen, wanted, wait)
             print("\n".join(answers.in_lines(finished.record)), flush=True)

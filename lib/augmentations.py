@@ -258,8 +258,11 @@ def views_of(images: Tensor, drawn: list[Parameters], compiled: bool = False) ->
 
     compiled: whether by PyTorch's compiler, elsewhere than on a CPU.
     """
-    if images.dtype != torch.uint8:
-        raise InputError(f"images must be uint8, from 0 to 255, got {images.dtype}")
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"images must be a tensor of uint8, from 0 to 255, got {kind}")
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise InputError(f"images must be (N, 3, H, W), got {tuple(images.shape)}")
     recipe = drawn[0].recipe
     size = recipe.side(images)
     for parameters in drawn:

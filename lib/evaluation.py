@@ -71,6 +71,7 @@ def features(
             parts_of_z.append(z.float())
 
     h, z = torch.cat(parts_of_h), torch.cat(parts_of_z)
+    barrier()  # as before: processors may be unequally fast
     return share.gather(h[None])[0], share.gather(z[None])[0]
 
 

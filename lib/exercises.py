@@ -719,9 +719,18 @@ def _wrong_with_curves(curves: Any, steps: int) -> str:
         return f"The loop must return its curves: {', '.join(CURVES)}."
     for name in CURVES:
         expected = EPOCHS if name == "kNN" else steps
+        if not _are_numbers(curves[name]):
+            return f"The curve {name!r} must be a list of numbers, none of them infinite or NaN."
         if len(curves[name]) != expected:
             return f"The curve {name!r} has {len(curves[name])} values in place of {expected}."
     return ""
+
+
+def _are_numbers(values: Any) -> bool:
+    try:
+        return all(math.isfinite(value) for value in values)
+    except TypeError:
+        return False
 
 
 def _wrong_with_loss(curves: dict[str, list[float]], steps: list[Taken]) -> str:

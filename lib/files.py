@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 YAML_BYTES = 2**16  # a profile or a list of claims is smaller
 YAML_VALUES = 10**5
+READ = 5  # seconds that somebody else may read a file
 SHOWN = 100  # characters of a wrong value, at most, in the sentence about it
 UNLOCKABLE = {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}  # what file systems without locks answer
 
@@ -50,7 +51,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        moved(beside, path)
     except OSError as error:
         why = error.strerror or error
         raise InputError(
@@ -66,6 +67,21 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.fsync(folder)
         os.close(folder)
+
+
+def moved(source: Path, target: Path) -> None:
+    """Rename a file, in the place of another.
+
+    Windows refuses as long as somebody reads one of them: then it is tried again, for READ seconds.
+    """
+    patience = time.monotonic() + READ
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if time.monotonic() > patience:
+                raise
+            time.sleep(READ / 50)
 
 
 def remove_leftovers(folder: Path, older_than: float = 0) -> None:

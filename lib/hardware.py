@@ -47,7 +47,8 @@ def choose_device(name: str | None = None) -> torch.device:
     """The device of that name ("cuda", "mps", "cpu"), or the best there is.
 
     On a GPU float32 is float32 from then on: PyTorch's default rounds the factors of convolutions
-    to ten bits (TF32). Raises InputError where the device is missing.
+    to ten bits (TF32), and some containers' settings those of matrix products. Raises InputError
+    where the device is missing.
     """
     if name is None:
         name = _best_device()
@@ -64,6 +65,7 @@ def choose_device(name: str | None = None) -> torch.device:
 
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
 
@@ -277,8 +279,8 @@ def copied_to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         on_gpu = tensor.device.type == "cuda"
         copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
         copies[name] = copy.copy_(tensor.detach(), non_blocking=on_gpu)
-    if any(tensor.device.type == "cuda" for tensor in tensors.values()):
-        torch.cuda.synchronize()
+    for device in {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}:
+        torch.cuda.synchronize(device)
     return copies
 
 

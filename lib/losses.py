@@ -15,6 +15,7 @@ with the sum of a class.
 """
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from lib import InputError
 from lib.compute.log_sum_exp import Rows, log_sum_exp_others, negatives_ahead
 
 POSITIVES = ("out", "in")
+LEAST_TEMPERATURE = 1e-30  # far above where its inverse is too large for float32
 
 
 def nt_xent(
@@ -221,7 +223,12 @@ def scale(temperature: float, base_temperature: float | None) -> float:
 
 def _labels_of(z: Tensor, labels: Tensor) -> Tensor:
     """The labels of the embeddings z.flatten(0, 1), view by view: (M,). Arrays serve as tensors."""
-    labels = torch.as_tensor(labels)
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"labels must be integers, one for each image, got {labels!r:.60}"
+        ) from error
     if labels.shape != z.shape[1:2] or labels.is_floating_point():
         raise InputError(
             f"there must be one integer label for each of the {z.shape[1]} images, got "
@@ -240,10 +247,15 @@ def _check(z: Tensor, **temperatures: float | None) -> None:
                 f"{name} must be a number, got a tensor of the shape {tuple(value.shape)}; two "
                 "views go into one z: torch.stack([z1, z2])"
             )
-        if isinstance(value, str):
-            raise InputError(f"{name} must be a number, got '{value}'")
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"{name} must be greater than 0 and finite, got {value}")
+        if value is None and name == "base_temperature":
+            continue
+        if not isinstance(value, Real | Tensor):
+            raise InputError(f"{name} must be a number, got {value!r}")
+        if not LEAST_TEMPERATURE <= value < math.inf:
+            raise InputError(
+                f"{name} must be greater than 0, not below {LEAST_TEMPERATURE:g}, and finite, "
+                f"got {value}"
+            )
     shape = tuple(z.shape)
     if z.ndim != 3:
         raise InputError(f"z must have the shape (views, images, dimensions), got {shape}")

@@ -293,13 +293,19 @@ def test_bad_input_is_named():
         apply(images(2, 4, 4), draw(RECIPES["uva"], 2, 0, 0))
     with pytest.raises(InputError, match=r"images must be \(N, 3, H, W\), got \(2, 1, 8, 8\)"):
         compiled(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), draw(RECIPES["none"], 2, 0, 0))
+    with pytest.raises(InputError, match=r"images must be \(N, 3, H, W\), got \(2, 1, 8, 8\)"):
+        views(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), RECIPES["supcontrast"], 0, 0)
+    with pytest.raises(InputError, match="images must be a tensor of uint8, .*, got ndarray"):
+        views(images(2).numpy(), RECIPES["supcontrast"], 0, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
 def test_images_of_another_kind_than_uint8_are_refused(dtype):
     """Pixels in [0, 1] would make views as good as black."""
     x = images(4).to(dtype)
-    with pytest.raises(InputError, match=f"images must be uint8, from 0 to 255, got {dtype}"):
+    with pytest.raises(
+        InputError, match=f"images must be a tensor of uint8, from 0 to 255, got {dtype}"
+    ):
         views(x, RECIPES["supcontrast"], 0, 0)
-    with pytest.raises(InputError, match="images must be uint8"):
+    with pytest.raises(InputError, match="images must be a tensor of uint8"):
         apply(x, draw(RECIPES["none"], 4, 0, 0))

@@ -513,6 +513,11 @@ def test_two_runs_are_compared_image_by_image(toy_root, tmp_path, capsys):
         assert main(["compare", *names]) == 0
         assert "z  linear" not in capsys.readouterr().out
 
+    records.write(folders[0] / "record.json", read[0] | {"evaluation": evaluation})
+    assert main(["probe", str(folders[0]), *here]) == 0  # it reads z again
+    assert "left out" not in capsys.readouterr().out
+    assert records.read(folders[0] / "record.json")["evaluation"] == read[0]["evaluation"]
+
     changed = read[0] | {"data": read[0]["data"] | {"fingerprint": "0" * 16}}
     records.write(tmp_path / "other.json", changed)
     assert main(["compare", str(folders[1]), str(tmp_path / "other.json")]) == 2

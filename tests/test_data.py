@@ -455,6 +455,16 @@ def test_a_cifar10_of_another_checksum_is_not_unpickled(cifar10, tmp_path):
         data.load("cifar10", tmp_path)
 
 
+def test_what_is_not_there_is_not_fetched_where_that_is_not_wanted(cifar10, tmp_path):
+    """Nor made of what is there in part; torchvision takes any folder for a whole Imagenette."""
+    assert data.load("cifar10", tmp_path, download=False).name == "cifar10"
+    (tmp_path / "cifar-10-batches-py" / "test_batch").unlink()
+    (tmp_path / "imagenette2-320").mkdir()
+    for name in ("cifar10", "imagenette96", "stl10"):
+        with pytest.raises(InputError, match=f"^{name} is not in .*, or not whole"):
+            data.load(name, tmp_path, download=False)
+
+
 @pytest.mark.parametrize(
     "name, file",
     [("cifar10", "cifar-10-batches-py/test_batch"), ("stl10", "stl10_binary/test_X.bin")],

@@ -511,6 +511,8 @@ FOOLING = [
     (2, ENCODED, HALF_DETACHED, "No gradient comes back to z"),
     (1, 'curves["kNN"].append(', "print(", "The curve 'kNN' has 0 values in place of 5"),
     (1, "    return curves", "", "The loop must return its curves"),
+    (1, "    return curves", "    return curves | {'loss': None}", "must be a list of numbers"),
+    (1, "    return curves", "    return curves | {'loss': [None]}", "must be a list of numbers"),
 ]
 
 

@@ -188,6 +188,23 @@ def test_a_folder_that_cannot_be_flushed_is_no_trouble(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_somebody_reads_is_moved_as_soon_as_may_be(tmp_path: Path, monkeypatch):
+    """As Windows refuses it meanwhile."""
+    rename = os.replace
+    refusals = [PermissionError(13, "in use"), PermissionError(13, "in use")]
+
+    def replace(source: Path, target: Path) -> None:
+        if refusals:
+            raise refusals.pop()
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    (tmp_path / "new").write_text("new", encoding="utf-8")
+    (tmp_path / "file").write_text("old", encoding="utf-8")
+    files.moved(tmp_path / "new", tmp_path / "file")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "new"
+
+
 def test_a_file_is_written_into_folders_that_are_made_and_nothing_else_stays(tmp_path: Path):
     path = tmp_path / "a" / "b" / "file.json"
     files.write_atomically(path, b"one")

@@ -660,6 +660,14 @@ def small_model() -> nn.Module:
     return lived_in(Model("slim", "cifar", "mlp", 16))
 
 
+def test_k_means_by_torch_export_gives_the_same_outputs_for_any_batch(tmp_path):
+    model = Model("kmeans32", head="none").eval()
+    foreign.write(model, 32, tmp_path / "ours.pt2")
+    program = torch.export.load(tmp_path / "ours.pt2").module()
+    x = images(32, 70)  # more than are described at once elsewhere
+    close(program(x)[0], model(x)[0])
+
+
 def test_ours_by_torch_export_gives_the_same_outputs_for_any_batch(small_model, tmp_path):
     foreign.write(small_model, 32, tmp_path / "ours.pt2")
     program = torch.export.load(tmp_path / "ours.pt2").module()

@@ -79,10 +79,13 @@ def test_it_refuses_what_a_gpu_refuses():
 
 
 def test_float32_is_no_tf32(monkeypatch):
+    """Neither in convolutions nor in products, whatever a container's settings say."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.backends.cuda.matmul.allow_tf32 = True
     with gpu():
         hardware.choose_device("cuda")
         assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize(

@@ -182,24 +182,32 @@ def test_the_first_pages_two_sentences_are_still_so():
     assert comparisons.paired(simclr, whole[whole.method == "ce"]).high < -0.05
     baselines = photographs[photographs.entry == "kmeans-imagenette"].groupby("encoder")
     beside = {name: comparisons.paired(simclr, of) for name, of in baselines}
-    assert beside["kmeans32"].low > 0 and not beside["kmeans400"].is_clear
+    assert beside["kmeans32"].low > 0 and beside["kmeans400"].high < 0.01  # the margin
     tuned = on_h[(on_h.entry == "supcon-against-ce") & (on_h.recipe == "supcontrast")]
     lags = []
     for epochs in (10, 30, 60):
         pairs = (("supcon", epochs), ("ce", 2 * epochs))
         runs = [tuned[(tuned.method == name) & (tuned.epochs == n)] for name, n in pairs]
-        lags.append(comparisons.paired(*runs).value)
-    assert lags == sorted(lags) and lags[-1] < 0
+        lags.append(comparisons.paired(*runs))
+    values = [lag.value for lag in lags]
+    assert values == sorted(values)
+    assert [lag.high < 0 for lag in lags] == [True, True, False]  # the longest is not shown
     assert kmeans.mark == supcon.mark == claims.OPEN
 
     intro = " ".join((ROOT / "book" / "intro.md").read_text(encoding="utf-8").split())
     assert (
         "**Without labels a small network learns: after 500 epochs on Imagenette it is far better "
         "than the same network untrained, and better than k-means, a method without a network, "
-        "with as many features. By a linear probe it is not told apart from k-means with 1,600 "
+        "with as many features. By a linear probe it is not better than k-means with 1,600 "
         "features, and the same network trained with labels is far ahead. Longer training helps: "
         "500 epochs are five points better than 100, as the report found. Whether the head is "
         "better thrown away stays open after all planned runs. Cross-entropy is ahead of SupCon "
-        "at equal views, by less the longer they train. Not decided yet: does SimCLR on CIFAR-10 "
-        "pass the larger k-means, does SupCon overtake? Those runs are being computed.**"
+        "at equal views in short trainings, by less the longer they are. Not decided yet: does "
+        "SimCLR on CIFAR-10 pass the larger k-means, does SupCon overtake? Those runs are being "
+        "computed.**"
     ) in intro
+
+    by_uva = tables.table(records.load_all()).query("probe == 'uva' and epochs == 500")
+    by_uva = by_uva[by_uva.entry == "longer-imagenette"]
+    h, z = (by_uva[by_uva.features == kind] for kind in "hz")
+    assert f"$z$ is behind by {100 * comparisons.paired(h, z).value:.1f} points" in intro

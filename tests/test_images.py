@@ -226,6 +226,7 @@ def test_what_is_wrong_is_one_line(folder, tmp_path):
 def test_too_few_images_are_one_line(folder, tmp_path):
     out = tmp_path / "mine.npz"
     refused("is neither a folder, nor a picture, nor an .npz file", tmp_path / "none", out)
+    refused("digits.npz is neither a folder, nor", tmp_path / "digits.npz", out)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").touch()
     refused("empty holds no images .*; left out, .*: 1 .txt", tmp_path / "empty", out)

@@ -558,6 +558,8 @@ FOUR = torch.arange(4)
         (lambda z: losses.nt_xent(z * math.nan, 1), "z has a NaN or an infinity"),
         (lambda z: losses.sup_con(z / 0, FOUR, 1), "z has a NaN or an infinity"),
         (lambda z: losses.sup_con(z, FOUR[:3], 1), "one integer label for each of the 4 images"),
+        (lambda z: losses.sup_con(z, None, 1), "labels must be integers, .*, got None"),
+        (lambda z: losses.sup_con(z, list("abab"), 1), r"labels must be integers, .*, got \['a'"),
         (lambda z: losses.sup_con(z, FOUR.float(), 1), "of the 4 images, got torch.float32"),
         (
             lambda z: losses.sup_con(z, FOUR, 1, "between"),
@@ -584,8 +586,11 @@ def test_bad_input_is_named(call, words):
         ((np.zeros((2, 8, 4)), 0.5), "floating-point numbers, got ndarray"),
         ((torch.ones(2, 8, 4, dtype=torch.int64), 0.5), "floating-point numbers, got torch.int64"),
         ((torch.randn(2, 8, 4), "0.5"), "temperature must be a number, got '0.5'"),
+        ((torch.randn(2, 8, 4), None), "temperature must be a number, got None"),
+        ((torch.randn(2, 8, 4), [0.5]), r"temperature must be a number, got \[0.5\]"),
+        ((torch.randn(2, 8, 4), 1e-40), "temperature must be greater than 0, not below 1e-30"),
     ],
-    ids=["two", "list", "array", "integers", "text"],
+    ids=["two", "list", "array", "integers", "text", "none", "numbers", "tiny"],
 )
 def test_what_is_no_batch_of_embeddings_is_named(arguments, words):
     with pytest.raises(InputError, match=words):

@@ -95,6 +95,17 @@ def test_the_largest_size_with_two_recorded_pairs_is_taken_with_a_new_seed(table
     assert math.isfinite(found.minutes) and found.minutes > 0
 
 
+def test_a_group_may_belong_to_another_entry(table, entries, toy):
+    elsewhere = replace(entries[0], name="baselines")
+    apart = table.assign(entry=table["entry"].where(table["epochs"] > 0, "baselines"))
+    minus = [{"method": "untrained", "epochs": 0, "entry": "baselines"}]
+    found = prepared(apart, [*entries, elsewhere], toy, minus=minus, shorter=[{"epochs": 2}])
+    assert [config.epochs for config in (found.first, *found.seconds)] == [2, 0]
+    assert found.recorded.seeds == 3
+    with pytest.raises(InputError, match="unknown entry of the plan 'baselines'"):
+        prepared(apart, entries, toy, minus=minus, shorter=[{"epochs": 2}])
+
+
 def test_where_little_time_is_given_a_smaller_size_is_taken(table, entries, toy):
     """By the speed that is measured: half of what the larger size needs."""
     two_epochs = prepared(table, entries, toy).minutes

@@ -606,6 +606,8 @@ def test_what_runs_out_of_memory_is_known_by_its_error():
         torch.empty(2**52)
     assert out_of_memory(caught.value)
     assert out_of_memory(MemoryError())
+    for sign in ("DefaultCPUAllocator: not enough memory: you tried", "MPS backend out of memory"):
+        assert out_of_memory(RuntimeError(sign))
     assert not out_of_memory(RuntimeError("shapes differ"))
 
 

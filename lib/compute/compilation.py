@@ -43,7 +43,9 @@ def go_on_without(error: Exception, what: str, device: torch.device) -> None:
 class Compiled(nn.Module):
     """A model by a compiled forward and backward pass; the weights are the model's own.
 
-    Its results are the model's up to rounding. Where the compiler fails the model runs as it is.
+    Its results are the model's up to rounding. Where the compiler fails on the forward pass the
+    model runs as it is. What it raises on the backward pass is not caught; TORCH_COMPILE_DISABLE=1
+    in the environment helps.
     """
 
     def __init__(self, model: nn.Module, mode: str, backend: str = "inductor"):

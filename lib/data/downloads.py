@@ -35,14 +35,14 @@ RESIDENT = 2**30  # bytes: a larger file of images stays where it is
 IMAGENETTE = (9469, 3925)  # images for training and test in Imagenette's second version
 
 
-def _digits(root: Path) -> Dataset:
+def _digits(root: Path, download: bool) -> Dataset:
     """scikit-learn's 1,797 handwritten digits, enlarged to 32x32, a fifth of them for test."""
     grey, labels = _enlarged_digits()
     images = np.repeat(grey[..., None], 3, axis=3)
     return _with_a_test("digits", images, labels, "8x8 enlarged to 32x32")
 
 
-def _tinted_digits(root: Path) -> Dataset:
+def _tinted_digits(root: Path, download: bool) -> Dataset:
     """The same digits, each in a hue of its own: a shortcut that says nothing of the digit.
 
     The hue is drawn at random, in 1,536 steps around the circle, at a saturation of 0.8. Pixels are
@@ -87,11 +87,16 @@ def _with_a_test(name: str, images: np.ndarray, labels: np.ndarray, variant: str
 
 
 def _fetch(
-    name: str, root: Path, *splits: Callable[[bool], Any], is_checked: bool = True
+    name: str,
+    root: Path,
+    download: bool,
+    *splits: Callable[[bool], Any],
+    is_checked: bool = True,
 ) -> list[Any]:
     """torchvision's data sets, each made by a function of whether it downloads what it lacks.
 
     name: of the data set, for the error where one can't be made.
+    download: whether what is not there, or not whole, is fetched.
     is_checked: whether torchvision tells files that are whole from those that another process is
         writing; then those that are there are read without a lock.
     """
@@ -103,6 +108,8 @@ def _fetch(
         if is_checked:
             with suppress(RuntimeError):  # of torchvision: something is missing
                 return made(download=False)
+        if not download:
+            raise InputError(f"{name} is not in {root}, or not whole")
         root.mkdir(parents=True, exist_ok=True)
         with _alone(name, root):
             with suppress(RuntimeError):  # else another process, which was waited for, made it
@@ -142,7 +149,7 @@ def _within_its_folder() -> Iterator[None]:
         socket.setdefaulttimeout(patience)
 
 
-def _cifar(name: str, root: Path) -> Dataset:
+def _cifar(name: str, root: Path, download: bool) -> Dataset:
     """CIFAR-10 and CIFAR-100, 32x32, from their official pickles."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -150,14 +157,15 @@ def _cifar(name: str, root: Path) -> Dataset:
     train, test = _fetch(
         name,
         root,
-        lambda download: kind(root, train=True, download=download),
-        lambda download: kind(root, train=False, download=download),
+        download,
+        lambda fetch: kind(root, train=True, download=fetch),
+        lambda fetch: kind(root, train=False, download=fetch),
     )
     y_train, y_test = np.array(train.targets), np.array(test.targets)
     return build(name, train.data, y_train, test.data, y_test, train.classes)
 
 
-def _stl10(root: Path) -> Dataset:
+def _stl10(root: Path, download: bool) -> Dataset:
     """5,000 labelled images for training, 8,000 for test, 100,000 unlabeled ones, and ten folds.
 
     They are of 96x96. torchvision downloads and checks; the files, which it would hold in memory
@@ -165,7 +173,9 @@ def _stl10(root: Path) -> Dataset:
     """
     from torchvision.datasets import STL10
 
-    (train,) = _fetch("stl10", root, lambda download: STL10(root, split="train", download=download))
+    (train,) = _fetch(
+        "stl10", root, download, lambda fetch: STL10(root, split="train", download=fetch)
+    )
     folder = root / STL10.base_folder
     x_train = _stl10_images(folder / "train_X.bin")
     return build(
@@ -224,7 +234,7 @@ def _are_places(fold: np.ndarray, images: int) -> bool:
     return len(np.unique(fold)) == len(fold) and fold.min() >= 0 and fold.max() < images
 
 
-def _imagenette96(root: Path) -> Dataset:
+def _imagenette96(root: Path, download: bool) -> Dataset:
     """Imagenette at 96x96: a public data set of STL-10's shape, ten classes, 9,469 + 3,925 images.
 
     Made once from torchvision's Imagenette (320 pixels), the shorter side to 96 by Lanczos, centre
@@ -236,10 +246,12 @@ def _imagenette96(root: Path) -> Dataset:
     folder = root / "imagenette2-320"
 
     def split(name: str) -> Callable[[bool], Imagenette]:
-        return lambda download: Imagenette(root, name, "320px", download=download, loader=shrink)
+        return lambda fetch: Imagenette(root, name, "320px", download=fetch, loader=shrink)
 
     # torchvision takes a folder that is there for whole
-    train, test = _fetch("imagenette96", root, split("train"), split("val"), is_checked=False)
+    train, test = _fetch(
+        "imagenette96", root, download, split("train"), split("val"), is_checked=False
+    )
     x_train, y_train = _read_whole(train, "train", IMAGENETTE[0], folder)
     x_test, y_test = _read_whole(test, "test", IMAGENETTE[1], folder)
 
@@ -292,18 +304,17 @@ def shrink(path: str) -> np.ndarray:
 class Download:
     """A data set that comes by itself."""
 
-    load: Callable[[Path], Dataset]  # by the data root
+    load: Callable[[Path, bool], Dataset]  # by the data root, and whether it is fetched
     side: int  # of its images, in pixels
     labelled: int  # official training images, those held out as val included
-    folder: str | None = None  # below the data root, where torchvision puts it
     unlabeled: int = 0
 
 
 DOWNLOADS = {
     "digits": Download(_digits, 32, 1438),
     "tinted-digits": Download(_tinted_digits, 32, 1438),
-    "cifar10": Download(partial(_cifar, "cifar10"), 32, 50_000, "cifar-10-batches-py"),
-    "cifar100": Download(partial(_cifar, "cifar100"), 32, 50_000, "cifar-100-python"),
-    "stl10": Download(_stl10, 96, 5_000, "stl10_binary", unlabeled=100_000),
-    "imagenette96": Download(_imagenette96, 96, IMAGENETTE[0], "imagenette2-320"),
+    "cifar10": Download(partial(_cifar, "cifar10"), 32, 50_000),
+    "cifar100": Download(partial(_cifar, "cifar100"), 32, 50_000),
+    "stl10": Download(_stl10, 96, 5_000, unlabeled=100_000),
+    "imagenette96": Download(_imagenette96, 96, IMAGENETTE[0]),
 }

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lib import InputError, in_a_line, name_of, needed, unknown
+from lib.data.archives import from_npz
 from lib.data.dataset import Dataset
 from lib.data.decoding import Item
-from lib.data.loading import load
 
 SUFFIXES = {
     ".jpg",
@@ -61,8 +61,8 @@ def find(source: Path) -> Listing:
     if source.is_file() and source.suffix.lower() in SUFFIXES:
         return Listing([Item(source.name, "unlabeled", -1, source)], [], [])
 
-    if source.suffix == ".npz" and not source.is_dir():
-        listing = _from_dataset(load(source.stem, source.parent))
+    if source.suffix == ".npz" and source.is_file():
+        listing = _from_dataset(from_npz(source.stem, source))
     elif not source.is_dir():
         raise InputError(f"{source} is neither a folder, nor a picture, nor an .npz file")
     elif (source / "dataset_dict.json").is_file() or (source / "state.json").is_file():

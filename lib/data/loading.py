@@ -15,20 +15,22 @@ def data_root(root: str | Path | None = None) -> Path:
     return as_path(root or os.environ.get("DATA_ROOT") or HOME / "data")
 
 
-def load(name: str, root: str | Path | None = None) -> Dataset:
+def load(name: str, root: str | Path | None = None, download: bool = True) -> Dataset:
     """Load a data set by name.
 
     root: the folder of downloads and NAME.npz files, see ``data_root``.
+    download: whether what is not there is fetched.
 
-    Raises InputError for an unknown name, a damaged file, arrays of the wrong shape or type, labels
-    out of range, a download that fails, or a root that can't be written.
+    Raises InputError for an unknown name, what is not there and not to be fetched, a damaged file,
+    arrays of the wrong shape or type, labels out of range, a download that fails, or a root that
+    can't be written.
     """
     folder = data_root(root)
     path = folder / f"{name}.npz"
     if path.is_file():
         return from_npz(name, path)
     if name in DOWNLOADS:
-        return DOWNLOADS[name].load(folder)
+        return DOWNLOADS[name].load(folder, download)
 
     if name.endswith(".npz"):
         raise InputError(

@@ -4,7 +4,6 @@ Where there is no test folder, a fifth is held out, stratified, always the same.
 """
 
 import hashlib
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from lib.data.dataset import stratified
 from lib.data.decoding import Item, decoded
 from lib.data.downloads import DOWNLOADS
 from lib.data.folders import NAMES_OF_SPLITS, find
-from lib.files import only_writer
+from lib.files import moved, only_writer
 
 TEST_SHARE = 0.2
 LISTED = 20  # classes, and broken images, that a report names
@@ -205,7 +204,7 @@ def _write(
                 shape = (len(labels[split]), size, size, 3)
                 if labels[split]:
                     _append(archive, f"x_{split}.npy", work / split, shape)
-        os.replace(work / "whole.npz", out)
+        moved(work / "whole.npz", out)
     return labels, digests
 
 

@@ -22,9 +22,10 @@ class SharedViews(NamedTuple):
     share: Share  # which places of the batch they are of
 
 
-def home_of(images: Tensor, device: torch.device, room: int) -> tuple[str, str]:
-    """Where the images (P, 3, H, W) to train on lie, in a word and in a sentence.
+def home_of(size: int, device: torch.device, room: int) -> tuple[str, str]:
+    """Where the images to train on lie, in a word and in a sentence.
 
+    size: their bytes.
     device: the one that this rank computes on.
     room: bytes that images may take there (``hardware.room_for``); the least of a rank decides.
 
@@ -33,12 +34,12 @@ def home_of(images: Tensor, device: torch.device, room: int) -> tuple[str, str]:
     """
     (minus_least,) = agree(-room)
     least = -minus_least
-    size = f"{images.nbytes / 1e6:,.0f} MB of images"
-    if images.nbytes <= least:
-        return "device", f"{size}: whole on {device}"
-    if images.nbytes <= least * world():
-        return "ranks", f"{size}: too large for {device}, shared out over {world()} ranks"
-    return "host", f"{size}: too large for {device}, read from the host's memory one step ahead"
+    what = f"{size / 1e6:,.0f} MB of images"
+    if size <= least:
+        return "device", f"{what}: whole on {device}"
+    if size <= least * world():
+        return "ranks", f"{what}: too large for {device}, shared out over {world()} ranks"
+    return "host", f"{what}: too large for {device}, read from the host's memory one step ahead"
 
 
 class SharedBatches(Batches):

@@ -90,7 +90,9 @@ def summary(record: dict) -> str:
     if config.epochs:
         words += f", {counted(config.epochs, 'epoch')},"
     words += f" on {config.data}"
-    changes = [f"{key}={value}" for key, value in record["delta"].items() if key not in UNLISTED]
+    changes = [
+        f"{key}={value}" for key, value in record.get("delta", {}).items() if key not in UNLISTED
+    ]
     if changes:
         words += f" ({', '.join(changes)})"
     return words

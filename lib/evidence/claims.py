@@ -243,7 +243,7 @@ def at_our_size(claim: OurSize, table: pd.DataFrame) -> Ours:
 
     table: ``tables.measures``.
     """
-    conditions = {"entry": claim["entry"]} | _conditions(claim)
+    conditions, *_ = groups(claim)
     planned = set(range(claim["seeds"]))
     table = table[table["seed"].isin(planned)]  # seeds are not added afterwards
     first = matching(table, conditions)
@@ -267,6 +267,15 @@ def at_our_size(claim: OurSize, table: pd.DataFrame) -> Ours:
     return Ours(
         comparison, verdict, claim["seeds"], len(failed), is_complete, precisions, differences
     )
+
+
+def groups(claim: OurSize) -> list[dict]:
+    """The columns of the runs that are compared: of the first group, then of each subtracted one.
+
+    A group belongs to the claim's entry of the plan where it does not name another.
+    """
+    first = {"entry": claim["entry"]} | _conditions(claim)
+    return [first | minus for minus in ({}, *claim["minus"])]
 
 
 def sizes(claim: OurSize) -> list[OurSize]:

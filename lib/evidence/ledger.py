@@ -12,7 +12,6 @@ import pandas as pd
 from lib import Diverged, InputError, probes
 from lib.config import Config
 from lib.data import Dataset, data_root, load
-from lib.data.downloads import DOWNLOADS
 from lib.evidence import estimates
 from lib.evidence.timing import epoch_minutes
 from lib.hardware import choose_device
@@ -100,21 +99,10 @@ class Ledger:
 
         self._data[name] = None
         try:
-            if not self.download and not self._is_there(name):
-                raise InputError(f"{name} is not in {self.root}")
-            self._data[name] = load(name, self.root)
+            self._data[name] = load(name, self.root, self.download)
         except InputError as error:
             self.missing[name] = str(error)
         return self._data[name]
-
-    def _is_there(self, name: str) -> bool:
-        if (self.root / f"{name}.npz").exists():
-            return True
-        if name not in DOWNLOADS:
-            return False
-
-        folder = DOWNLOADS[name].folder  # None: nothing to download
-        return folder is None or (self.root / folder).exists()
 
     def record(self, config: Config) -> dict | None:
         """The published record of the same run.
@@ -184,17 +172,22 @@ class Ledger:
             early = [epoch for epoch in keep if epoch < config.epochs]
             run = pretrain(config, dataset, self.runs, device, plan=plan, keep=early)
         except Diverged:
-            name = identity(config, dataset)
-            records.publish(self.runs / name / "failed.json", self.results)
-            self.refresh()
+            self._publish(self.runs / identity(config, dataset) / "failed.json")
             raise
         run.evaluate(dataset, device, dict.fromkeys((*wanted, *self.asked(config))))
-        records.publish(run.folder, self.results)
-        self.refresh()
-        for epoch in keep:
-            assert kept is not None
-            packing.keep(run, kept, dataset, epoch)
+        try:
+            for epoch in keep:  # before the record, which says that all is done
+                assert kept is not None
+                packing.keep(run, kept, dataset, epoch)
+        except InputError:
+            self._publish(run.folder)
+            raise
+        self._publish(run.folder)
         return run
+
+    def _publish(self, path: Path) -> None:
+        records.publish(path, self.results)
+        self.refresh()
 
     def todo(self, config: Config, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """The probes that are wanted of a run and have no published result.
@@ -293,7 +286,7 @@ class Ledger:
             return dataset.take(config.images).pool_size(config.pool)
         for record in reversed(self.everything()):
             if _same(record, config, "data", "images", "pool"):
-                return record["data"]["pool"]
+                return record["data"].get("pool")
         return None
 
     def _measured(self, config: Config) -> list[dict]:
@@ -301,7 +294,7 @@ class Ledger:
 
         def nearness(record: dict) -> tuple:
             device = record["device"]
-            alike = [device[key] == self.device[key] for key in ("name", "threads")]
+            alike = [device.get(key) == self.device[key] for key in ("name", "threads")]
             return alike, record["finished"]
 
         measured = []
@@ -328,4 +321,5 @@ def in_total(amounts: pd.Series, unit: str, digits: int = 0) -> str:
 
 
 def _same(record: dict, config: Config, *names: str) -> bool:
-    return all(record["config"][name] == getattr(config, name) for name in names)
+    theirs = Config(**record["config"])
+    return all(getattr(theirs, name) == getattr(config, name) for name in names)

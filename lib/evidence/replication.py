@@ -27,11 +27,12 @@ from lib.evidence.claims import (
     OurSize,
     against_margin,
     at_our_size,
+    groups,
     in_words,
     sizes,
 )
 from lib.evidence.comparisons import Comparison
-from lib.evidence.plan import Entry, Planned
+from lib.evidence.plan import Entry
 from lib.evidence.statistics import Interval, one_more
 from lib.evidence.tables import config_columns
 from lib.evidence.timing import epoch_minutes
@@ -133,12 +134,11 @@ def prepare(
     Raises InputError where no size has two recorded pairs, or where the smallest such takes longer.
     """
     sized = recorded_sizes(claim, table)
-    planned = _planned(claim["ours"], entries)
     seed = _unused_seed(entries, table)
     speeds: dict[Config, float] = {}
     possible = []
     for size, recorded in sized:
-        first, *seconds = _configs(size, planned, seed, device)
+        first, *seconds = _configs(size, entries, seed, device)
         needed = 0.0
         for config in dict.fromkeys((first, *seconds)):
             if not config.epochs:
@@ -286,13 +286,13 @@ def load_all(results: Path = REPLICATIONS) -> list[dict]:
     return [read(path) for path in sorted(Path(results).glob("*.json"))]
 
 
-def _planned(size: OurSize, entries: list[Entry]) -> list[Planned]:
-    """The runs of the claim's entry whose settings are known."""
+def _planned(name: str, entries: list[Entry]) -> list[Config]:
+    """The runs of an entry whose settings are known."""
     named = {entry.name: entry for entry in entries}
-    if size["entry"] not in named:
-        raise InputError(unknown("entry of the plan", size["entry"], named))
-    runs = plan.runs(named[size["entry"]], score=lambda config: None)
-    return [run for run in runs if run.config is not None]
+    if name not in named:
+        raise InputError(unknown("entry of the plan", name, named))
+    runs = plan.runs(named[name], score=lambda config: None)
+    return [run.config for run in runs if run.config is not None]
 
 
 def _unused_seed(entries: list[Entry], table: pd.DataFrame) -> int:
@@ -305,16 +305,14 @@ def _unused_seed(entries: list[Entry], table: pd.DataFrame) -> int:
     return max(seeds) + 1
 
 
-def _configs(
-    size: OurSize, planned: list[Planned], seed: int, device: torch.device
-) -> list[Config]:
+def _configs(size: OurSize, entries: list[Entry], seed: int, device: torch.device) -> list[Config]:
     """A run of each group, of a new seed: the first, and those that are subtracted."""
     configs = []
-    for minus in ({}, *size["minus"]):
-        wanted = size["like_for_like"] | minus
-        alike = [run.config for run in planned if run.config and _has(run.config, wanted)]
+    for wanted in groups(size):
+        name = size["entry"] if wanted["entry"] == "any" else wanted["entry"]
+        alike = [config for config in _planned(name, entries) if _has(config, wanted)]
         if not alike:
-            raise InputError(f"the entry {size['entry']} of the plan has no run with {wanted}")
+            raise InputError(f"the entry {name} of the plan has no run with {wanted}")
         configs.append(computed_on(replace(alike[0], seed=seed), device))
     return configs
 

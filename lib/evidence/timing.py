@@ -9,9 +9,9 @@ from lib import InputError
 from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.hardware import memory_format
-from lib.runs.pretraining import refuse_unfit
+from lib.runs.pretraining import batches_and_step, refuse_unfit
 from lib.runs.trouble import out_of_memory, which_batch_would_fit
-from lib.training import Batches, Progress, Step, build_model, build_optimiser, build_scaler, train
+from lib.training import Progress, build_model, build_optimiser, build_scaler, train
 
 WARM_UP, TIMED = 3, 8  # steps
 
@@ -35,10 +35,10 @@ def epoch_minutes(
     refuse_unfit(config, sliced)
     model = build_model(config, sliced).to(memory_format=memory_format(device)).to(device)
     try:
-        batches = Batches(config, sliced, device)
         optimiser = build_optimiser(config, model)
         assert optimiser is not None  # a configuration that trains has parameters
-        take_step = Step(config, model, optimiser, build_scaler(config, device))
+        scaler = build_scaler(config, device)
+        batches, take_step = batches_and_step(config, model, optimiser, scaler, sliced, device)
         progress = Progress()
         training = train(config, batches, take_step, progress)
 

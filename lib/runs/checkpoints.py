@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -31,7 +30,7 @@ from typing_extensions import TypedDict
 
 from lib import Diverged, InputError
 from lib.config import Config, difference
-from lib.files import parse_json, validated, write_atomically
+from lib.files import moved, parse_json, validated, write_atomically
 from lib.hardware import copied_to_cpu
 from lib.training import Progress
 
@@ -173,8 +172,8 @@ def rotate(folder: Path, content: Content) -> None:
     newest = folder / f"{NEWEST}.coming"
     write(newest, content)
     if (folder / NEWEST).is_file():
-        os.replace(folder / NEWEST, folder / BEFORE)
-    os.replace(newest, folder / NEWEST)
+        moved(folder / NEWEST, folder / BEFORE)
+    moved(newest, folder / NEWEST)
 
 
 def resume(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from lib import Diverged, InputError, as_command, counted, in_a_line
@@ -190,20 +191,21 @@ def refuse_unfit(config: Config, sliced: Dataset) -> None:
             f"squares: {squares} cuts the centre out of each"
         )
     _refuse_unseen(config, height, len(sliced.classes))
-    pool = sliced.pool(config.pool)
-    if METHODS[config.method].needs_labels and pool.labels is None:
+    count = sliced.pool_size(config.pool)
+    without_labels = config.pool == "unlabeled" and sliced.unlabeled is not None
+    if METHODS[config.method].needs_labels and without_labels:
         raise InputError(
             f"{config.method} needs labels, the pool '{config.pool}' of {sliced.name} has none"
         )
     least = config.batch_size if config.drop_last else 2
-    if not config.epochs or len(pool) >= least:
+    if not config.epochs or count >= least:
         return
     ways = []
-    if len(pool) > 3:
-        ways.append(f"batch_size={fitting_batch(len(pool))} for example")
+    if count > 3:
+        ways.append(f"batch_size={fitting_batch(count)} for example")
     if config.pool == "unlabeled":
         ways.append("pool=train+val")
-    what = f"the pool '{config.pool}' of {sliced.name} has {counted(len(pool), 'image')}"
+    what = f"the pool '{config.pool}' of {sliced.name} has {counted(count, 'image')}"
     to_do = "more are needed"
     if ways:
         to_do = f"set {', or '.join(ways)}"
@@ -255,7 +257,12 @@ def _train(
     config, progress = session.config, session.progress
     if not config.epochs:
         return
-    batches, take_step = _batches_and_step(session, sliced, device)
+    assert session.optimiser is not None  # a configuration that trains has parameters
+    batches, take_step = batches_and_step(
+        config, session.model, session.optimiser, session.scaler, sliced, device
+    )
+    if not isinstance(take_step, SharedStep):
+        take_step.model = _compiled_where_it_pays(session, batches)
     with tqdm(
         total=config.epochs * len(batches),
         initial=progress.step,
@@ -280,23 +287,26 @@ def _train(
             session.after_step()
 
 
-def _batches_and_step(
-    session: Session, sliced: Dataset, device: torch.device
+def batches_and_step(
+    config: Config,
+    model: nn.Module,
+    optimiser: Optimizer,
+    scaler: torch.amp.GradScaler,
+    sliced: Dataset,
+    device: torch.device,
 ) -> tuple[Batches, Step]:
     """The plain ones, or those that ranks or chunks share."""
-    config, optimiser = session.config, session.optimiser
-    assert optimiser is not None  # a configuration that trains has parameters
-    images = sliced.pool(config.pool).images
-    computing = device_of(session.model, images)
-    home, where = home_of(images, computing, room_for(images, computing))
+    images = sliced.train.images
+    computing = device_of(model, images)
+    size = sliced.pool_size(config.pool) * images[0].nbytes
+    home, where = home_of(size, computing, room_for(images, computing))
     if active() or home != "device":
         tell(where)
     if active() or config.accumulate > 1:
         shared = SharedBatches(config, sliced, device, home)
-        return shared, SharedStep(config, session.model, optimiser, session.scaler)
+        return shared, SharedStep(config, model, optimiser, scaler)
     batches = Batches(config, sliced, device, fits=home == "device")
-    model = _compiled_where_it_pays(session, batches)
-    return batches, Step(config, model, optimiser, session.scaler)
+    return batches, Step(config, model, optimiser, scaler)
 
 
 def _compiled_where_it_pays(session: Session, batches: Batches) -> nn.Module:

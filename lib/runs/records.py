@@ -77,6 +77,7 @@ class _Data(TypedDict):
     name: str
     variant: str
     fingerprint: str
+    pool: NotRequired[AtLeast0]
     classes: Annotated[list[str], Field(min_length=1)]
     counts: _Counts
 
@@ -126,6 +127,13 @@ class _Corruption(TypedDict):
     correct: list[int]
 
 
+@whole
+class _Device(TypedDict):
+    type: str
+    name: NotRequired[str]
+    threads: NotRequired[AtLeast1]
+
+
 class _Plan(TypedDict):
     entry: str
     version: str
@@ -140,7 +148,7 @@ class _Record(TypedDict):
     numerics: int
     code: dict
     versions: dict
-    device: dict
+    device: _Device
     seconds: float
     views_per_second: float | None
     curves: list[_Epoch]

@@ -41,7 +41,9 @@ class Run:
     def cost(self) -> str:
         """How fast it went, how near the device's limit, with how much memory, as far as known."""
         cost = self.record.get("cost", {})
-        parts = [f"{self.record['views_per_second']:,.0f} views/s"]
+        parts = []
+        if self.record["views_per_second"] is not None:
+            parts.append(f"{self.record['views_per_second']:,.0f} views/s")
         if cost:
             parts.append(f"{100 * cost['share_of_matrix_rate']:.0f} % of the device's matrix rate")
         if cost.get("peak_bytes"):

@@ -147,6 +147,7 @@ def begin(
 
     with rank_0_first():  # who deletes what is damaged
         progress = checkpoints.resume(folder, config, model, optimiser, scaler)
+    barrier()  # patient: a large checkpoint takes some longer to read
     if not same_everywhere(-1 if progress is None else progress.step):
         raise InputError(
             f"ranks found different checkpoints in {folder}: it must be a folder that all of them "

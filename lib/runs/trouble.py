@@ -13,6 +13,8 @@ from lib.hardware import free_memory
 
 # mean cosine of different images, after two epochs in a row: no run of ours came near it
 COLLAPSED = 0.999
+# what PyTorch's other allocators say: of Linux and macOS, of Windows, of Apple's GPUs
+NO_MEMORY = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
 
 
 def refuse_collapse(config: Config, curves: list[dict]) -> None:
@@ -29,10 +31,10 @@ def refuse_collapse(config: Config, curves: list[dict]) -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether it is an allocator's, on a GPU or in the machine's own memory."""
+    """Whether it is an allocator's, on a GPU, a Mac or in the machine's own memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
 
 
 def which_batch_would_fit(error: BaseException, config: Config, model: Model, size: int) -> str:
