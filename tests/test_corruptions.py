@@ -141,6 +141,7 @@ def test_the_same_seed_and_severity_give_the_same_images_and_no_others(name):
     assert first.shape == IMAGES.shape
     assert first.dtype == torch.uint8
     assert torch.equal(first, corrupt(IMAGES, name, 3))
+    assert torch.equal(first, corrupt(IMAGES, name, 3, piece=3))  # however many at once
     assert not torch.equal(first, corrupt(IMAGES, name, 4))
     assert not torch.equal(first, IMAGES)
     is_drawn = "noise" in name

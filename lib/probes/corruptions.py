@@ -23,6 +23,7 @@ from lib.evaluation import features
 from lib.probes.seen import Seen
 
 IMAGES = 2_000  # of test, at most: a stratified part
+PIECE = 256  # images that are changed at once, in float64
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
@@ -36,10 +37,15 @@ def shot_noise(x: np.ndarray, photons: float, random: np.random.Generator) -> np
     return random.poisson(x * photons) / photons
 
 
-def impulse_noise(x: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
-    """Salt and pepper: that share of the values becomes 1 or 0, half of them each."""
+def impulse_noise(
+    x: np.ndarray, share: float, random: np.random.Generator, later: np.random.Generator
+) -> np.ndarray:
+    """Salt and pepper: that share of the values becomes 1 or 0, half of them each.
+
+    later: draws which of the two.
+    """
     struck = random.random(x.shape) < share
-    salt = random.random(x.shape) < 0.5
+    salt = later.random(x.shape) < 0.5
     return np.where(struck, salt, x)
 
 
@@ -102,13 +108,14 @@ class Corruption:
 
     change: Callable[..., Any]
     parameters: tuple  # at each severity
-    one_by_one: bool = False  # done to images by Pillow, one after the other; else to all at once
+    one_by_one: bool = False  # done to images by Pillow, one after the other; else to many at once
+    draws: int = 1  # values for all images, one array after the other
 
 
 CORRUPTIONS = {
     "gaussian_noise": Corruption(gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
     "shot_noise": Corruption(shot_noise, (500, 250, 100, 75, 50)),
-    "impulse_noise": Corruption(impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
+    "impulse_noise": Corruption(impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07), draws=2),
     "defocus_blur": Corruption(
         defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))
     ),
@@ -119,8 +126,11 @@ CORRUPTIONS = {
 }
 
 
-def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
+def corrupt(images: Tensor, name: str, severity: int, seed: int = 0, piece: int = PIECE) -> Tensor:
     """Images (N, 3, H, W) uint8 under a corruption, the same shape and type.
+
+    piece: how many are changed at once, which takes some thirty times their bytes; the result is
+        the same.
 
     Values are cut off, as the authors do. Raises InputError for an unknown corruption or severity.
     """
@@ -138,9 +148,18 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
             pictures.append(np.asarray(picture))
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
-    random = np.random.Generator(np.random.Philox(key=[seed, severity]))
-    values = corruption.change(images.numpy() / 255, parameter, random)
-    return torch.from_numpy((values.clip(0, 1) * 255).astype(np.uint8))
+    pieces = images.split(piece)
+    randoms = []
+    for number in range(corruption.draws):
+        random = np.random.Generator(np.random.Philox(key=[seed, severity]))
+        for some in number * pieces:  # what the arrays before take of it
+            random.random(some.shape)
+        randoms.append(random)
+    changed = []
+    for some in pieces:
+        values = corruption.change(some.numpy() / 255, parameter, *randoms)
+        changed.append(torch.from_numpy((values.clip(0, 1) * 255).astype(np.uint8)))
+    return torch.cat(changed)
 
 
 def ask(seen: Seen) -> list[dict]:
