@@ -321,5 +321,7 @@ def in_total(amounts: pd.Series, unit: str, digits: int = 0) -> str:
 
 
 def _same(record: dict, config: Config, *names: str) -> bool:
-    theirs = Config(**record["config"])
-    return all(getattr(theirs, name) == getattr(config, name) for name in names)
+    theirs = record["config"]  # what it does not tell has its default
+    return all(
+        theirs.get(name, getattr(Config, name, None)) == getattr(config, name) for name in names
+    )
