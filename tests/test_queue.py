@@ -362,7 +362,7 @@ def test_a_run_that_nothing_tells_the_cost_of_is_timed_before_it_is_begun(place)
 def test_data_that_are_not_there_are_told(place):
     simclr = {"preset": "simclr-cifar10-slim", "seeds": {1: 1}}
     made = queue(place, main_with(MAIN["arms"] | {"a": simclr}))
-    with pytest.raises(InputError, match="^cifar10 is not in .*data$"):
+    with pytest.raises(InputError, match="^cifar10 is not in .*data, or not whole$"):
         made.work(package=COMMITTED)
     assert counts(made) == {"runs": 5, "done": 4, "missing": 1}  # what could be done was
     assert made.in_words()[-1].startswith("note: cifar10 is not in")

@@ -32,6 +32,8 @@ def load(name: str, root: str | Path | None = None, download: bool = True) -> Da
     if name in DOWNLOADS:
         return DOWNLOADS[name].load(folder, download)
 
+    if not download:
+        raise InputError(f"{name} is not in {folder}")
     if name.endswith(".npz"):
         raise InputError(
             f"unknown data set '{name}': a data set's name is its file's without .npz, "
