@@ -182,7 +182,8 @@ def test_the_first_pages_two_sentences_are_still_so():
     assert comparisons.paired(simclr, whole[whole.method == "ce"]).high < -0.05
     baselines = photographs[photographs.entry == "kmeans-imagenette"].groupby("encoder")
     beside = {name: comparisons.paired(simclr, of) for name, of in baselines}
-    assert beside["kmeans32"].low > 0 and beside["kmeans400"].high < 0.01  # the margin
+    assert beside["kmeans32"].low > 0 and not beside["kmeans400"].is_clear
+    assert beside["kmeans400"].high < 0.01  # the margin
     tuned = on_h[(on_h.entry == "supcon-against-ce") & (on_h.recipe == "supcontrast")]
     lags = []
     for epochs in (10, 30, 60):
@@ -190,7 +191,7 @@ def test_the_first_pages_two_sentences_are_still_so():
         runs = [tuned[(tuned.method == name) & (tuned.epochs == n)] for name, n in pairs]
         lags.append(comparisons.paired(*runs))
     values = [lag.value for lag in lags]
-    assert values == sorted(values)
+    assert values == sorted(values) and values[-1] < 0
     assert [lag.high < 0 for lag in lags] == [True, True, False]  # the longest is not shown
     assert kmeans.mark == supcon.mark == claims.OPEN
 
@@ -201,11 +202,10 @@ def test_the_first_pages_two_sentences_are_still_so():
         "with as many features. By a linear probe it is not better than k-means with 1,600 "
         "features, and the same network trained with labels is far ahead. Longer training helps: "
         "500 epochs are five points better than 100, as the report found. Whether the head is "
-        "better thrown away stays open after all planned runs, and the temperature moves it. "
-        "Cross-entropy is ahead of SupCon "
-        "at equal views in short trainings, by less the longer they are. Not decided yet: does "
-        "SimCLR on CIFAR-10 pass the larger k-means, does SupCon overtake? Those runs are being "
-        "computed.**"
+        "better thrown away stays open after all planned runs; a higher temperature speaks for it. "
+        "Cross-entropy is ahead of SupCon at equal views in short trainings, by less the longer "
+        "they are. Not decided yet: does SimCLR on CIFAR-10 pass the larger k-means, does SupCon "
+        "overtake? Those runs are being computed.**"
     ) in intro
 
     by_uva = tables.table(records.load_all()).query("probe == 'uva' and epochs == 500")

@@ -109,7 +109,7 @@ class Corruption:
     change: Callable[..., Any]
     parameters: tuple  # at each severity
     one_by_one: bool = False  # done to images by Pillow, one after the other; else to many at once
-    draws: int = 1  # values for all images, one array after the other
+    draws: int = 1  # arrays of random values for all images, one after the other
 
 
 CORRUPTIONS = {
@@ -152,8 +152,9 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0, piece: int 
     randoms = []
     for number in range(corruption.draws):
         random = np.random.Generator(np.random.Philox(key=[seed, severity]))
-        for some in number * pieces:  # what the arrays before take of it
-            random.random(some.shape)
+        for _ in range(number):  # what the arrays before this one take of it
+            for some in pieces:
+                random.random(some.shape)
         randoms.append(random)
     changed = []
     for some in pieces:
