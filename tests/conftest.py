@@ -1,6 +1,7 @@
 """What several tests share: a toy data set, its runs, and runs that are stopped on the way."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -150,7 +151,9 @@ def same(one: Run, other: Run) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Processes that share the tests share the cores."""
+    """Processes that share the tests share the cores; all of them hear SIGINT."""
+    # a shell's background jobs ignore it, and so would what the tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", None)
     if worker is not None:
         threads = max(1, (os.cpu_count() or 1) // worker["workercount"])

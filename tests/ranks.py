@@ -7,7 +7,6 @@ be held equal to 1e-10.
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -265,7 +264,6 @@ def main(task: str, folder: Path, *words: str) -> None:
     """
     torch.set_num_threads(1)
     hardware.SIDE_ELSEWHERE = 64
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with contextlib.suppress(KeyboardInterrupt):
         try:
             with joined("cpu"):

@@ -359,13 +359,7 @@ def test_parameters_of_a_chapter_that_are_right_are_kept_as_they_are(tmp_path):
     assert vars(settings("03_simclr", "cpu", **given)) == given | {"profile": "cpu"}
 
 
-# A shell's background jobs ignore SIGINT
-COMMAND = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from lib.__main__ import main
-sys.exit(main(["book", *sys.argv[1:]]))
-"""
+BATCH = ("-m", "lib", "book")
 CHAPTERS = "from tools import book; book.run()"
 SLEEPS = "import os, time; open('{}', 'w').write(str(os.getpid())); time.sleep(60)"
 STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -381,12 +375,12 @@ def checkout(small):
 
 @pytest.fixture
 def start(checkout):
-    """A function that starts a process of its own in the checkout; none outlives the test."""
+    """A function that starts a Python of its own in the checkout; none outlives the test."""
     processes = []
 
-    def begin(code, *arguments):
+    def begin(*arguments):
         process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
+            [sys.executable, *arguments],
             cwd=checkout.root,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -422,7 +416,7 @@ def test_a_kernel_does_not_outlive_its_batch_and_the_next_batch_goes_on(
     write_chapter(checkout, "02_fails", [SLEEPS.format(kernel_file)])
     write_contents(checkout, ["01_good", "02_fails"])
 
-    process = start(COMMAND)
+    process = start(*BATCH)
     wait_for(lambda: has_written(kernel_file))
     kernel = int(kernel_file.read_text(encoding="utf-8"))
     assert is_alive(kernel)
@@ -435,13 +429,13 @@ def test_a_kernel_does_not_outlive_its_batch_and_the_next_batch_goes_on(
     assert not executed(checkout, "02_fails.stamp").exists()
 
     write_chapter(checkout, "02_fails", ["print('mended')"])
-    said, _ = start(CHAPTERS).communicate(timeout=300)
+    said, _ = start("-c", CHAPTERS).communicate(timeout=300)
     assert "01_good: unchanged" in said and "02_fails: done" in said
 
 
 def test_a_second_batch_can_leave_instead_of_waiting(checkout, start):
     with files.only_writer(executed(checkout, ".lock"), "test"):
-        second = start(COMMAND, "--no-wait")
+        second = start(*BATCH, "--no-wait")
         _, said = second.communicate(timeout=60)
     assert "another process is writing the chapters of profile quick; try again" in said
     assert second.returncode == 2

@@ -357,14 +357,8 @@ def test_an_import_that_is_stopped_leaves_nothing_behind(number, words, tmp_path
                 ROOT / "book" / "_static" / "overview.png"
             )
     out = tmp_path / "out" / "mine.npz"
-    code = (
-        "import signal, sys; from lib.__main__ import main; "
-        # a shell's background jobs ignore it
-        "signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "sys.exit(main(sys.argv[1:]))"
-    )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "import", tmp_path / "photos", "--out", out],
+        [sys.executable, "-m", "lib", "import", tmp_path / "photos", "--out", out],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,

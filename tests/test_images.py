@@ -520,7 +520,7 @@ def test_a_stop_reads_no_further_pictures():
         time.sleep(0.02)
         return b"no picture"
 
-    items = [decoding.Item(str(number), "train", 0, source) for number in range(decoding.CHUNK)]
+    items = [decoding.Item(str(number), "train", 0, source) for number in range(3 * decoding.CHUNK)]
     with pytest.raises(KeyboardInterrupt):
         list(decoding.decoded(items, 8, [], "train"))
     assert len(read) < decoding.CHUNK / 2

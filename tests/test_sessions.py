@@ -233,8 +233,7 @@ def test_a_checkpoint_says_when_the_next_is_due(toy, tmp_path, monkeypatch):
 
 
 RUN = """
-import signal, sys, torch
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+import sys, torch
 from pathlib import Path
 from lib import data
 from lib.runs import session

@@ -63,8 +63,8 @@ def decoded(
 
         # the next chunk is read while the caller is busy
         for chunk, outcomes in zip(chunks, read_ahead(outcomes_of, chunks)):
-            if stop.caught:  # here: raised amid the pool's locks it could hang the process
-                stop.deliver(stop.caught)
+            if stop.caught:  # its own end comes last: amid the pool's locks it could hang
+                raise KeyboardInterrupt
             pixels, whole = [], []
             for item, outcome in zip(chunk, outcomes):
                 if isinstance(outcome, str):
