@@ -12,7 +12,7 @@ from lib import unknown
 from lib.augmentations import RECIPES
 from lib.encoders import BASELINES, ENCODERS, HEADS, STEMS
 from lib.files import checked
-from lib.losses import POSITIVES, scale
+from lib.losses import LEAST_TEMPERATURE, POSITIVES, scale
 from lib.methods import METHODS
 
 OPTIMISERS = ("sgd", "adamw")
@@ -56,6 +56,7 @@ def _rising(shares: tuple[float, ...]) -> tuple[float, ...]:
 AtLeast0 = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Temperature = Annotated[float, Field(ge=LEAST_TEMPERATURE)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
@@ -82,9 +83,9 @@ class Config:
     batch_size: Annotated[int, Field(ge=2)]  # images; a contrastive step sees two views of each
     learning_rate: Positive
     weight_decay: NotNegative  # on all parameters
-    temperature: Positive = 0.5  # of the contrastive losses; unused by ce
+    temperature: Temperature = 0.5  # of the contrastive losses; unused by ce
     # contrastive: SupContrast multiplies its loss by temperature / base_temperature
-    base_temperature: Positive | None = None
+    base_temperature: Temperature | None = None
     # supcon: their mean outside the logarithm, or "in" it (lib.losses.sup_con)
     positives: Annotated[str, one_of("positives", POSITIVES)] = "out"
     label_smoothing: BelowOne = 0.0  # ce: the share of a target that goes to all classes alike

@@ -253,8 +253,7 @@ def _check(z: Tensor, **temperatures: float | None) -> None:
             raise InputError(f"{name} must be a number, got {value!r}")
         if not LEAST_TEMPERATURE <= value < math.inf:
             raise InputError(
-                f"{name} must be greater than 0, not below {LEAST_TEMPERATURE:g}, and finite, "
-                f"got {value}"
+                f"{name} must be at least {LEAST_TEMPERATURE:g} and finite, got {value}"
             )
     shape = tuple(z.shape)
     if z.ndim != 3:

@@ -337,7 +337,7 @@ def test_a_parameter_given_wins_over_the_chapters_over_the_common():
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"ce_epochs": 0}, "ce_epochs must be at least 1, got 0"),
         ({"temperature": "abc"}, "temperature must be a number, got 'abc'"),
-        ({"temperature": 0}, "temperature must be greater than 0, got 0"),
+        ({"temperature": 0}, "temperature must be at least 1e-30, got 0"),
         ({"temperature": float("nan")}, "temperature must be finite"),
         ({"ratio": 1}, "ratio must be at least 2, got 1"),
         ({"per_gpu": 0}, "per_gpu must be at least 1, got 0"),
