@@ -58,7 +58,7 @@ class Queue:
         """What is to be worked on, and by what.
 
         entries: all of the plan.
-        kept: the folder of encoders that later experiments use.
+        kept: the folder of the encoders that the plan keeps.
         only: names of the entries to work on, where not all.
         """
         self.entries = [entry for entry in entries if not only or entry.name in only]
