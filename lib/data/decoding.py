@@ -63,7 +63,8 @@ def decoded(
 
         # the next chunk is read while the caller is busy
         for chunk, outcomes in zip(chunks, read_ahead(outcomes_of, chunks)):
-            if stop.caught:  # its own end comes last: amid the pool's locks it could hang
+            if stop.caught:
+                # leave the pool first: what the signal raises could hang amid the pool's locks
                 raise KeyboardInterrupt
             pixels, whole = [], []
             for item, outcome in zip(chunk, outcomes):

@@ -62,9 +62,9 @@ def seen_as(config: Config, sliced: Dataset) -> dict:
 def keep(run: Run, folder: Path, dataset: Dataset, epoch: int) -> Path:
     """Write a run's model as it was after an epoch, in half precision, and return its path.
 
-    One file, which ``weights.run`` reads. Of the record inside, curves and
-    results are left out; they stand in the run's own. Before the last epoch the model is the one
-    that ``pretrain(..., keep=...)`` left in the run's folder.
+    One file, which ``weights.run`` reads. Of the record inside, curves and results are left out;
+    they stand in the run's own. Before the last epoch the model is the one that
+    ``pretrain(..., keep=...)`` left in the run's folder.
     Raises InputError where dataset is another one, that model was not left, or the file can't be
     written.
     """
