@@ -11,6 +11,7 @@ import unicodedata
 import warnings
 import zlib
 from collections import Counter
+from itertools import count
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -511,13 +512,15 @@ def test_what_a_killed_import_left_is_removed_by_the_next_one(folder, tmp_path):
 
 
 def test_a_stop_reads_no_further_pictures():
-    read = []
+    read, numbers = [], count(1)
 
     def source() -> bytes:
-        read.append(1)
-        if len(read) == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+        number = next(numbers)
+        read.append(number)
         time.sleep(0.02)
+        if number == 50:
+            # the main thread waits by now: a signal just before it begins to would not wake it
+            os.kill(os.getpid(), signal.SIGINT)
         return b"no picture"
 
     items = [decoding.Item(str(number), "train", 0, source) for number in range(3 * decoding.CHUNK)]
