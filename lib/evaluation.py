@@ -232,6 +232,7 @@ def cross_validated_probe(x: Tensor, y: Tensor, classes: int) -> Probe:
     return next(logistic_path(x, y, classes, (best,)))
 
 
+@torch.no_grad()
 def knn(
     train: Tensor,
     labels: Tensor,
@@ -243,19 +244,21 @@ def knn(
     """Weighted k nearest neighbours by cosine (Wu et al., arXiv 1805.01978, section 3.4).
 
     Each neighbour votes for its class with exp(cosine / temperature). train: (M, D); labels: (M,);
-    test: (N, D). Returns (N,) classes. Raises InputError where a vote may be too small a number for
-    float32.
+    test: (N, D). Half precision is lifted. Returns (N,) classes. Raises InputError where a vote may
+    be too small a number for float32.
     """
     if temperature < COLDEST:
         raise InputError(f"knn: temperature must be at least {COLDEST}, not {temperature}")
     k = min(k, len(train))
+    kind = torch.promote_types(torch.promote_types(train.dtype, test.dtype), torch.float32)
+    train, test = train.to(kind), test.to(kind)
     train = F.normalize(train, dim=1)
     room = train.new_empty(min(len(test), KNN_CHUNK), len(train))  # once: new memory is slow
     predicted = []
     for batch in F.normalize(test, dim=1).split(KNN_CHUNK):
         cosines = torch.mm(batch, train.T, out=room[: len(batch)])
         nearest, places = cosines.topk(k, dim=1)
-        votes = torch.zeros(len(batch), classes, device=train.device)
+        votes = train.new_zeros(len(batch), classes)
         # less 1, so that nothing overflows
         votes.scatter_add_(1, labels[places], ((nearest - 1) / temperature).exp())
         predicted.append(votes.argmax(1))

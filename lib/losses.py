@@ -9,9 +9,9 @@ NT-Xent (SimCLR, arXiv 2002.05709, equation 1): P(i) is the one other view of th
 SupCon (arXiv 2004.11362, equation 2, "L_out"): P(i) is every other embedding with the same label.
 
 Letters: N images, V views, M = V N embeddings, D dimensions, t temperature. Losses are in nats,
-averaged over the anchors. No M x M matrix is ever made: the denominators are summed tile by tile
-(``compute.log_sum_exp``), and the positives need none, because the sum over them is a dot product
-with the sum of a class.
+averaged over the anchors. No M x M matrix is made: the denominators are summed tile by tile, but
+for second derivatives and on a Mac's GPU (``compute.log_sum_exp``), and the positives need none,
+because the sum over them is a dot product with the sum of a class.
 """
 
 import math
@@ -47,12 +47,14 @@ def nt_xent(
     rows: the anchors whose denominators this process sums, where several processes share a batch
         (``lib.distributed``); the gradient is right in their rows. None: all.
 
-    Returns a scalar in nats (times the factor). Fully collapsed embeddings give exactly
-    ``chance(2 N)``, without a factor.
+    Returns a scalar in nats (times the factor). Fully collapsed embeddings give
+    ``chance(2 N)`` up to rounding, without a factor.
     Raises InputError for another shape, a number that is not finite, or a temperature that is not
     a positive number: no gradient flows to it.
     """
-    _check(z, temperature=temperature, base_temperature=base_temperature)
+    factor = scale(temperature, base_temperature)
+    temperature = float(temperature)
+    _check(z)
     if len(z) != 2:
         raise InputError(f"nt_xent compares two views: z must be (2, N, D), not {tuple(z.shape)}")
 
@@ -61,7 +63,7 @@ def nt_xent(
     positive = (first * second).sum() / (z.shape[1] * temperature)  # mean over anchors
     denominators = log_sum_exp_others(z.flatten(0, 1), temperature, bound=1, rows=rows)
     loss = denominators.mean() - positive
-    return loss * scale(temperature, base_temperature)
+    return loss * factor
 
 
 def sup_con(
@@ -88,7 +90,9 @@ def sup_con(
     Raises InputError for wrong shapes, a label count that is not N, labels that are no integers, a
     number that is not finite, an unknown ``positives``, or a temperature that is not positive.
     """
-    _check(z, temperature=temperature, base_temperature=base_temperature)
+    factor = scale(temperature, base_temperature)
+    temperature = float(temperature)
+    _check(z)
     if positives not in POSITIVES:
         raise InputError(f"positives must be 'out' or 'in', got {positives!r}")
 
@@ -105,7 +109,7 @@ def sup_con(
     loss = denominators - mean / temperature
     has_positive = (count > 0).to(loss.dtype)
     loss = (loss * has_positive).sum() / has_positive.sum().clamp(min=1)
-    return loss * scale(temperature, base_temperature)
+    return loss * factor
 
 
 def positives_by_class(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,9 +220,13 @@ def normalise(z: Tensor, check: bool = True) -> Tensor:
 def scale(temperature: float, base_temperature: float | None) -> float:
     """SupContrast's factor on the loss, a hidden learning rate: temperature / base_temperature.
 
-    1 where base_temperature is None.
+    1 where base_temperature is None. Raises InputError where one is not a positive number.
     """
-    return 1.0 if base_temperature is None else temperature / base_temperature
+    _check_temperature("temperature", temperature)
+    if base_temperature is None:
+        return 1.0
+    _check_temperature("base_temperature", base_temperature)
+    return float(temperature) / float(base_temperature)
 
 
 def _labels_of(z: Tensor, labels: Tensor) -> Tensor:
@@ -229,7 +237,7 @@ def _labels_of(z: Tensor, labels: Tensor) -> Tensor:
         raise InputError(
             f"labels must be integers, one for each image, got {labels!r:.60}"
         ) from error
-    if labels.shape != z.shape[1:2] or labels.is_floating_point():
+    if labels.shape != z.shape[1:2] or labels.is_floating_point() or labels.is_complex():
         raise InputError(
             f"there must be one integer label for each of the {z.shape[1]} images, got "
             f"{labels.dtype} {tuple(labels.shape)}"
@@ -237,26 +245,26 @@ def _labels_of(z: Tensor, labels: Tensor) -> Tensor:
     return labels.to(z.device).repeat(len(z))
 
 
-def _check(z: Tensor, **temperatures: float | None) -> None:
-    if not isinstance(z, Tensor) or not z.is_floating_point():
-        kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
-        raise InputError(f"z must be a tensor of floating-point numbers, got {kind}")
-    for name, value in temperatures.items():
-        if isinstance(value, Tensor) and value.numel() != 1:
+def _check_temperature(name: str, value: float) -> None:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
             raise InputError(
                 f"{name} must be a number, got a tensor of the shape {tuple(value.shape)}; two "
                 "views go into one z: torch.stack([z1, z2])"
             )
-        if value is None and name == "base_temperature":
-            continue
-        if not isinstance(value, Real | Tensor):
-            raise InputError(f"{name} must be a number, got {value!r}")
-        if not LEAST_TEMPERATURE <= value < math.inf:
-            raise InputError(
-                f"{name} must be at least {LEAST_TEMPERATURE:g} and finite, got {value}"
-            )
+        raise InputError(f"{name} must be a number, as float({name}): it gets no gradient")
+    if not isinstance(value, Real):
+        raise InputError(f"{name} must be a number, got {value!r}")
+    if not LEAST_TEMPERATURE <= value < math.inf:
+        raise InputError(f"{name} must be at least {LEAST_TEMPERATURE:g} and finite, got {value}")
+
+
+def _check(z: Tensor) -> None:
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
+        raise InputError(f"z must be a tensor of floating-point numbers, got {kind}")
     shape = tuple(z.shape)
-    if z.ndim != 3:
+    if z.ndim != 3 or not len(z):
         raise InputError(f"z must have the shape (views, images, dimensions), got {shape}")
     if z.shape[1] < 2:
         raise InputError(

@@ -291,6 +291,9 @@ def test_bad_input_is_named():
         apply(images(), draw(RECIPES["uva"], 3, 0, 0))
     with pytest.raises(InputError, match="blur kernel of 9"):
         apply(images(2, 4, 4), draw(RECIPES["uva"], 2, 0, 0))
+    even = replace(RECIPES["uva"], blur_kernel=4)
+    with pytest.raises(InputError, match="a blur kernel has an odd number of pixels, not 4"):
+        apply(images(2, 16, 16), draw(even, 2, 0, 0))
     with pytest.raises(InputError, match=r"images must be \(N, 3, H, W\), got \(2, 1, 8, 8\)"):
         compiled(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), draw(RECIPES["none"], 2, 0, 0))
     with pytest.raises(InputError, match=r"images must be \(N, 3, H, W\), got \(2, 1, 8, 8\)"):

@@ -223,6 +223,16 @@ def test_the_farthest_neighbours_still_vote_at_the_coldest_temperature():
         knn(train, labels, test, 2, temperature=0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_knn_reads_any_floating_point_type(dtype):
+    random = torch.Generator().manual_seed(0)
+    train, test = (torch.randn(n, 8, generator=random) for n in (50, 10))
+    labels = (train[:, 0] > 0).long()
+    expected = knn(train, labels, test, 2, k=1)
+    found = knn(train.to(dtype).requires_grad_(), labels, test.to(dtype), 2, k=1)
+    assert (found == expected).float().mean() >= 0.9  # rounding may turn one
+
+
 def test_the_curves_knn_reads_val_by_train(toy: Dataset):
     model = Model("slim")
     train, _ = evaluation.features(model, toy.train.images, RECIPES["none"])

@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -214,7 +215,7 @@ def test_a_regular_tetrahedron_gives_log_3_at_every_temperature(temperature):
     assert loss.item() == approx(math.log(3))
 
 
-def test_collapsed_embeddings_pay_chance_exactly():
+def test_collapsed_embeddings_pay_chance():
     z = torch.ones(2, 8, 5, dtype=torch.float64)
     assert losses.nt_xent(z, 0.1).item() == approx(losses.chance(16))
 
@@ -254,10 +255,17 @@ def test_a_temperature_that_is_a_tensor_is_refused():
         lambda: losses.nt_xent(z, t),
         lambda: losses.sup_con(z, torch.arange(8) % 3, t),
         lambda: losses.sup_con(z, torch.arange(8) % 3, t, positives="in"),
+        lambda: losses.nt_xent(z, 0.5, base_temperature=torch.tensor([0.07])),
         lambda: log_sum_exp_others(z[0], t.detach()),
     ):
-        with pytest.raises(InputError, match=r"temperature must be a number, as float\(temp"):
+        with pytest.raises(InputError, match=r"temperature must be a number, as float\("):
             loss()
+
+
+def test_a_temperature_may_be_any_real_number():
+    z = torch.randn(2, 8, 16)
+    assert losses.nt_xent(z, Fraction(1, 2)) == losses.nt_xent(z, np.float32(0.5))
+    assert losses.nt_xent(z, Fraction(1, 2)) == losses.nt_xent(z, 0.5)
 
 
 def test_labels_may_be_an_array():
@@ -589,8 +597,9 @@ def test_bad_input_is_named(call, words):
         ((torch.randn(2, 8, 4), None), "temperature must be a number, got None"),
         ((torch.randn(2, 8, 4), [0.5]), r"temperature must be a number, got \[0.5\]"),
         ((torch.randn(2, 8, 4), 1e-40), "temperature must be at least 1e-30"),
+        ((torch.randn(0, 8, 4), 0.5), r"\(views, images, dimensions\), got \(0, 8, 4\)"),
     ],
-    ids=["two", "list", "array", "integers", "text", "none", "numbers", "tiny"],
+    ids=["two", "list", "array", "integers", "text", "none", "numbers", "tiny", "no views"],
 )
 def test_what_is_no_batch_of_embeddings_is_named(arguments, words):
     with pytest.raises(InputError, match=words):

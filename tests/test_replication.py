@@ -191,6 +191,14 @@ def test_an_epoch_is_timed_however_short_the_run(toy, epochs, batch_size):
     assert 0 < minutes < 1
 
 
+@pytest.mark.parametrize("shape", [{"cooldown_epochs": 90}, {"cosine_epochs": 100}])
+def test_an_epoch_is_timed_whatever_the_schedule(toy, shape):
+    config = preset("simclr-digits", **SMALL | {"epochs": 100, **shape})
+    assert 0 < timing.epoch_minutes(config, toy, CPU, warm_up=1, timed=1) < 1
+    an_epoch = timing.of_length(config, 1)
+    assert an_epoch == timing.of_length(preset("simclr-digits", **SMALL), 1)
+
+
 @pytest.mark.parametrize(
     "low, high, difference, outcome",
     [

@@ -178,7 +178,9 @@ def _weighted(parts: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
 
 
 def check_blur(kernel: int, height: int, width: int) -> None:
-    """Raise InputError where a blur would reach beyond an image's reflection."""
+    """Raise InputError where a blur has no centre, or would reach beyond an image's reflection."""
+    if kernel % 2 == 0:
+        raise InputError(f"a blur kernel has an odd number of pixels, not {kernel}")
     if kernel // 2 >= min(height, width):
         raise InputError(
             f"a blur kernel of {kernel} pixels does not fit an image of {height} x {width}"

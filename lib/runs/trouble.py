@@ -38,25 +38,29 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def which_batch_would_fit(error: BaseException, config: Config, model: Model, size: int) -> str:
-    """One sentence for a step that found no memory: a power of two below the batch, an estimate."""
+    """One sentence for a step that found no memory, with a batch that would fit, an estimate."""
     traceback.clear_frames(error.__traceback__)  # they hold the step's tensors
     device = next(model.parameters()).device
     an_image = cost.memory(model, size) * config.views
     batch = estimated_batch(config, an_image, free_memory(device))
+    trouble = f"out of memory on {device} with batches of {config.batch_size} images; "
+    if batch is None:
+        return f"{trouble}not even 2 would fit, as estimated: choose a smaller size or encoder"
     return (
-        f"out of memory on {device} with batches of {config.batch_size} images; "
-        f"batch_size={batch} would fit, as estimated, or accumulate={2 * config.accumulate}; both "
-        "are other runs (the last checkpoint is kept)"
+        f"{trouble}batch_size={batch} would fit, as estimated, or "
+        f"accumulate={2 * config.accumulate}; both are other runs (the last checkpoint is kept)"
     )
 
 
-def estimated_batch(config: Config, an_image: int, free: int | None) -> int:
-    """The largest power of two, at most half of the run's batch and at least 2, that has room.
+def estimated_batch(config: Config, an_image: int, free: int | None) -> int | None:
+    """The largest power of two, at most half of the run's batch, that has room.
 
     an_image: bytes that all views of an image take.
     free: bytes of the device, or None where nobody tells: then half of the batch is the guess.
+
+    None where that is not 2, the smallest batch of a contrastive loss.
     """
     fit = config.batch_size // 2
     if free is not None:
         fit = min(fit, free // an_image * config.accumulate * world())
-    return 2 ** max(1, fit.bit_length() - 1)
+    return 2 ** (fit.bit_length() - 1) if fit >= 2 else None
