@@ -191,9 +191,8 @@ class Config:
 
         So a new field changes no run's identity.
         """
-        values = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-        defaults = {field.name: field.default for field in fields(self)}
-        return {name: value for name, value in values.items() if value != defaults[name]}
+        values = {field: getattr(self, field.name) for field in fields(self)[1:]}  # but the name
+        return {field.name: value for field, value in values.items() if value != field.default}
 
 
 FIELDS = frozenset(field.name for field in fields(Config)) - {"name"}

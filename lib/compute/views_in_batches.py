@@ -53,7 +53,7 @@ class Drawn(NamedTuple):
     early: Tensor  # (M, 7) amounts, without contrast and what follows it
 
 
-WIDTHS = Drawn(4, 1, 1, 1, 3, 7, 7)  # type: ignore[arg-type]
+WIDTHS = (4, 1, 1, 1, 3, 7, 7)  # columns of the fields of Drawn
 
 
 def pack(parameters: Any, boxes: Tensor) -> np.ndarray:

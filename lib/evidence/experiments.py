@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from lib import ROOT, InputError, unknown
-from lib.config import PRECISIONS, Config, one_of
+from lib.config import COMPUTED, Config, one_of
 from lib.evidence.ledger import Ledger, in_total, key, key_of
 from lib.files import checked, read_yaml, validated
 from lib.hardware import choose_device
@@ -152,7 +152,7 @@ def _in_any_precision(configs: list[Config]) -> Iterator[Config]:
         if config.precision != "auto":
             yield config
             continue
-        for precision in PRECISIONS:
+        for precision in COMPUTED:
             yield replace(config, precision=precision)
 
 
