@@ -192,8 +192,8 @@ def test_the_first_pages_two_sentences_are_still_so():
         lags.append(comparisons.paired(*runs))
     values = [lag.value for lag in lags]
     assert values == sorted(values) and values[-1] < 0
-    assert [lag.high < 0 for lag in lags] == [True, True, False]  # the longest is not shown
-    assert kmeans.mark == supcon.mark == claims.OPEN
+    assert all(lag.high < 0 for lag in lags) and lags[-1].low > -0.01
+    assert (kmeans.mark, supcon.mark) == (claims.OPEN, claims.NOT)
 
     intro = " ".join((ROOT / "book" / "intro.md").read_text(encoding="utf-8").split())
     assert (
@@ -203,9 +203,9 @@ def test_the_first_pages_two_sentences_are_still_so():
         "features, and the same network trained with labels is far ahead. Longer training helps: "
         "500 epochs are five points better than 100, as the report found. Whether the head is "
         "better thrown away stays open after all planned runs; a higher temperature speaks for it. "
-        "Cross-entropy is ahead of SupCon at equal views in short trainings, by less the longer "
-        "they are. Not decided yet: does SimCLR on CIFAR-10 pass the larger k-means, does SupCon "
-        "overtake? Those runs are being computed.**"
+        "SupCon is not better than cross-entropy at equal views: it is behind, by less the longer "
+        "both train, and by less than a point after our longest runs. Not decided yet: does SimCLR "
+        "on CIFAR-10 pass the larger k-means? Those runs are being computed.**"
     ) in intro
 
     by_uva = tables.table(records.load_all()).query("probe == 'uva' and epochs == 500")
