@@ -192,6 +192,17 @@ def test_supcontrasts_normalisation_is_of_its_data_set(tmp_path):
     assert of_cifar100.mean == (0.5071, 0.4867, 0.4408)
 
 
+@pytest.mark.parametrize("wrapped", ["module.", "module._orig_mod.", "_orig_mod.module."])
+def test_what_wrappers_put_before_names_is_taken_off_whatever_their_order(tmp_path, wrapped):
+    """By DataParallel, by torch.compile, and by both."""
+    plain = Model("resnet18", "cifar", "mlp").state_dict()
+    options = argparse.Namespace(dataset="cifar100")
+    torch.save({"model": with_prefix(plain, wrapped), "opt": options}, tmp_path / "x.pth")
+    read = foreign.read(tmp_path / "x.pth")
+    assert (read.source, read.missing, read.left_over) == ("supcontrast-cifar100", (), ())
+    assert torch.equal(read.model.state_dict()["head.0.weight"], plain["head.0.weight"])
+
+
 def test_its_options_are_allowed_while_reading_only(tmp_path):
     supcontrast_file(tmp_path / "last.pth", SupCon())
     foreign.read(tmp_path / "last.pth")

@@ -295,7 +295,7 @@ def _tensors(content: dict) -> dict[str, Tensor]:
     tensors = {}
     for name, value in state.items():
         if isinstance(value, Tensor):
-            tensors[re.sub(r"(^|\.)(module|_orig_mod)\.", r"\1", str(name))] = value
+            tensors[re.sub(r"(^|\.)(?:(?:module|_orig_mod)\.)+", r"\1", str(name))] = value
     return tensors
 
 
