@@ -718,8 +718,9 @@ def predict(
     right = estimator.rights(features, [name for _, name, _ in predicted], labelled)
     if len(right):
         share = binomial(int(right.sum()), len(right))
-        known = f"{len(right)} pictures of known class that were not learnt from"
-        print(f"{share.percent()} % of {known} are right", file=sys.stderr)
+        known = f"{counted(len(right), 'picture')} of known class"
+        account = f"{share.percent()} % right, of {known} that the probe has not learnt from"
+        print(account, file=sys.stderr)
 
 
 @command("book")

@@ -319,11 +319,11 @@ def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
     assert main(["predict", features, "--train", features]) == 0
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 60
-    assert "are right" not in said.err  # all were learnt from
+    assert "% right" not in said.err  # all were learnt from
 
     content = dict(np.load(features))
     half = np.arange(60) % 2 == 0
-    learnt = {name: content[name][half] for name in ("files", "h", "labels")}
+    learnt = {name: content[name][half] for name in ("files", "h", "labels", "digests")}
     np.savez(tmp_path / "half.npz", **content | learnt)
     assert main(["predict", features, "--train", str(tmp_path / "half.npz")]) == 0
     said = capsys.readouterr()
@@ -332,7 +332,12 @@ def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
     right = sum(file.startswith(name) for file, name, _ in others)
     assert len(rows) == 60 and right > 27
     assert f"{100 * right / 30:.1f} [" in said.err
-    assert "of 30 pictures of known class that were not learnt from are right" in said.err
+    assert "% right, of 30 pictures of known class that the probe has not learnt from" in said.err
+
+    but_one = {name: content[name][1:] for name in learnt}
+    np.savez(tmp_path / "but_one.npz", **content | but_one)
+    assert main(["predict", features, "--train", str(tmp_path / "but_one.npz")]) == 0
+    assert "of 1 picture of known class that" in capsys.readouterr().err
     assert main(["export", str(folder), "--out", str(tmp_path / "new" / "ours.pt2"), *where]) == 0
     assert (
         "wants images (B, 3, 16, 16) float32 as (pixels / 255 - mean) / std, mean (0."

@@ -1,5 +1,6 @@
 """Encoders put to use: features of pictures, neighbours, and the classifier in scikit-learn."""
 
+import hashlib
 import unicodedata
 from pathlib import Path
 
@@ -173,7 +174,7 @@ def test_features_are_those_of_the_pictures_in_their_order(weights, tmp_path):
     (tmp_path / "a" / "broken.png").touch()
 
     found, report = estimator.embed(tmp_path, weights, "cpu")
-    assert found.keys() == estimator.ARRAYS
+    assert found.keys() == {*estimator.ARRAYS, "digests"}
     assert found["files"].tolist() == names
     assert found["labels"].tolist() == [0, 0, 1, 1, -1]
     assert found["classes"].tolist() == ["a", "b"]
@@ -183,6 +184,8 @@ def test_features_are_those_of_the_pictures_in_their_order(weights, tmp_path):
     h, z = h_and_z(weights, pixels)
     assert np.array_equal(found["h"], h)
     assert np.array_equal(found["z"], z)
+    expected = [hashlib.sha256(image.tobytes()).digest() for image in pixels]
+    assert [mark.tobytes() for mark in found["digests"]] == expected
 
 
 def test_a_folder_of_broken_images_has_no_features(weights, tmp_path):
@@ -210,6 +213,8 @@ def test_features_are_written_and_read(features, tmp_path):
         {"labels": np.zeros(21)},
         {"labels": np.full(21, 9)},
         {"files": np.array(["x"])},
+        {"digests": np.zeros((5, 32), np.uint8)},
+        {"digests": np.zeros((21, 32), np.int64)},
         {"encoder": np.array(["one", "two"])},
     ],
 )
@@ -260,6 +265,28 @@ def test_predictions_are_by_those_that_have_a_class(features):
     assert list(files) == features["files"].tolist()
     assert list(names[:20]) == ["a", "b"] * 10
     assert min(shares) > 0.5 and max(shares) <= 1
+
+
+def test_what_was_learnt_from_is_known_by_its_pixels(features):
+    """In another batch h differs in its last bits."""
+    marks = np.arange(21 * 32).reshape(21, 32).astype(np.uint8)
+    train = features | {"digests": marks}
+    elsewhere = features | {"h": np.nextafter(features["h"], np.float32(2)), "digests": marks}
+    names = ["a", "b"] * 10 + ["a"]
+    assert not len(estimator.rights(elsewhere, names, train))
+
+    others = elsewhere | {"digests": marks + np.uint8(1)}
+    assert estimator.rights(others, names, train).tolist() == [True] * 20
+
+
+def test_without_digests_what_was_learnt_from_is_known_by_h(features, tmp_path):
+    """In files that were written before."""
+    estimator.write(tmp_path / "early.npz", features)
+    early = estimator.read(tmp_path / "early.npz")
+    now = features | {"digests": np.zeros((21, 32), np.uint8)}
+    names = ["a", "b"] * 10 + ["a"]
+    assert not len(estimator.rights(now, names, early))
+    assert not len(estimator.rights(early, names, now))
 
 
 ONE_EACH = np.array([0, 1] + [-1] * 19)  # labelled pictures

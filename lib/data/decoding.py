@@ -1,5 +1,6 @@
 """Pictures decoded in parallel to arrays of one size."""
 
+import hashlib
 import io
 import os
 import warnings
@@ -75,6 +76,11 @@ def decoded(
                     whole.append(item)
             if whole:
                 yield np.stack(pixels), whole
+
+
+def digests_of(pixels: np.ndarray) -> list[bytes]:
+    """A SHA-256 of each image's pixels (B, size, size, 3): equal for copies alone."""
+    return [hashlib.sha256(image.data).digest() for image in pixels]
 
 
 def _pixels_or_why(item: Item, size: int) -> np.ndarray | str:

@@ -3,7 +3,6 @@
 Where there is no test folder, a fifth is held out, stratified, always the same.
 """
 
-import hashlib
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import torch
 from lib import InputError, counted
 from lib.config import fitting_batch
 from lib.data.dataset import stratified
-from lib.data.decoding import Item, decoded
+from lib.data.decoding import Item, decoded, digests_of
 from lib.data.downloads import DOWNLOADS
 from lib.data.folders import NAMES_OF_SPLITS, find
 from lib.files import moved, only_writer
@@ -189,7 +188,7 @@ def _write(
                 for pixels, whole in decoded(items[split], size, skipped, split):
                     file.write(pixels.data)
                     labels[split] += [item.label for item in whole]
-                    digests[split] += [hashlib.sha256(image.data).digest() for image in pixels]
+                    digests[split] += digests_of(pixels)
         _refuse_too_few_images(classes, labels)
 
         np.savez(
