@@ -107,11 +107,11 @@ def main(arguments: list[str] | None = None) -> int:
     except typer.Exit as done:  # after --help
         return done.exit_code
     except BrokenPipeError:  # "| head" has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     except InputError as error:
         return _refused(str(error))
-    except OSError as error:  # of a path that nobody looked at before
+    except OSError as error:  # of a path that nobody looked at before, or of a full output
         return _refused(_out_of_reach(error))
     except UsageError as error:
         known = [name] if name in getattr(commands, "commands", ()) else []
@@ -140,10 +140,26 @@ def _escape_what_stdout_can_not_say() -> None:
 
 
 def _out_of_reach(error: OSError) -> str:
-    """In a sentence; an error that is of no path is raised again."""
-    if error.filename is None:
-        raise error
-    return f"can't use {error.filename} ({error.strerror}): name another path, or allow its use"
+    """In a sentence; an error that is neither of a path nor of the output is raised again."""
+    if error.filename is not None:
+        return f"can't use {error.filename} ({error.strerror}): name another path, or allow its use"
+    if _output_is_lost():
+        return f"can't write the output ({error.strerror})"
+    raise error
+
+
+def _output_is_lost() -> bool:
+    """Whether not even a line's end finds a place; what waits is dropped, or it'd fail at exit."""
+    try:
+        print(flush=True)
+    except OSError:
+        _drop_output()
+        return True
+    return False
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refused(error: str) -> int:

@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -414,6 +415,25 @@ def test_what_head_does_not_want_is_no_error():
         encoding="utf-8",
     )
     assert done.stdout.strip() == "1" and not done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is full")
+@pytest.mark.parametrize("words", [["pretrain", "list"], ["pretrain", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_without_room_is_one_line(words, unbuffered):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lib", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            timeout=300,
+        )
+    assert done.stderr == "error: can't write the output (No space left on device)\n"
+    assert done.returncode == 2
 
 
 def test_a_run_that_is_not_there_says_what_is(tmp_path, capsys):
