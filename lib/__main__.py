@@ -592,13 +592,13 @@ def export(
         bool, typer.Option("--float32", help="A folder's weights not in half precision.")
     ] = False,
     licence: Annotated[
-        str, typer.Option(help="For the model card and the registry.")
-    ] = "none stated",
+        str | None,
+        typer.Option(help="For a folder's model card and the registry (default none stated)."),
+    ] = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
     data_root: DataRoot = None,
-    device: Device = None,
 ) -> None:
     """Write an encoder for others.
 
@@ -610,6 +610,12 @@ def export(
     from lib.weights.registry import refuse_a_stated_view
 
     if out.suffix and not out.is_dir():
+        options = {"--float32": float32, "--licence": licence is not None}
+        given = [option for option, is_given in options.items() if is_given]
+        if given:
+            raise InputError(
+                f"{out} is a file: leave out {' and '.join(given)}, meant for a folder"
+            )
         using = registry.load(weights, data_root, size=size, mean=mean, std=std)
         print(f"{out}: {using.write(out)}")
         if using.about:
@@ -618,7 +624,8 @@ def export(
     run = registry.run(weights, data_root)
     refuse_a_stated_view(weights, StatedView(size=size, mean=mean, std=std))
     dataset = data.load(run.config.data, data_root)
-    entry = registry.export(run, out, dataset, half=not float32, licence=licence)
+    terms = licence or "none stated"
+    entry = registry.export(run, out, dataset, half=not float32, licence=terms)
     print(
         f"{out}: use it as --weights {shlex.quote(str(out))}, or by a name, from an address, as "
         "in weights/registry.yml:"

@@ -103,6 +103,15 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
         ),
         (["neighbours", "none.npz", "x"], "can't read none.npz (No such file or directory)"),
         (["export", "none", "--out", "none"], "unknown weights 'none'"),
+        (
+            ["export", "none", "--out", "x.pth", "--float32"],
+            "x.pth is a file: leave out --float32, meant for a folder",
+        ),
+        (
+            ["export", "none", "--out", "x.pt2", "--float32", "--licence", "MIT"],
+            "x.pt2 is a file: leave out --float32 and --licence, meant for a folder",
+        ),
+        (["export", "none", "--out", "x", "--device", "cpu"], "No such option: --device"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, words, capsys, tmp_path, monkeypatch):
@@ -303,7 +312,8 @@ def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
     )
     folder = next((tmp_path / "runs").iterdir())
     assert "simclr-digits on 44 images of mine (train)" in capsys.readouterr().out
-    assert main(["export", str(folder), "--out", str(tmp_path / "ours"), *where]) == 0
+    data_root = where[:2]
+    assert main(["export", str(folder), "--out", str(tmp_path / "ours"), *data_root]) == 0
     assert (
         f"record: {folder.name}" in capsys.readouterr().out
         and (tmp_path / "ours" / "README.md").is_file()
@@ -339,16 +349,18 @@ def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
     np.savez(tmp_path / "but_one.npz", **content | but_one)
     assert main(["predict", features, "--train", str(tmp_path / "but_one.npz")]) == 0
     assert "of 1 picture of known class that" in capsys.readouterr().err
-    assert main(["export", str(folder), "--out", str(tmp_path / "new" / "ours.pt2"), *where]) == 0
+    assert (
+        main(["export", str(folder), "--out", str(tmp_path / "new" / "ours.pt2"), *data_root]) == 0
+    )
     assert (
         "wants images (B, 3, 16, 16) float32 as (pixels / 255 - mean) / std, mean (0."
         in capsys.readouterr().out
     )
-    assert main(["export", str(folder), "--out", str(tmp_path / "ours.h5"), *where]) == 2
+    assert main(["export", str(folder), "--out", str(tmp_path / "ours.h5"), *data_root]) == 2
     assert "must end in .pth, .onnx or .pt2" in capsys.readouterr().err
     dotted = tmp_path / "ours.v2"
     dotted.mkdir()
-    assert main(["export", str(folder), "--out", str(dotted), *where]) == 0
+    assert main(["export", str(folder), "--out", str(dotted), *data_root]) == 0
     assert f"use it as --weights {dotted}" in capsys.readouterr().out
 
 
