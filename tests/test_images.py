@@ -152,6 +152,15 @@ def test_a_test_of_other_classes_or_without_train_is_refused(split_folder, tmp_p
     refused(words, split_folder, tmp_path / "mine.npz")
 
 
+def test_a_train_without_classes_beside_a_test_with_them_is_refused(split_folder, tmp_path):
+    shutil.rmtree(split_folder / "train" / "blue")
+    for path in (split_folder / "train" / "red").iterdir():
+        path.rename(split_folder / "train" / path.name)
+    (split_folder / "train" / "red").rmdir()
+    words = "train holds no folders of classes, val/ beside it does: make a folder for each class"
+    refused(words, split_folder, tmp_path / "mine.npz")
+
+
 def test_names_of_folders_are_read_as_they_are_meant(folder, tmp_path):
     (folder / "unlabeled").rename(folder / "Unlabelled")
     (folder / "red").rename(folder / "train")  # a class of trains, not a split

@@ -136,6 +136,11 @@ def _folders_of_splits(root: Path) -> dict[str, str]:
     if splits.get("train") in with_classes:  # else it is a class, of trains
         return splits
     if splits.get("test") in with_classes:
+        if "train" in splits:
+            raise InputError(
+                f"{root / splits['train']} holds no folders of classes, {splits['test']}/ beside "
+                "it does: make a folder for each class in it"
+            )
         raise InputError(
             f"{root} has {splits['test']}/ with classes and no train/: move the other classes there"
         )
