@@ -42,6 +42,7 @@ EXAMPLES = """examples:
 """
 ENDS_WITH_A_CHECKPOINT = ("pretrain", "probe", "experiments", "tune", "replicate")
 GOES_ON = (*ENDS_WITH_A_CHECKPOINT, "book")
+WRITES_SEVERAL = ("publish", "export", "headline")  # files, one after the other
 RUNS_ON_RANKS = ("pretrain", "probe")
 SEVERAL_RUNS = " where a run does not say its precision"  # said of the device of several
 UsageError: Any = typer.BadParameter.__bases__[0]  # typer's own, for a wrong command line
@@ -117,14 +118,20 @@ def main(arguments: list[str] | None = None) -> int:
         known = [name] if name in getattr(commands, "commands", ()) else []
         return _refused(f"{error.format_message()} ({as_command(*known)} --help tells more)")
     except KeyboardInterrupt:
-        outlook = "nothing was written"
-        if name in GOES_ON:
-            outlook = "the same command goes on from the last checkpoint or finished chapter"
-        print(f"interrupted; {outlook}", file=sys.stderr)
+        print(f"interrupted; {_outlook(name)}", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # or it would be an error at the very end
     return 0
+
+
+def _outlook(name: str) -> str:
+    """What is left of a command that was interrupted."""
+    if name in GOES_ON:
+        return "the same command goes on from the last checkpoint or finished chapter"
+    if name in WRITES_SEVERAL:
+        return "what was written before is kept, and the same command writes the rest"
+    return "nothing was written"
 
 
 def _note(message: Warning | str, *_: Any, **__: Any) -> None:

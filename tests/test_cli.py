@@ -479,6 +479,20 @@ def test_what_is_refused_among_several_keeps_no_other_back(toy_root, tmp_path, c
     assert account == "error: 1 of 2 were refused, see above; the rest is done"
 
 
+def test_between_two_runs_what_is_published_already_is_not_denied(tmp_path, capsys, monkeypatch):
+    def publish(path):
+        if path.name == "b":
+            raise KeyboardInterrupt
+        return path
+
+    monkeypatch.setattr(records, "publish", publish)
+    assert main(["publish", str(tmp_path / "a"), str(tmp_path / "b")]) == 130
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'a'}\n"
+    kept = "what was written before is kept, and the same command writes the rest"
+    assert said.err == f"interrupted; {kept}\n"
+
+
 def test_what_may_surprise_in_a_data_set_is_said_before_it_is_trained_on(tmp_path, capsys):
     noise = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3)).astype(np.uint8)
     noise[..., 2] = 7
