@@ -326,11 +326,18 @@ def parse(assignments: list[str]) -> dict:
             raise InputError(f"--set takes field=value, got '{assignment}'")
         if field in delta:
             raise InputError(f"{field} is told twice, by --set {assignment} and before")
-        try:
-            delta[field] = ast.literal_eval(text.title() if text in ("true", "false") else text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            delta[field] = text
+        delta[field] = _value(text)
     return delta
+
+
+def _value(text: str) -> Any:
+    """What Python reads in a text, without its warnings about the spelling; else the text."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text.title() if text in ("true", "false") else text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
 
 
 @command("probe")

@@ -576,6 +576,12 @@ def test_a_field_that_is_told_twice_is_refused(capsys):
     assert "epochs is told twice, by --set epochs=2 and before" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["5in", r"'\d'"])
+def test_how_python_reads_a_setting_is_no_warning(name, recwarn):
+    assert parse([f"data={name}"]) == {"data": name.strip("'")}
+    assert not recwarn.list
+
+
 def test_yes_and_no_are_told_in_any_case():
     settings = ["drop_last=true", "head=none", "milestones=None"]
     assert parse(settings) == {"drop_last": True, "head": "none", "milestones": None}
