@@ -232,7 +232,6 @@ def cross_validated_probe(x: Tensor, y: Tensor, classes: int) -> Probe:
     return next(logistic_path(x, y, classes, (best,)))
 
 
-@torch.no_grad()
 def knn(
     train: Tensor,
     labels: Tensor,
@@ -251,7 +250,7 @@ def knn(
         raise InputError(f"knn: temperature must be at least {COLDEST}, not {temperature}")
     k = min(k, len(train))
     kind = torch.promote_types(torch.promote_types(train.dtype, test.dtype), torch.float32)
-    train, test = train.to(kind), test.to(kind)
+    train, test = train.detach().to(kind), test.detach().to(kind)
     train = F.normalize(train, dim=1)
     room = train.new_empty(min(len(test), KNN_CHUNK), len(train))  # once: new memory is slow
     predicted = []

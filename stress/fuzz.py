@@ -225,6 +225,7 @@ def whole_features() -> bytes:
         labels=np.array([0, 1, 0, 1, -1]),
         classes=["x", "y"],
         encoder="any",
+        digests=np.arange(160, dtype=np.uint8).reshape(5, 32),
     )
     return buffer.getvalue()
 

@@ -226,14 +226,22 @@ def test_a_run_whose_images_do_not_fit_reads_them_from_the_host(toy, tmp_path, c
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
 
 
-@pytest.mark.parametrize("images, batch", [(10**6, 16), (9, 8), (5, 4), (0, 2)])
+@pytest.mark.parametrize(
+    "images, advice",
+    [
+        (10**6, "batch_size=16 would fit"),
+        (9, "batch_size=8 would fit"),
+        (5, "batch_size=4 would fit"),
+        (0, "not even 2 would fit"),
+    ],
+)
 def test_a_run_that_finds_no_memory_names_the_batch_that_would_fit(
-    images, batch, toy, tmp_path, monkeypatch
+    images, advice, toy, tmp_path, monkeypatch
 ):
     """images: how many the GPU has room for."""
     config = by_loss(hungry, monkeypatch)
     room = images * 2 * memory(Model(config.encoder), 12)
-    why = f"out of memory on cuda:0 with batches of 32 .*batch_size={batch} would fit"
+    why = f"out of memory on cuda:0 with batches of 32 .*{advice}"
     with gpu(memory=room), pytest.raises(InputError, match=why):
         trained_on("cuda", config, toy, tmp_path)
 
