@@ -171,6 +171,10 @@ def the_result(**values) -> dict:
         ({"evaluation": {"h": 3}}, "evaluation.h must be a mapping, got 3"),
         (the_result(n=2), "the field 'evaluation.h.knn.correct' is missing"),
         (the_result(n=0, correct=0), "evaluation.h.knn.n must be at least 1, got 0"),
+        (
+            the_result(n=10**400, correct=0, bits=""),
+            f"evaluation.h.knn.n must be below {2**53}, got 1{'0' * 99} ...",
+        ),
         (the_result(n=2, correct=-1), "evaluation.h.knn.correct must be at least 0, got -1"),
         (
             the_result(n=2, correct=3),

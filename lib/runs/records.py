@@ -50,8 +50,9 @@ def _possible(result: dict) -> dict:
     return result
 
 
-AtLeast0 = Annotated[int, Field(ge=0)]
-AtLeast1 = Annotated[int, Field(ge=1)]
+# counts that a float64 holds, as shares are made of them
+AtLeast0 = Annotated[int, Field(ge=0, lt=2**53)]
+AtLeast1 = Annotated[int, Field(ge=1, lt=2**53)]
 Precision = Annotated[str, one_of("precision", COMPUTED)]
 # the fields that readers rely on are there and right; others may stand beside them
 whole = with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
