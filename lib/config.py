@@ -191,8 +191,12 @@ class Config:
 
         So a new field changes no run's identity.
         """
-        values = {field: getattr(self, field.name) for field in fields(self)[1:]}  # but the name
-        return {field.name: value for field, value in values.items() if value != field.default}
+        decisive = {}
+        for field in fields(self)[1:]:  # all but the name
+            value = getattr(self, field.name)
+            if value != field.default:
+                decisive[field.name] = value
+        return decisive
 
 
 FIELDS = frozenset(field.name for field in fields(Config)) - {"name"}

@@ -195,8 +195,8 @@ def test_an_epoch_is_timed_however_short_the_run(toy, epochs, batch_size):
 def test_an_epoch_is_timed_whatever_the_schedule(toy, shape):
     config = preset("simclr-digits", **SMALL | {"epochs": 100, **shape})
     assert 0 < timing.epoch_minutes(config, toy, CPU, warm_up=1, timed=1) < 1
-    an_epoch = timing.of_length(config, 1)
-    assert an_epoch == timing.of_length(preset("simclr-digits", **SMALL), 1)
+    an_epoch = timing.own_schedule(config, 1)
+    assert an_epoch == timing.own_schedule(preset("simclr-digits", **SMALL), 1)
 
 
 @pytest.mark.parametrize(

@@ -589,7 +589,7 @@ def test_running_out_of_memory_names_a_batch(toy, tmp_path, monkeypatch):
 
 
 def test_the_batch_that_would_fit_is_a_power_of_two_that_has_room():
-    wanted = {None: 16, 10**12: 16, 900: 8, 500: 4, 200: 2, 100: None}
+    wanted = {None: 16, 10**12: 16, 900: 8, 500: 4, 200: 2, 100: None, 0: None}
     for free, batch in wanted.items():
         assert estimated_batch(small(), an_image=100, free=free) == batch
 

@@ -35,7 +35,7 @@ from lib.evidence.comparisons import Comparison
 from lib.evidence.plan import Entry
 from lib.evidence.statistics import Interval, one_more
 from lib.evidence.tables import config_columns
-from lib.evidence.timing import epoch_minutes, of_length
+from lib.evidence.timing import epoch_minutes, own_schedule
 from lib.files import parse_json, validated
 from lib.runs import RUNS, computed_on, pretrain, provenance, records
 
@@ -143,7 +143,7 @@ def prepare(
         for config in dict.fromkeys((first, *seconds)):
             if not config.epochs:
                 continue
-            an_epoch = of_length(config, 1)  # the same for every length and schedule
+            an_epoch = own_schedule(config, 1)  # the same for every length and schedule
             if an_epoch not in speeds:
                 speeds[an_epoch] = epoch_minutes(config, dataset, device)
             needed += config.epochs * speeds[an_epoch]

@@ -16,8 +16,8 @@ from lib.training import Progress, build_model, build_optimiser, build_scaler, t
 WARM_UP, TIMED = 3, 8  # steps
 
 
-def of_length(config: Config, epochs: int) -> Config:
-    """The configuration with so many epochs, and without what only fits its own length."""
+def own_schedule(config: Config, epochs: int) -> Config:
+    """The configuration with so many epochs, and a cosine that ends with them."""
     return replace(config, epochs=epochs, cosine_epochs=None, cooldown_epochs=0)
 
 
@@ -35,7 +35,7 @@ def epoch_minutes(
 
     Raises InputError where the run could not begin: the images don't fit it, or memory runs out.
     """
-    config = of_length(config, warm_up + timed)  # so that there are as many steps
+    config = own_schedule(config, warm_up + timed)  # so that there are as many steps
     sliced = dataset.take(config.images)
     refuse_unfit(config, sliced)
     model = build_model(config, sliced).to(memory_format=memory_format(device)).to(device)

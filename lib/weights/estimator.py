@@ -51,13 +51,13 @@ def embed(source: Path, weights: Weights, device: str | None = None) -> tuple[Ar
     """
     listing = find(source)
     skipped: list[str] = []
-    items, parts_of_h, parts_of_z, marks = [], [], [], []
+    items, parts_of_h, parts_of_z, digests = [], [], [], []
     for pixels, whole in decoded(listing.items, weights.size, skipped, source.name):
         h, z = weights.features(torch.from_numpy(pixels).permute(0, 3, 1, 2), device)
         parts_of_h.append(h)
         parts_of_z.append(z)
         items += whole
-        marks += digests_of(pixels)
+        digests += digests_of(pixels)
     if not items:
         raise InputError(
             f"none of the {len(listing.items)} images of {source} is whole: {skipped[0]}"
@@ -70,7 +70,7 @@ def embed(source: Path, weights: Weights, device: str | None = None) -> tuple[Ar
         "encoder": np.array(weights.encoder),
         "labels": np.array([item.label for item in items]),
         "classes": np.array(listing.classes, dtype=str),
-        DIGESTS: np.frombuffer(b"".join(marks), np.uint8).reshape(-1, 32),
+        DIGESTS: np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
     }
     return arrays, Report(listing.notes, skipped)
 
@@ -91,8 +91,8 @@ def _are_features(arrays: Arrays) -> bool:
     if labels.shape != (len(h),) or labels.dtype.kind != "i":
         return False
     if DIGESTS in arrays:
-        marks = arrays[DIGESTS]
-        if marks.dtype != np.uint8 or marks.shape != (len(h), 32):
+        digests = arrays[DIGESTS]
+        if digests.dtype != np.uint8 or digests.shape != (len(h), 32):
             return False
     if labels.max() >= arrays["classes"].size:
         return False
