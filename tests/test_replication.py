@@ -81,9 +81,14 @@ def table(place) -> pd.DataFrame:
     return tables.measures(records.load_all(place / "results"))
 
 
+def a_minute(config, dataset, device) -> float:
+    """What every epoch takes, so that what fits does not depend on this machine."""
+    return 1.0
+
+
 def prepared(table, entries, toy, minutes=30.0, **changes) -> replication.Replication:
     claim = CLAIM | {"ours": OURS | changes}
-    return replication.prepare(claim, table, entries, toy, CPU, minutes)
+    return replication.prepare(claim, table, entries, toy, CPU, minutes, a_minute)
 
 
 def test_the_largest_size_with_two_recorded_pairs_is_taken_with_a_new_seed(table, entries, toy):
@@ -92,6 +97,11 @@ def test_the_largest_size_with_two_recorded_pairs_is_taken_with_a_new_seed(table
     assert [config.epochs for config in (found.first, *found.seconds)] == [2, 0, 1]
     assert {config.seed for config in found.configs} == {3}
     assert found.recorded.seeds == 2
+    assert found.minutes == 3
+
+
+def test_an_epoch_is_measured_on_this_machine(table, entries, toy):
+    found = replication.prepare(CLAIM, table, entries, toy, CPU)
     assert math.isfinite(found.minutes) and found.minutes > 0
 
 
@@ -107,13 +117,13 @@ def test_a_group_may_belong_to_another_entry(table, entries, toy):
 
 
 def test_where_little_time_is_given_a_smaller_size_is_taken(table, entries, toy):
-    """By the speed that is measured: half of what the larger size needs."""
-    two_epochs = prepared(table, entries, toy).minutes
-    found = prepared(table, entries, toy, minutes=two_epochs * 0.7)
+    """Two epochs, less one, take three minutes; one epoch, less none, takes one."""
+    found = prepared(table, entries, toy, minutes=2.9)
     assert found.first.epochs == 1
-    assert found.minutes < two_epochs
-    with pytest.raises(InputError, match=r"longer: the smallest size takes .*; set --minutes 1$"):
-        prepared(table, entries, toy, minutes=1e-9)
+    assert found.minutes == 1
+    wanted = r"longer: the smallest size takes 1 minute on this machine; set --minutes 1$"
+    with pytest.raises(InputError, match=wanted):
+        prepared(table, entries, toy, minutes=0.9)
 
 
 def test_a_size_that_tells_the_sign_goes_before_a_larger_one_that_does_not(table, entries, toy):

@@ -7,7 +7,7 @@ against the interval in which one more pair of the recorded ones would lie
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
@@ -91,7 +91,8 @@ class Replication:
         ]
         precisions = ", ".join(sorted({run.precision for run in self.configs}))
         yield f"runs: {'; '.join(runs)} ({precisions})"
-        yield f"training takes {self.minutes:.0f} minutes on this machine; then the probes"
+        minutes = counted(math.ceil(self.minutes), "minute")
+        yield f"training takes {minutes} on this machine; then the probes"
         yield f"recorded at this size: {self.recorded.points()}"
         low, high = (100 * end for end in self.expected[1:])
         yield f"agreement: a difference between {low:+.1f} and {high:+.1f} points"
@@ -122,6 +123,7 @@ def prepare(
     dataset: Dataset,
     device: torch.device,
     minutes: float = 30.0,
+    minutes_an_epoch: Callable[[Config, Dataset, torch.device], float] = epoch_minutes,
 ) -> Replication:
     """The largest size of a claim that fits into so many minutes of training on this device.
 
@@ -130,6 +132,7 @@ def prepare(
     table: ``tables.measures``.
     entries: the plan.
     dataset: the one that the claim is about.
+    minutes_an_epoch: measures, or knows, what an epoch takes.
 
     Raises InputError where no size has two recorded pairs, or where the smallest such takes longer.
     """
@@ -145,7 +148,7 @@ def prepare(
                 continue
             an_epoch = own_schedule(config, 1)  # the same for every length and schedule
             if an_epoch not in speeds:
-                speeds[an_epoch] = epoch_minutes(config, dataset, device)
+                speeds[an_epoch] = minutes_an_epoch(config, dataset, device)
             needed += config.epochs * speeds[an_epoch]
         assert recorded.comparison is not None  # it has two pairs or more
         expected = one_more(recorded.pairs)
@@ -156,10 +159,10 @@ def prepare(
     fitting = [one for one in possible if one.minutes <= minutes]
     telling = [one for one in fitting if one.tells_the_sign]
     if not fitting:
-        least = min(one.minutes for one in possible)
+        least = math.ceil(min(one.minutes for one in possible))
         raise InputError(
-            f"{claim['id']}: the smallest size takes {least:.0f} minutes on this machine; set "
-            f"--minutes {math.ceil(least)}"
+            f"{claim['id']}: the smallest size takes {counted(least, 'minute')} on this machine; "
+            f"set --minutes {least}"
         )
     return (telling or fitting)[0]
 
