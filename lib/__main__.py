@@ -249,7 +249,8 @@ def pretrain(
     """
     from lib import distributed, presets
     from lib.data import load
-    from lib.data.oddities import oddities
+    from lib.data.oddities import left_out, oddities
+    from lib.methods import METHODS
     from lib.runs import RUNS
     from lib.runs import pretrain as train
 
@@ -277,7 +278,10 @@ def pretrain(
             pool = "train+val"
         pictures = counted(images, "image")
         print(f"{config.name} on {pictures} of {dataset.name} ({pool})", flush=True)
-        for line in oddities(dataset.take(config.images)):
+        notes = oddities(dataset.take(config.images))
+        if not METHODS[config.method].needs_labels:
+            notes += left_out(dataset, config.pool)
+        for line in notes:
             print(f"note: {line}", flush=True)
         run = train(config, dataset, runs or RUNS, chosen, wait=wait)
         if run.curves:

@@ -507,6 +507,20 @@ def test_what_may_surprise_in_a_data_set_is_said_before_it_is_trained_on(tmp_pat
     assert "note: odd: test has no image of 2\n" in said
 
 
+@pytest.mark.parametrize("preset, told", [("simclr-digits", True), ("supcon-digits", False)])
+def test_images_without_labels_are_told_where_the_method_could_use_them(
+    preset, told, tmp_path, capsys
+):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3)).astype(np.uint8)
+    labels = np.arange(60) % 3
+    arrays = {"x_train": noise, "y_train": labels, "x_test": noise[:30], "y_test": labels[:30]}
+    np.savez(tmp_path / "mine.npz", x_unlabeled=noise[:40], **arrays)
+    words = ["pretrain", preset, "--data", "mine", "--epochs", "0"]
+    assert main([*words, "--data-root", str(tmp_path), "--runs", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert ("note: mine: 40 images without labels left out; --set pool=unlabeled" in said) == told
+
+
 @pytest.mark.parametrize(
     "words", [("pretrain", "simclr-digits", "--epochs", "0", "--runs"), ("probe",)]
 )

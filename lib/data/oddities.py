@@ -1,5 +1,6 @@
 """What in a data set may surprise, in lines for people: nothing of it is an error."""
 
+from lib import counted
 from lib.data.dataset import LEVEL, Dataset
 
 LISTED = 5  # classes that a line names
@@ -30,3 +31,13 @@ def oddities(dataset: Dataset) -> list[str]:
                 f"{dataset.name}: {split} has no image of {', '.join(lacking[:LISTED])}{more}"
             )
     return lines
+
+
+def left_out(dataset: Dataset, pool: str) -> list[str]:
+    """A line where a pool leaves out the images without labels, which need none to be of use."""
+    if dataset.unlabeled is None or pool == "unlabeled":
+        return []
+    images = counted(len(dataset.unlabeled), "image")
+    return [
+        f"{dataset.name}: {images} without labels left out; --set pool=unlabeled trains on them"
+    ]
