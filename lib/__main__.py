@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   python -m lib pretrain simclr-digits --epochs 0            the untrained encoder, to compare with
   python -m lib probe runs/RUN                               what do its h and z know?
   python -m lib probe runs/RUN --with uva --with labels      as published, and with few labels
+  python -m lib probe runs/A runs/B --only validation        which setting is better?
   python -m lib compare runs/RUN runs/OTHER                  is one better, or is it noise?
   python -m lib publish runs/RUN                             put its record where chapters read it
   python -m lib experiments --budget-minutes 60              what is missing, most valuable first
@@ -355,7 +356,15 @@ def probe(
             help="Also uva, supcontrast: linear classifiers as published. labels: few of them. "
             "fine-tuning: with few labels, beside from scratch. rotation, grey, noise: which of "
             "these a view has. calibration, calibration-by-log-loss. corruptions: of the test "
-            "images. validation: on val alone. May be repeated.",
+            "images. May be repeated.",
+        ),
+    ] = [],  # noqa: B006
+    only: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PROBE",
+            help="This alone, without the linear probe and kNN. --only validation reads val alone, "
+            "for a choice between runs: test stays unseen. May be repeated.",
         ),
     ] = [],  # noqa: B006
     data_root: DataRoot = None,
@@ -364,14 +373,18 @@ def probe(
 ) -> None:
     """Say what runs' h and z know, by a linear probe and kNN.
 
-    The probe's L2 is chosen on val. --with asks more. All with 95 % intervals.
+    The probe's L2 is chosen on val. --with asks more, --only less. All with 95 % intervals.
     """
     from lib import data, distributed, probes
     from lib.evidence import answers
     from lib.runs import load
 
     load_data = functools.cache(lambda name: data.load(name, data_root))  # once for many runs
-    wanted = ("linear", "knn", *with_)
+    if with_ and only:
+        raise InputError(
+            "--with adds to the linear probe and kNN, --only leaves them out: tell one"
+        )
+    wanted = only or ["linear", "knn", *with_]
     probes.refuse_unknown(wanted)
     with distributed.joined(device) as chosen:
         # at most once, and only where there is something to compute

@@ -540,6 +540,21 @@ def test_every_probe_is_named_in_the_help(capsys):
         assert name in shown, name
 
 
+def test_a_probe_of_validation_alone_does_not_read_test(toy_root, tmp_path, capsys):
+    here = ["--data-root", str(toy_root), "--device", "cpu"]
+    words = ["pretrain", "simclr-digits", "--data", "toy", "--epochs", "0", *here]
+    assert main([*words, "--runs", str(tmp_path)]) == 0
+    (folder,) = tmp_path.glob("simclr-*")
+    capsys.readouterr()
+    assert main(["probe", str(folder), "--only", "validation", *here]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3  # h by both readers, z by the linear probe
+    assert all("on validation" in line for line in lines)
+    assert records.read(folder / "record.json")["evaluation"] == {}
+    assert main(["probe", str(folder), "--only", "validation", "--with", "labels", *here]) == 2
+    assert "tell one" in capsys.readouterr().err
+
+
 def test_two_runs_are_compared_image_by_image(toy_root, tmp_path, capsys):
     runs, here = tmp_path / "runs", ["--data-root", str(toy_root), "--device", "cpu"]
     for epochs in ("0", "2"):
