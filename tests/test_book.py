@@ -76,6 +76,7 @@ def write_chapter(small, name, cells):
 
     parameters = 'profile = "quick"\nword = None\nepochs = None\nsize = 32'
     notebook.cells = [
+        nbformat.v4.new_markdown_cell(f"# {name}"),
         nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
         *map(nbformat.v4.new_code_cell, cells),
     ]
@@ -252,7 +253,7 @@ def test_bad_profiles_are_named_before_anything_runs(small, content, words):
     assert not small.built.exists()
 
 
-@pytest.mark.parametrize("tags, count", [((), 0), ((0, 1), 2), ((1,), 1)])
+@pytest.mark.parametrize("tags, count", [((), 0), ((1, 2), 2), ((2,), 1)])
 def test_a_chapter_that_papermill_would_leave_at_its_defaults_is_named(small, tags, count):
     path = small.source / "notebooks" / "01_good.ipynb"
     notebook = nbformat.read(path, as_version=4)
@@ -469,6 +470,9 @@ def test_chapters_that_the_site_shows_without_outputs_are_named(small, tmp_path,
     assert shown["cells"][-1]["outputs"]
     hidden = [cell for cell in shown["cells"] if "remove-cell" in cell["metadata"].get("tags", [])]
     assert len(hidden) == 1 and "injected-parameters" in hidden[0]["metadata"]["tags"]
+
+    title, note, *_ = nbformat.read(tmp_path / "stage" / "notebooks" / "02_fails.ipynb", 4).cells
+    assert title.source == "# 02_fails" and "has not been run since its last change" in note.source
 
 
 @pytest.fixture

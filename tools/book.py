@@ -29,6 +29,10 @@ from tools import page_encoder, photographs
 
 # what draws figures and tables, beside what the numbers depend on
 DRAWN_BY = ("matplotlib", "pandas", "seaborn", "umap-learn")
+WITHOUT_OUTPUTS = """:::{warning}
+This chapter has not been run since its last change, so the figures and numbers that it makes are
+missing here. `make book` runs it.
+:::"""
 
 
 @dataclass(frozen=True)
@@ -354,10 +358,21 @@ def stage(profile: str, target: Path, book: Book = BOOK) -> None:
         if chapter.is_done(chapter.stamp()):
             _stage_executed(chapter.executed, target / "notebooks" / path.name)
         else:
+            _stage_without_outputs(path, target / "notebooks" / path.name)
             print(
                 f"{chapter.name}: not run since its last change; the site shows it without outputs",
                 flush=True,
             )
+
+
+def _stage_without_outputs(path: Path, target: Path) -> None:
+    """Copy a chapter as it is written, with a note below its title that results are missing."""
+    notebook = json.loads(path.read_bytes())
+    kinds = [cell["cell_type"] for cell in notebook["cells"]]
+    note = {"cell_type": "markdown", "id": "without-outputs", "metadata": {}}
+    below_title = kinds.index("markdown") + 1
+    notebook["cells"].insert(below_title, note | {"source": WITHOUT_OUTPUTS})
+    target.write_bytes(json.dumps(notebook).encode())
 
 
 def _stage_executed(executed: Path, target: Path) -> None:

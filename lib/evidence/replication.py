@@ -231,7 +231,7 @@ def compute(
 
 
 def conclusion(record: dict) -> str:
-    """``verified: +1.2 points with seed 10, recorded +1.4 [0.3, 2.5], 3 seeds; the claim: open``.
+    """``verified: +1.2 points with seed 10, recorded +1.4 [0.3, 2.5], 3 seeds; at this size: yes``.
 
     What is verified are the records, whatever they say of the claim at this size.
     """
@@ -239,7 +239,7 @@ def conclusion(record: dict) -> str:
     of_claim = against_margin(recorded.interval, record["size"]["margin"] / 100)
     return (
         f"{record['outcome']}: {100 * record['difference']:+.1f} points with seed "
-        f"{record['seed']}, recorded {recorded.points()}; the claim: {of_claim}"
+        f"{record['seed']}, recorded {recorded.points()}; at this size: {of_claim}"
     )
 
 
