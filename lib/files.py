@@ -260,6 +260,31 @@ def read_yaml(path: Path) -> object:
         raise InputError(f"{path} can't be read as YAML: {why}") from error
 
 
+def read_entries(path: Path, kind: str, key: str = "name") -> list[tuple[str, Any]]:
+    """A YAML file that is a list: what errors call each of its entries, and the entry as it stands.
+
+    kind: what an entry is, in a word.
+    key: the field that has an entry's name.
+
+    Raises InputError where the file is no list, or two entries have one name.
+    """
+    written = read_yaml(path) or []  # None: the file is empty
+    if not isinstance(written, list):
+        raise InputError(f"{path} must be a list, one item for each {kind}")
+
+    entries, names = [], []
+    for number, entry in enumerate(written, start=1):
+        name = f"number {number}"
+        if isinstance(entry, dict):
+            name = entry.get(key, name)
+        where = f"{path}: {kind} {name}"
+        if name in names:
+            raise InputError(f"{where} is there twice")
+        names.append(name)
+        entries.append((where, entry))
+    return entries
+
+
 # what a value must be, and what values in a list must be, by pydantic's name for the error
 KINDS = {
     "int_type": ("an integer", "integers"),

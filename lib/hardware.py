@@ -132,7 +132,8 @@ def _another_build(driver: str) -> str | None:
 
 def _major(driver: str) -> int:
     """A driver's first number; 0 where it is not known."""
-    return int(driver.partition(".")[0] or 0)
+    digits = re.match(r"\d+", driver)
+    return int(digits[0]) if digits else 0
 
 
 def nvidia_driver(root: Path = Path("/")) -> str | None:

@@ -353,8 +353,16 @@ def test_what_is_no_list_of_experiments_is_named(place):
     with pytest.raises(InputError, match="experiment number 1: it must be a mapping"):
         experiments.read(path)
     path.write_text("a: 1", encoding="utf-8")
-    with pytest.raises(InputError, match="experiments.yml must be a list of experiments"):
+    with pytest.raises(
+        InputError, match="experiments.yml must be a list, one item for each experiment"
+    ):
         experiments.read(path)
+
+
+def test_two_experiments_of_one_name_are_refused(place):
+    """One of them could never be chosen."""
+    with pytest.raises(InputError, match="experiments.yml: experiment late is there twice"):
+        experiments.read(written(place, LATE, LATE))
 
 
 def test_an_unknown_experiment_is_named_with_the_nearest(place):

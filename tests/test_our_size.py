@@ -91,6 +91,16 @@ def test_a_failed_run_is_counted_and_told():
     assert found.in_words().endswith("2 seeds of 3, 1 failed")
 
 
+def test_a_failed_run_of_a_claim_about_few_labels_is_counted():
+    """A run that failed has been read with no number of labels."""
+    few = OURS | {"like_for_like": OURS["like_for_like"] | {"per_class": 10}}
+    of_few = {"per_class": 10}
+    first, second = rows([0.73, 0.731], **of_few), rows([0.70] * 3, "ce", epochs=120, **of_few)
+    failed = rows([math.nan], measure="failed", seed=2, features="x", probe="x", per_class=math.nan)
+    found = ours(first, second, failed, claim=few)
+    assert (found.comparison.seeds, found.failed, found.is_complete) == (2, 1, True)
+
+
 def test_a_seed_that_was_not_planned_decides_nothing():
     first, second = rows([0.73, 0.731, 0.732, 0.5]), rows([0.70] * 4, "ce", epochs=120)
     found = ours(first, second)

@@ -13,7 +13,7 @@ import yaml
 
 from lib import InputError
 from lib.config import Config
-from lib.evidence import plan
+from lib.evidence import experiments, plan
 from lib.evidence.plan import Entry, Score
 from lib.methods import METHODS
 from lib.presets import preset
@@ -266,7 +266,7 @@ def test_a_version_is_known_by_its_first_commit(tmp_path):
     ]
     assert all(re.fullmatch("[0-9a-f]{40}", version.commit) for version in found)
 
-    of_plan = {"scale": plan.PLAN, "margin": 1.0}
+    of_plan = {"scale": experiments.PLAN, "margin": 1.0}
     nameless = [of_plan, of_plan | {"name": "a", "margin": date(1970, 1, 1)}]
     git(tmp_path, "rm", path.name)
     git(tmp_path, "commit", "-m", "gone", at=4000)

@@ -280,9 +280,9 @@ def test_weights_of_another_run_or_other_data_are_refused(run, toy, other_toy, s
         ({"sha256": "0" * 64}, "not what is registered as ours: its SHA-256 is another one; if it"),
         ({"record": "other"}, "is registered as the run other, its file holds simclr-digits-e1"),
         ({"url": "none"}, "can't read .*none"),
-        ({"licence": None}, "registry.yml, entry 1: licence must be text, got None"),
-        ({"sha256": 5}, "registry.yml, entry 1: sha256 must be text, got 5"),
-        ({"colour": "red"}, "registry.yml, entry 1: unknown field 'colour'"),
+        ({"licence": None}, "registry.yml: encoder ours: licence must be text, got None"),
+        ({"sha256": 5}, "registry.yml: encoder ours: sha256 must be text, got 5"),
+        ({"colour": "red"}, "registry.yml: encoder ours: unknown field 'colour'"),
     ],
 )
 def test_a_wrong_entry_is_one_line(shared, changes, words):
@@ -293,12 +293,12 @@ def test_a_wrong_entry_is_one_line(shared, changes, words):
 def test_a_wrong_registry_is_one_line(shared):
     entry = dict(shared.entry)
     shared.write(entry, entry)
-    shared.refused("registry.yml, entry 2: there is another one named ours")
+    shared.refused("registry.yml: encoder ours is there twice")
     del entry["url"]
     shared.write(shared.entry | {"name": "whole"}, entry)
-    shared.refused("registry.yml, entry 2: the field 'url' is missing", name="whole")
+    shared.refused("registry.yml: encoder ours: the field 'url' is missing", name="whole")
     shared.path.write_text(yaml.safe_dump({"ours": entry}), encoding="utf-8")
-    shared.refused("must be a list of weights, each with name, url, sha256, record, licence")
+    shared.refused("registry.yml must be a list, one item for each encoder")
 
 
 def test_an_unknown_name_is_told_with_those_that_are_near(shared, tmp_path):

@@ -31,7 +31,7 @@ from lib import ROOT, InputError
 from lib.evidence.comparisons import Comparison, over_pairs
 from lib.evidence.statistics import Interval, one_more, over_runs, over_seeds
 from lib.evidence.tables import COLUMNS, OWN_SCHEDULE, matching
-from lib.files import read_yaml, validated
+from lib.files import read_entries, validated
 
 CLAIMS = ROOT / "book" / "claims.yml"
 OURSELVES = "this book's question"  # the source of what nobody has published on
@@ -148,18 +148,13 @@ def read(path: Path = CLAIMS) -> list[Claim]:
 
     Raises InputError, naming file and claim, where a field is missing, unknown or wrong.
     """
-    claims = read_yaml(path)
-    if not isinstance(claims, list) or not claims:
-        raise InputError(
-            f"{path} must be a list of claims, each with id, claim, source, rule and like_for_like"
-        )
-
-    for place, claim in enumerate(claims, start=1):
-        name = f"number {place}"
-        if isinstance(claim, dict):
-            name = claim.get("id", name)
-        validated(_Claim, claim, f"{path}: claim {name}")
-    return claims  # as written: of a number the digits count
+    claims = []
+    for where, claim in read_entries(path, "claim", "id"):
+        validated(_Claim, claim, where)
+        claims.append(claim)  # as written: of a number the digits count
+    if not claims:
+        raise InputError(f"{path} has no claims")
+    return claims
 
 
 @dataclass(frozen=True)
@@ -331,8 +326,9 @@ def _differences(pairs: pd.DataFrame) -> pd.Series:
 
 def _failed(conditions: dict, minus: dict, table: pd.DataFrame) -> set[int]:
     """Seeds of which a run in either group of a pair failed."""
-    of_runs = conditions | {"measure": "failed", "features": "any", "probe": "any"}
-    differing = {key: minus[key] for key in minus if key not in ("features", "probe")}
+    unread = dict.fromkeys(("features", "probe", "per_class"), "any")
+    of_runs = conditions | unread | {"measure": "failed"}
+    differing = {key: minus[key] for key in minus if key not in unread}
     either = [matching(table, of_runs), matching(table, of_runs | differing)]
     return set(pd.concat(either)["seed"])
 

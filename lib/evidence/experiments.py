@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from lib import ROOT, InputError, unknown
 from lib.config import COMPUTED, Config, one_of
 from lib.evidence.ledger import Ledger, in_total, key, key_of
-from lib.files import checked, read_yaml, validated
+from lib.files import checked, read_entries, validated
 from lib.hardware import choose_device
 from lib.presets import preset
 from lib.probes import PROBES
@@ -83,23 +83,20 @@ class Task:
     experiments: tuple[str, ...] = ()  # their names, the first first
 
 
+def is_planned(entry: object) -> bool:
+    """Whether an entry as it stands in the file is one of the plan's, which evidence.plan reads."""
+    return isinstance(entry, dict) and entry.get("scale") == PLAN
+
+
 def read(path: Path = EXPERIMENTS) -> list[Experiment]:
     """The experiments, most valuable first.
 
     Raises InputError, naming file and experiment, where something is wrong.
     """
-    entries = read_yaml(path)
-    if not isinstance(entries, list):
-        raise InputError(f"{path} must be a list of experiments")
-
     experiments = []
-    for place, entry in enumerate(entries, start=1):
-        name = f"number {place}"
-        if isinstance(entry, dict):
-            name = entry.get("name", name)
-            if entry.get("scale") == PLAN:
-                continue
-        experiments.append(validated(Experiment, entry, f"{path}: experiment {name}"))
+    for where, entry in read_entries(path, "experiment"):
+        if not is_planned(entry):
+            experiments.append(validated(Experiment, entry, where))
     return sorted(experiments, key=lambda experiment: experiment.worth)
 
 

@@ -286,7 +286,7 @@ class Ledger:
             return dataset.take(config.images).pool_size(config.pool)
         for record in reversed(self.everything()):
             if _same(record, config, "data", "images", "pool"):
-                return record["data"].get("pool")
+                return record["data"]["pool"]
         return None
 
     def _measured(self, config: Config) -> list[dict]:

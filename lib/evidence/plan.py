@@ -7,11 +7,9 @@ trains a preset with a delta for several lengths, or tries settings in stages ("
 is tried next follows from the accuracies on validation so far.
 """
 
-import calendar
 import hashlib
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,9 +20,10 @@ from pydantic import Field, model_validator
 
 from lib import InputError, unknown
 from lib.config import Config, difference
-from lib.evidence.experiments import EXPERIMENTS, PLAN, Changes, Probes
-from lib.files import checked, parse_yaml, read_yaml, validated
+from lib.evidence.experiments import EXPERIMENTS, Changes, Probes, is_planned
+from lib.files import checked, parse_yaml, read_entries, validated
 from lib.presets import preset
+from lib.runs import provenance
 
 Score = Callable[[Config], float | None]  # a run's accuracy on validation; None: not there yet
 Tried = dict[str, list[Config]]  # by arm
@@ -172,8 +171,9 @@ def read(path: Path = EXPERIMENTS) -> list[Entry]:
     Raises InputError, naming file and entry, where something is wrong.
     """
     entries = []
-    for written in _planned(read_yaml(path)):
-        where = f"{path}: entry {written.get('name')}"
+    for where, written in read_entries(path, "entry"):
+        if not is_planned(written):
+            continue
         if "sha256" in written:
             raise InputError(f"{where}: unknown field 'sha256'")
         entry = validated(Entry, written, where)
@@ -189,15 +189,6 @@ def read(path: Path = EXPERIMENTS) -> list[Entry]:
                 why = unknown("arm of tuning", arm.tuned, tuning)
                 raise InputError(f"{path}: entry {entry.name}: {why}")
     return entries
-
-
-def _planned(content: object) -> Iterator[dict]:
-    """The entries of the plan in the list of experiments, as they are written."""
-    if not isinstance(content, list):
-        return
-    for written in content:
-        if isinstance(written, dict) and written.get("scale") == PLAN:
-            yield written
 
 
 def history(path: Path = EXPERIMENTS) -> list[Version] | None:
@@ -223,7 +214,8 @@ def history(path: Path = EXPERIMENTS) -> list[Version] | None:
                 content = parse_yaml(git("show", f"{commit}:./{path.name}"))
             except (ValueError, yaml.YAMLError, subprocess.CalledProcessError):
                 continue  # no run can belong to what nobody could read, or was deleted
-            for written in _planned(content):
+            entries = content if isinstance(content, list) else []
+            for written in filter(is_planned, entries):
                 try:
                     name, sha256 = written["name"], canonical_hash(written)
                 except (KeyError, TypeError):
@@ -251,8 +243,7 @@ def unplanned(record: dict, versions: list[Version]) -> str | None:
 
     if "started" not in record:
         return f"{record['id']} does not say when it began"
-    started = calendar.timegm(time.strptime(record["started"], "%Y-%m-%dT%H:%M:%SZ"))
-    early = named[0].committed - started
+    early = named[0].committed - provenance.seconds_since_1970(record["started"])
     if early <= 0:
         return None
     return f"{record['id']} began {early} seconds before its version of the entry was committed"

@@ -61,7 +61,7 @@ class _Record(TypedDict):
     data: NotRequired[str]
     code: dict
     versions: dict
-    finished: str
+    finished: records.Time
 
 
 @dataclass(frozen=True)

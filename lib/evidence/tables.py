@@ -170,7 +170,7 @@ def run_columns(record: dict) -> dict:
         "protocol": protocol(record, config),
         "variant": data["variant"],
         "images": config.images or data["counts"]["train"] + data["counts"]["val"],
-        "trained_on": data.get("pool"),
+        "trained_on": data["pool"],
         "view_size": view_size,
         "minutes": record["seconds"] / 60,
         "views_per_second": record["views_per_second"],

@@ -1,5 +1,6 @@
 """Where a number is from: code, versions, device, speed and cost."""
 
+import calendar
 import hashlib
 import platform
 import subprocess
@@ -15,6 +16,8 @@ from lib.compute.cost import flops
 from lib.config import Config
 from lib.distributed.group import world
 from lib.encoders import Model
+
+TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @cache
@@ -63,7 +66,12 @@ def refuse_uncommitted(package: dict | None = None) -> None:
 
 def now() -> str:
     """The time in UTC, as records have it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return time.strftime(TIME, time.gmtime())
+
+
+def seconds_since_1970(recorded: str) -> int:
+    """Of a time as records have it. Raises ValueError for any other text."""
+    return calendar.timegm(time.strptime(recorded, TIME))
 
 
 def versions() -> dict:

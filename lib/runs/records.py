@@ -18,6 +18,7 @@ from lib.compute.bits import unpack_bits
 from lib.config import COMPUTED, Config, one_of
 from lib.files import parse_json, validated, write_atomically
 from lib.probes import PROBES
+from lib.runs import provenance
 
 SCHEMA = 1
 RESULTS = HOME / "results"
@@ -38,6 +39,14 @@ def _file_name(name: str) -> str:
     return name
 
 
+def _time(text: str) -> str:
+    try:
+        provenance.seconds_since_1970(text)
+    except ValueError:
+        raise ValueError(f"must be a time as 2026-01-31T23:59:59Z, got {text!r}") from None
+    return text
+
+
 def _possible(result: dict) -> dict:
     n, correct = result["n"], result["correct"]
     if correct > n:
@@ -54,6 +63,7 @@ def _possible(result: dict) -> dict:
 AtLeast0 = Annotated[int, Field(ge=0, lt=2**53)]
 AtLeast1 = Annotated[int, Field(ge=1, lt=2**53)]
 Precision = Annotated[str, one_of("precision", COMPUTED)]
+Time = Annotated[str, AfterValidator(_time)]
 # the fields that readers rely on are there and right; others may stand beside them
 whole = with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
 
@@ -78,7 +88,7 @@ class _Data(TypedDict):
     name: str
     variant: str
     fingerprint: str
-    pool: NotRequired[AtLeast0]
+    pool: AtLeast0  # images that were trained on
     classes: Annotated[list[str], Field(min_length=1)]
     counts: _Counts
 
@@ -131,8 +141,13 @@ class _Corruption(TypedDict):
 @whole
 class _Device(TypedDict):
     type: str
-    name: NotRequired[str]
+    name: str
     threads: NotRequired[AtLeast1]
+
+
+@whole
+class _Code(TypedDict):
+    commit: str | None  # None without git
 
 
 class _Plan(TypedDict):
@@ -147,7 +162,7 @@ class _Record(TypedDict):
     config: Annotated[dict, AfterValidator(_configuration)]
     data: _Data
     numerics: int
-    code: dict
+    code: _Code
     versions: dict
     device: _Device
     seconds: float
@@ -156,7 +171,8 @@ class _Record(TypedDict):
     segments: NotRequired[list[dict]]
     delta: NotRequired[dict]
     failed: NotRequired[str]
-    started: NotRequired[str]
+    started: NotRequired[Time]
+    finished: Time
     plan: NotRequired[_Plan]
     evaluation: dict[str, dict[str, Annotated[_Result, AfterValidator(_possible)]]]
     label_sweep: NotRequired[list[Annotated[_FewLabels, AfterValidator(_possible)]]]
@@ -175,7 +191,7 @@ class _Benchmark(TypedDict):
     versions: dict
     device: dict
     code: dict
-    finished: str
+    finished: Time
 
 
 def write(path: Path, record: dict) -> None:

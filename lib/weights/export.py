@@ -45,8 +45,9 @@ def export(
         record=record["id"],
         licence=licence,
     )
+    card = "\n".join(_card(record, entry, results))
     write_atomically(folder / FILE, content)
-    write_atomically(folder / "README.md", "\n".join(_card(record, entry, results)).encode())
+    write_atomically(folder / "README.md", card.encode())
     return asdict(entry)
 
 

@@ -7,7 +7,7 @@ where its SHA-256 is the registered one; an exported one has its own inside, as 
 
 import hashlib
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from lib.config import Channels, PositiveChannels
 from lib.data.loading import data_root
 from lib.data.loading import load as load_dataset
 from lib.encoders import Model
-from lib.files import as_path, checked, parse_json, read_yaml, validated
+from lib.files import as_path, checked, parse_json, read_entries, validated
 from lib.hardware import choose_device, lent
 from lib.runs import checkpoints, records
 from lib.runs.packing import view_of
@@ -49,8 +49,6 @@ class Entry:
     def remote(self) -> bool:
         return self.url.startswith(("https://", "http://"))
 
-
-FIELDS = tuple(field.name for field in fields(Entry))
 
 Side = Annotated[int, Field(ge=8)]
 
@@ -302,17 +300,8 @@ def _fill(model: nn.Module, path: Path, content: bytes) -> None:
 
 def entries(registry: Path = REGISTRY) -> dict[str, Entry]:
     """The registry's entries, by name. Raises InputError where one is not whole."""
-    written = read_yaml(registry) or []
-    if not isinstance(written, list):
-        raise InputError(f"{registry} must be a list of weights, each with {', '.join(FIELDS)}")
-
-    known: dict[str, Entry] = {}
-    for number, values in enumerate(written, 1):
-        entry = validated(Entry, values, f"{registry}, entry {number}")
-        if entry.name in known:
-            raise InputError(f"{registry}, entry {number}: there is another one named {entry.name}")
-        known[entry.name] = entry
-    return known
+    known = [validated(Entry, entry, where) for where, entry in read_entries(registry, "encoder")]
+    return {entry.name: entry for entry in known}
 
 
 def _entry(name: str, registry: Path) -> Entry:
