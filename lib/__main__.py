@@ -273,15 +273,13 @@ def pretrain(
             dataset = load(config.data, data_root)
         precision = config.precision if config.epochs else "float32"
         _tell_device(device, precision, chosen=chosen)
-        images = dataset.take(config.images).pool_size(config.pool)
-        pool = config.pool
-        if pool == "unlabeled" and dataset.unlabeled is None:
-            pool = "train+val"
-        pictures = counted(images, "image")
-        print(f"{config.name} on {pictures} of {dataset.name} ({pool})", flush=True)
-        notes = oddities(dataset.take(config.images))
+        taken = dataset.take(config.images)
+        images = counted(taken.pool_size(config.pool), "image")
+        pool = taken.pool_name(config.pool)
+        print(f"{config.name} on {images} of {dataset.name} ({pool})", flush=True)
+        notes = oddities(taken)
         if not METHODS[config.method].needs_labels:
-            notes += left_out(dataset, config.pool)
+            notes += left_out(taken, config.pool)
         for line in notes:
             print(f"note: {line}", flush=True)
         run = train(config, dataset, runs or RUNS, chosen, wait=wait)

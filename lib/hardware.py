@@ -21,7 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lib import InputError, in_a_line, unknown
+from lib import InputError, counted, in_a_line, unknown
 
 if sys.platform != "win32":
     import resource
@@ -182,8 +182,7 @@ def in_words(device: torch.device, precision: str | None = None) -> str:
     """
     kind: str = device.type
     if kind == "cpu":
-        threads = torch.get_num_threads()
-        kind += f", {threads} thread{'s' if threads > 1 else ''}"
+        kind += f", {counted(torch.get_num_threads(), 'thread')}"
     words = f"{device_name(device)} ({kind})"
     if precision is None:
         return words
@@ -386,8 +385,8 @@ def matrix_rate(device: torch.device, precision: str) -> float:
         if sum(seconds) > MEASURED_SECONDS:
             break
 
-    counted = seconds[1:] or seconds
-    return 2 * side**3 / min(counted)
+    warm = seconds[1:] or seconds
+    return 2 * side**3 / min(warm)
 
 
 def peak_memory(device: torch.device) -> int | None:

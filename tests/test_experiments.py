@@ -194,7 +194,7 @@ def test_a_half_done_run_goes_on(place):
 
 def test_nothing_is_begun_that_does_not_fit_into_the_budget(place, capsys):
     finish(place, budget=0)
-    assert "4 runs are left: they did not fit into 0 minutes" in lines(capsys)
+    assert "did not fit into 0 minutes: 4 runs" in lines(capsys)
     assert not published(place)
 
     finish(place, "early")
@@ -202,7 +202,7 @@ def test_nothing_is_begun_that_does_not_fit_into_the_budget(place, capsys):
     written(place, LATE | {"delta": delta}, EARLY)
     minutes = ledger(place).minutes(preset("simclr-digits", **delta))
     finish(place, budget=minutes / 2)
-    assert "4 runs are left" in lines(capsys)[-1]
+    assert lines(capsys)[-1].endswith(" minutes: 4 runs")
 
 
 def test_a_run_whose_cost_nobody_measured_is_timed_before_it_is_begun(place, capsys):
@@ -215,7 +215,7 @@ def test_a_run_whose_cost_nobody_measured_is_timed_before_it_is_begun(place, cap
     experiments.work(chosen(place), here, 1.0, "cpu", COMMITTED)
     made = [record["config"]["epochs"] for record in published(place).values()]
     assert made == [1]
-    assert lines(capsys)[-1] == "4 runs are left: they did not fit into 1 minutes"
+    assert lines(capsys)[-1] == "did not fit into 1 minute: 4 runs"
     assert not list((place / "runs").glob("*-e1000000-*"))
 
     told = here.minutes(config)

@@ -345,7 +345,7 @@ def test_what_goes_wrong_around_a_run_is_told_and_takes_no_others_work(place, da
 def test_the_budget_is_kept(place, capsys):
     made = queue(place, MAIN)
     made.work(budget=0, package=COMMITTED)
-    assert capsys.readouterr().out == "4 runs are left: they did not fit into 0 minutes\n"
+    assert capsys.readouterr().out == "did not fit into 0 minutes: 4 runs\n"
     assert counts(made) == {"runs": 4, "missing": 4}
 
 

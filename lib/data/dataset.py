@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import InputError
+from lib import InputError, unknown
+from lib.config import POOLS
 
 # of the split into train and val: never varied, so that all runs are chosen by the same images
 SPLIT_SEED = 0
@@ -116,23 +117,30 @@ class Dataset:
         red, green, blue = (_moments(pixels) for pixels in self.train.images.transpose(0, 1))
         return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
 
+    def pool_name(self, name: str) -> str:
+        """The pool that a name stands for: "unlabeled" is "train+val" where none are unlabelled."""
+        if name not in POOLS:
+            raise InputError(unknown("pool", name, POOLS))
+        if name == "unlabeled" and self.unlabeled is None:
+            return "train+val"
+        return name
+
     def pool(self, name: str) -> Split:
-        """What is trained on: "train", "train+val", or "unlabeled" (train + val without such)."""
-        if name == "train":
+        """The images that are trained on."""
+        found = self.pool_name(name)
+        if found == "train":
             return self.train
-        if name == "unlabeled" and self.unlabeled is not None:
-            return self.unlabeled
-        if name in ("unlabeled", "train+val"):
+        if found == "train+val":
             return self.train + self.val
-        raise InputError(f"unknown pool '{name}'; known: train, train+val, unlabeled")
+        assert self.unlabeled is not None  # by pool_name
+        return self.unlabeled
 
     def pool_size(self, name: str) -> int:
         """How many images a pool has; no image is copied for that."""
-        if name == "unlabeled" and self.unlabeled is not None:
-            return len(self.unlabeled)
-        if name == "train":
-            return len(self.train)
-        return len(self.train) + len(self.val)
+        sizes = {"train": len(self.train), "train+val": len(self.train) + len(self.val)}
+        if self.unlabeled is not None:
+            sizes["unlabeled"] = len(self.unlabeled)
+        return sizes[self.pool_name(name)]
 
     def take(self, images: int | None) -> "Dataset":
         """A stratified slice of so many labelled training images, val's share included.

@@ -35,7 +35,7 @@ def oddities(dataset: Dataset) -> list[str]:
 
 def left_out(dataset: Dataset, pool: str) -> list[str]:
     """A line where a pool leaves out the images without labels, which need none to be of use."""
-    if dataset.unlabeled is None or pool == "unlabeled":
+    if dataset.unlabeled is None or dataset.pool_name(pool) == "unlabeled":
         return []
     images = counted(len(dataset.unlabeled), "image")
     return [

@@ -36,10 +36,8 @@ class Report:
     def __str__(self) -> str:
         lines = [*self.notes]
         count = len(self.skipped)
-        if count == 1:
-            lines.append("1 broken image skipped:")
-        elif count:
-            lines.append(f"{count} broken images skipped:")
+        if count:
+            lines.append(f"{counted(count, 'broken image')} skipped:")
         lines += self.skipped[:LISTED]
         if count > LISTED:
             lines.append("...")

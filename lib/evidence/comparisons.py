@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from lib import counted
 from lib.evidence.statistics import Interval, differences, over_seeds
 
 
@@ -32,8 +33,7 @@ class Comparison(NamedTuple):
 
     def points(self) -> str:
         """``+1.4 [0.3, 2.5], 5 seeds``."""
-        seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
-        return f"{self.difference()}, {seeds}"
+        return f"{self.difference()}, {counted(self.seeds, 'seed')}"
 
     def beside(self, other: str) -> str:
         """``13.5 [12.4, 14.6] points above other (n = 3)``."""

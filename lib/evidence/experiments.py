@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import Field, model_validator
 
-from lib import ROOT, InputError, unknown
+from lib import ROOT, InputError, counted, unknown
 from lib.config import COMPUTED, Config, one_of
 from lib.evidence.ledger import Ledger, in_total, key, key_of
 from lib.files import checked, read_entries, validated
@@ -258,10 +258,16 @@ def work(
         overheads.append(max(minutes - record["seconds"] / 60, 0))
         print(f"{task.experiments[0]}: {record['id']} in {minutes:.1f} minutes", flush=True)
 
-    if left_out:
-        print(f"{left_out} runs are left: they did not fit into {budget:g} minutes")
+    if left_out and budget is not None:
+        print(out_of_time(left_out, budget))
     if failed:
         raise InputError("\n".join(dict.fromkeys(failed)))
+
+
+def out_of_time(left: int, budget: float) -> str:
+    """That so many runs were not begun within a budget, in minutes."""
+    minutes = "1 minute" if budget == 1 else f"{budget:g} minutes"
+    return f"did not fit into {minutes}: {counted(left, 'run')}"
 
 
 def _finish(task: Task, ledger: Ledger, device: str | None) -> dict:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import Diverged, InputError, probes
+from lib import Diverged, InputError, counted, probes
 from lib.config import COMPUTED, FIELDS, Config
 from lib.data.dataset import Dataset
 from lib.evidence import plan
+from lib.evidence.experiments import out_of_time
 from lib.evidence.ledger import Ledger, in_total
 from lib.evidence.plan import Arm, Entry, Planned, Version
 from lib.files import claimed
@@ -135,8 +136,8 @@ class Queue:
             time.sleep(POLL_SECONDS)
 
         without_data, left = self._left(failed)
-        if left:
-            print(f"{left} runs are left: they did not fit into {budget:g} minutes")
+        if left and budget is not None:
+            print(out_of_time(left, budget))
         if failed or without_data:
             raise InputError("\n".join([*failed.values(), *without_data]))
 
@@ -237,7 +238,7 @@ class Queue:
         if not earlier:
             return "-"
         commits = [version.commit[:7] for version in versions if version.note == entry.note]
-        return f"{earlier} runs, at {commits[0] if commits else 'no commit'}"
+        return f"{counted(earlier, 'run')}, at {commits[0] if commits else 'no commit'}"
 
     def in_words(self) -> list[str]:
         """The table, what is left, and what is to be entered in the plan, in lines for people."""
@@ -245,7 +246,7 @@ class Queue:
         left = (
             f"{table.done.sum()} of {table.runs.sum()} runs are done; "
             f"{in_total(table.hours, 'hours', digits=1)} are left for one process of "
-            f"{self.ledger.device['threads']} threads"
+            f"{counted(self.ledger.device['threads'], 'thread')}"
         )
 
         lines = [table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"), left]

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from lib import InputError
+from lib import InputError, counted
 from lib.files import as_path, remove_leftovers, write_atomically
 from lib.runs import checkpoints, records
 from lib.runs.checkpoints import BEFORE, NEWEST
@@ -268,6 +268,6 @@ def begin(where: str, runs: str | Path) -> str:
     made.start()
     _under_way.append(made)
     return (
-        f"backup: {fetched} runs fetched from {made.folder}; every {EVERY // 60} minutes what is "
-        "new in the runs is copied there (no data sets: those are downloaded again)"
+        f"backup: {counted(fetched, 'run')} fetched from {made.folder}; every {EVERY // 60} "
+        "minutes what is new in the runs is copied there (no data sets: those are downloaded again)"
     )

@@ -192,7 +192,7 @@ def refuse_unfit(config: Config, sliced: Dataset) -> None:
         )
     _refuse_unseen(config, height, len(sliced.classes))
     count = sliced.pool_size(config.pool)
-    without_labels = config.pool == "unlabeled" and sliced.unlabeled is not None
+    without_labels = sliced.pool_name(config.pool) == "unlabeled"
     if METHODS[config.method].needs_labels and without_labels:
         raise InputError(
             f"{config.method} needs labels, the pool '{config.pool}' of {sliced.name} has none"

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from lib import HOME, InputError, as_command
+from lib import HOME, InputError, as_command, counted
 from lib.compute.bits import unpack_bits
 from lib.config import COMPUTED, Config, one_of
 from lib.files import parse_json, validated, write_atomically
@@ -302,7 +302,7 @@ def origin(benchmark: dict) -> str:
 
     words = [
         device["name"],
-        f"{device['threads']} threads",
+        counted(device["threads"], "thread"),
         f"torch {benchmark['versions']['torch']}",
     ]
     repetitions = benchmark["settings"].get("repetitions")
