@@ -250,7 +250,7 @@ def pretrain(
     """
     from lib import distributed, presets
     from lib.data import load
-    from lib.data.oddities import left_out, oddities
+    from lib.data.oddities import oddities, unused_images
     from lib.methods import METHODS
     from lib.runs import RUNS
     from lib.runs import pretrain as train
@@ -279,7 +279,7 @@ def pretrain(
         print(f"{config.name} on {images} of {dataset.name} ({pool})", flush=True)
         notes = oddities(taken)
         if not METHODS[config.method].needs_labels:
-            notes += left_out(taken, config.pool)
+            notes += unused_images(taken, config.pool)
         for line in notes:
             print(f"note: {line}", flush=True)
         run = train(config, dataset, runs or RUNS, chosen, wait=wait)

@@ -115,7 +115,7 @@ def device_of(model: nn.Module, images: Tensor) -> torch.device:
 
 
 @dataclass(frozen=True)
-class Probe:
+class LinearProbe:
     """A fitted linear probe: logits = ((x - mean) / scale) @ weight + bias."""
 
     weight: Tensor  # (D, C)
@@ -134,7 +134,7 @@ class Probe:
 
 
 # a probe, features (N, D) and their classes (N,) -> how well they are read, higher is better
-Score = Callable[[Probe, Tensor, Tensor], float]
+Score = Callable[[LinearProbe, Tensor, Tensor], float]
 
 
 def logistic_path(
@@ -142,8 +142,8 @@ def logistic_path(
     y: Tensor,
     classes: int,
     path: tuple[float, ...] = L2_PATH,
-    start: Probe | None = None,
-) -> Iterator[Probe]:
+    start: LinearProbe | None = None,
+) -> Iterator[LinearProbe]:
     """Multinomial logistic regression, a probe for each L2 strength, each starting from the last.
 
     Ends early where the minimum falls below FITTED.
@@ -175,17 +175,17 @@ def logistic_path(
         unit = (variance / 2 + l2).rsqrt()
         weight, bias, least = minimise(x * unit, y, weight / unit, bias, l2 * unit.square())
         weight = weight * unit
-        yield Probe(axes @ weight.T, bias, mean, scale, l2)
+        yield LinearProbe(axes @ weight.T, bias, mean, scale, l2)
         if least < FITTED:
             return
 
 
-def accuracy(probe: Probe, x: Tensor, y: Tensor) -> float:
+def accuracy(probe: LinearProbe, x: Tensor, y: Tensor) -> float:
     """The share of features x (N, D) whose class y (N,) a probe predicts."""
     return float((probe.predict(x) == y).float().mean())
 
 
-def log_likelihood(probe: Probe, x: Tensor, y: Tensor) -> float:
+def log_likelihood(probe: LinearProbe, x: Tensor, y: Tensor) -> float:
     """The mean log probability, in nats, that a probe gives to the class y (N,) of x (N, D)."""
     return -float(F.cross_entropy(probe.logits(x), y))
 
@@ -195,7 +195,7 @@ def linear_probe(
     val: Labelled,
     classes: int,
     score: Score = accuracy,
-) -> tuple[Probe, float]:
+) -> tuple[LinearProbe, float]:
     """The probe whose L2 strength did best on val, refitted on both; and its score on val before.
 
     score: by what it is chosen; ``accuracy`` or ``log_likelihood``.
@@ -210,7 +210,7 @@ def linear_probe(
     return next(logistic_path(x, y, classes, (best.l2,), best)), max(scores)
 
 
-def cross_validated_probe(x: Tensor, y: Tensor, classes: int) -> Probe:
+def cross_validated_probe(x: Tensor, y: Tensor, classes: int) -> LinearProbe:
     """The probe whose L2 strength did best in stratified five-fold cross-validation, fitted on all.
 
     For label sets too small to hold some out, and without a label from outside. x: (N, D) in random

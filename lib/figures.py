@@ -92,7 +92,6 @@ def image_grid(
     rows: Sequence[Tensor],
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
-    title: str = "",
     scale: float = 0.9,
 ) -> Figure:
     """Images in rows: each a tensor (K, 3, H, W), uint8 or float in [0, 1], of the same K."""
@@ -110,8 +109,6 @@ def image_grid(
         axis.set_title(label, fontsize=9)
     for axis, label in zip(axes[:, 0], row_labels):
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
 
 

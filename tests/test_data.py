@@ -41,7 +41,7 @@ from lib.data.dataset import (
     stratified,
     subsets,
 )
-from lib.data.oddities import left_out, oddities
+from lib.data.oddities import oddities, unused_images
 from tests.conftest import arrays
 
 NOWHERE = "http://127.0.0.1:9/none.tar.gz"
@@ -275,11 +275,11 @@ def test_channels_that_vary_little_keep_their_scale_and_flat_ones_have_1():
 def test_images_without_labels_that_a_pool_leaves_out_are_told(toy):
     mine = data.build("mine", **arrays(unlabeled=30))
     assert (
-        left_out(mine, "train")
-        == left_out(mine, "train+val")
+        unused_images(mine, "train")
+        == unused_images(mine, "train+val")
         == ["mine: 30 images without labels left out; --set pool=unlabeled trains on them"]
     )
-    assert left_out(mine, "unlabeled") == left_out(toy, "train") == []
+    assert unused_images(mine, "unlabeled") == unused_images(toy, "train") == []
 
 
 def test_the_fingerprint_tells_every_change(toy):

@@ -14,7 +14,7 @@ from lib import InputError, evaluation
 from lib.augmentations import RECIPES
 from lib.data.dataset import Dataset
 from lib.encoders import Model
-from lib.evaluation import L2_PATH, Probe, knn, linear_probe, log_likelihood, logistic_path
+from lib.evaluation import L2_PATH, LinearProbe, knn, linear_probe, log_likelihood, logistic_path
 from tests.blobs import blobs
 
 
@@ -48,7 +48,7 @@ def test_features_are_computed_in_the_precision_asked_for_and_given_in_float32(t
 
 
 def by_scikit_learn(
-    probe: Probe, x: Tensor, y: Tensor, **options
+    probe: LinearProbe, x: Tensor, y: Tensor, **options
 ) -> tuple[np.ndarray, LogisticRegression]:
     """Standardised features, and scikit-learn's fit on them at a probe's penalty."""
     standard = ((x - x.mean(0)) / x.std(0, unbiased=False)).double().numpy()
@@ -57,7 +57,7 @@ def by_scikit_learn(
     return standard, model.fit(standard, y)
 
 
-def distance(probe: Probe, model: LogisticRegression) -> float:
+def distance(probe: LinearProbe, model: LogisticRegression) -> float:
     """The largest difference of weights; softmax leaves a shift over classes free."""
     ours = probe.weight - probe.weight.mean(1, keepdim=True)
     return np.abs(ours.numpy().T - (model.coef_ - model.coef_.mean(0))).max()

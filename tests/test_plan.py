@@ -14,7 +14,7 @@ import yaml
 from lib import InputError
 from lib.config import Config
 from lib.evidence import experiments, plan
-from lib.evidence.plan import Entry, Score
+from lib.evidence.plan import Entry, ValAccuracy
 from lib.methods import METHODS
 from lib.presets import preset
 from lib.runs import records
@@ -42,7 +42,7 @@ def no_score(config: Config) -> None:
     return None
 
 
-def best_at(**rates: float) -> Score:
+def best_at(**rates: float) -> ValAccuracy:
     """A score that falls with the distance from each method's best rate, in doublings.
 
     Larger batches are better, a temperature of 0.2 is worse.
@@ -61,7 +61,7 @@ def best_at(**rates: float) -> Score:
 INSIDE = best_at(simclr=0.2, ce=4.0)
 
 
-def counts(entry: Entry, score: Score) -> dict[str, list[int]]:
+def counts(entry: Entry, score: ValAccuracy) -> dict[str, list[int]]:
     """How many trials each arm has in the stages known so far."""
     found = {}
     for name, tried in plan.stages(entry, score).items():

@@ -156,7 +156,7 @@ def test_what_would_agree_is_said_before_and_the_outcome_after(table, entries, t
 
     path = replication.write(record, tmp_path)
     assert replication.conclusion(record).startswith(f"{record['outcome']}: ")
-    said = replication.in_a_line(record)
+    said = replication.summary(record)
     assert said.startswith(
         "longer (simclr, toy, epochs 2, h, linear; minus untrained, epochs 0 or "
     )

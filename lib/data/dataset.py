@@ -18,7 +18,7 @@ HASHED = 4096  # images at a time, which may lie in a file
 LEVEL = 1 / 255  # of 8 bits; a channel that deviates by less does not vary
 
 
-Channels = tuple[float, float, float]  # red, green, blue
+RGB = tuple[float, float, float]  # red, green, blue
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Dataset:
         return {name: len(split) for name, split in self.splits.items()}
 
     @cached_property
-    def moments(self) -> tuple[Channels, Channels]:
+    def moments(self) -> tuple[RGB, RGB]:
         """Mean and standard deviation per channel of train's pixels in [0, 1], to four digits.
 
         A channel that does not vary has the largest deviation of the others, since views turn hues
@@ -112,7 +112,7 @@ class Dataset:
         return mean, (red, green, blue)
 
     @cached_property
-    def measured_moments(self) -> tuple[Channels, Channels]:
+    def measured_moments(self) -> tuple[RGB, RGB]:
         """The same as they are, 0 for a deviation of nothing."""
         red, green, blue = (_moments(pixels) for pixels in self.train.images.transpose(0, 1))
         return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])

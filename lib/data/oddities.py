@@ -33,7 +33,7 @@ def oddities(dataset: Dataset) -> list[str]:
     return lines
 
 
-def left_out(dataset: Dataset, pool: str) -> list[str]:
+def unused_images(dataset: Dataset, pool: str) -> list[str]:
     """A line where a pool leaves out the images without labels, which need none to be of use."""
     if dataset.unlabeled is None or dataset.pool_name(pool) == "unlabeled":
         return []

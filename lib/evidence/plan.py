@@ -25,7 +25,8 @@ from lib.files import checked, parse_yaml, read_entries, validated
 from lib.presets import preset
 from lib.runs import provenance
 
-Score = Callable[[Config], float | None]  # a run's accuracy on validation; None: not there yet
+# of a run, on validation; None: not there yet
+ValAccuracy = Callable[[Config], float | None]
 Tried = dict[str, list[Config]]  # by arm
 Count = Annotated[int, Field(ge=0)]
 
@@ -249,7 +250,7 @@ def unplanned(record: dict, versions: list[Version]) -> str | None:
     return f"{record['id']} began {early} seconds before its version of the entry was committed"
 
 
-def left_out(entry: Entry, versions: list[Version], score: Score) -> int:
+def left_out(entry: Entry, versions: list[Version], score: ValAccuracy) -> int:
     """How many runs earlier versions of an entry had that are not in it any more."""
     before: set[Config] = set()
     for version in versions:
@@ -262,7 +263,7 @@ def left_out(entry: Entry, versions: list[Version], score: Score) -> int:
     return len(before - _distinct(entry, score))
 
 
-def _distinct(entry: Entry, score: Score) -> set[Config]:
+def _distinct(entry: Entry, score: ValAccuracy) -> set[Config]:
     """An entry's runs by their settings, but for precision and what tuning chose for an arm.
 
     Its trials as far as they are known.
@@ -279,7 +280,7 @@ def _distinct(entry: Entry, score: Score) -> set[Config]:
     return distinct
 
 
-def runs(entry: Entry, score: Score) -> list[Planned]:
+def runs(entry: Entry, score: ValAccuracy) -> list[Planned]:
     """Every run of an entry, in the order of work.
 
     The shortest come first, within a length all arms of a seed together.
@@ -301,7 +302,7 @@ def runs(entry: Entry, score: Score) -> list[Planned]:
     return [run for _, run in ranked]
 
 
-def stages(entry: Entry, score: Score) -> dict[str, Tried]:
+def stages(entry: Entry, score: ValAccuracy) -> dict[str, Tried]:
     """The stages of an entry of trials that are known so far.
 
     "grid", "growth 1" and so on, "changes", "longer". Each has the trials of every arm, by the
@@ -337,7 +338,7 @@ def stages(entry: Entry, score: Score) -> dict[str, Tried]:
     return known
 
 
-def choice(entry: Entry, arm: str, score: Score) -> dict | None:
+def choice(entry: Entry, arm: str, score: ValAccuracy) -> dict | None:
     """What an arm's trials chose; None as long as trials are missing.
 
     The fields in which the better of the two longer ones differs from the arm's preset and length.
@@ -354,7 +355,7 @@ def choice(entry: Entry, arm: str, score: Score) -> dict | None:
     return chosen
 
 
-def _trials(entry: Entry, score: Score) -> Iterator[Planned]:
+def _trials(entry: Entry, score: ValAccuracy) -> Iterator[Planned]:
     """The runs of an entry of trials; those not known yet come last, without a configuration."""
     known = stages(entry, score)
     for tried in known.values():
@@ -372,12 +373,12 @@ def _trials(entry: Entry, score: Score) -> Iterator[Planned]:
             yield Planned(entry, name, None, entry.wanted, like)
 
 
-def _scored(tried: Tried, score: Score) -> bool:
+def _scored(tried: Tried, score: ValAccuracy) -> bool:
     """Whether every trial has a score."""
     return all(score(config) is not None for configs in tried.values() for config in configs)
 
 
-def _best_first(configs: list[Config], score: Score) -> list[Config]:
+def _best_first(configs: list[Config], score: ValAccuracy) -> list[Config]:
     """The trials by their scores, of equals the first tried first."""
     return sorted(configs, key=lambda config: score(config) or 0.0, reverse=True)
 
@@ -389,7 +390,7 @@ def _rates(configs: list[Config], best: Config) -> list[float]:
     )
 
 
-def _any_at_edge(tried: Tried, score: Score) -> bool:
+def _any_at_edge(tried: Tried, score: ValAccuracy) -> bool:
     """Whether the best of an arm has the lowest or the highest rate of its batch size."""
     for configs in tried.values():
         best = _best_first(configs, score)[0]
@@ -399,7 +400,7 @@ def _any_at_edge(tried: Tried, score: Score) -> bool:
     return False
 
 
-def _next_rate(configs: list[Config], score: Score) -> Config:
+def _next_rate(configs: list[Config], score: ValAccuracy) -> Config:
     """The best with a rate beyond those of its batch size.
 
     Twice the highest or half the lowest, on the best's side.

@@ -243,7 +243,7 @@ def conclusion(record: dict) -> str:
     )
 
 
-def in_a_line(record: dict) -> str:
+def summary(record: dict) -> str:
     """The claim, the size that was computed again, and what came out."""
     size = record["size"]
     others = " or ".join(map(in_words, size["minus"]))

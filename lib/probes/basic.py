@@ -1,6 +1,6 @@
 """What every run is asked: the linear probe and kNN; and the accuracies on val that choose."""
 
-from lib.evaluation import L2_PATH, Labelled, Probe, knn, result
+from lib.evaluation import L2_PATH, Labelled, LinearProbe, knn, result
 from lib.probes.seen import Seen
 
 
@@ -13,7 +13,7 @@ def ask_linear(seen: Seen) -> dict[str, dict]:
     return answers
 
 
-def linear_result(probe: Probe, on_val: float, test: Labelled) -> dict:
+def linear_result(probe: LinearProbe, on_val: float, test: Labelled) -> dict:
     """A linear probe's result on test, with what chose it: its accuracy on val."""
     x, truth = test
     chosen = {"l2": probe.l2, "weakest_l2": L2_PATH[-1], "val_accuracy": on_val}

@@ -13,7 +13,7 @@ from lib.data.dataset import Dataset, Split
 from lib.encoders import Model
 from lib.evaluation import (
     Labelled,
-    Probe,
+    LinearProbe,
     Score,
     accuracy,
     features,
@@ -86,7 +86,7 @@ class Seen:
 
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}  # by split
         self._pools: dict[str, Labelled] = {}  # by kind of features
-        self._probes: dict[tuple[str, Score], tuple[Probe, float]] = {}
+        self._probes: dict[tuple[str, Score], tuple[LinearProbe, float]] = {}
 
     @property
     def classes(self) -> int:
@@ -133,7 +133,7 @@ class Seen:
             self._pools[kind] = torch.cat([x_train, x_val]), torch.cat([y_train, y_val])
         return self._pools[kind]
 
-    def probe(self, kind: str, score: Score = accuracy) -> tuple[Probe, float]:
+    def probe(self, kind: str, score: Score = accuracy) -> tuple[LinearProbe, float]:
         """The linear probe on h or z, and its score on val before it was refitted.
 
         score: by which its L2 strength is chosen on val.

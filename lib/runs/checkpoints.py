@@ -82,30 +82,24 @@ class SavedProgress(TypedDict, total=False):
     seen: Count
 
 
-def save(
-    path: Path,
-    config: Config,
-    progress: RunProgress,
-    model: Module,
-    optimiser: Optimizer | None = None,
-    scaler: GradScaler | None = None,
-) -> None:
-    """Write a checkpoint atomically; without a scaler it holds the model alone.
+def save(path: Path, config: Config, progress: RunProgress, model: Module) -> None:
+    """Write a checkpoint of the model alone, atomically.
 
     Raises InputError where the file can't be written, Diverged where a weight is not finite.
     """
-    write(path, content(config, progress, model, optimiser, scaler))
+    write(path, content(config, progress, model))
 
 
 def content(
     config: Config,
     progress: RunProgress,
     model: Module,
-    optimiser: Optimizer | None,
-    scaler: GradScaler | None,
+    optimiser: Optimizer | None = None,
+    scaler: GradScaler | None = None,
 ) -> Content:
     """What a checkpoint holds, copied: training may go on while it is written.
 
+    Without a scaler it is of the model alone.
     Raises Diverged where a weight is not finite.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}

@@ -64,12 +64,12 @@ ALLOWED: list[Callable | tuple[Callable, str]] = [
 # Where a checkpoint keeps its weights, if not at its top; of several the first that is there counts
 STATES = ("state_dict", "model", "model_state_dict", "net")
 # By the kind of its blocks, and how many each of the four layers has
-ENCODERS: dict[tuple[str, tuple[int, ...]], str] = {
+ENCODER_BY_BLOCKS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
     ("bottleneck", (3, 4, 6, 3)): "resnet50",
 }
-STEMS = {3: "cifar", 7: "imagenet"}  # by the side of the first kernel
+STEM_BY_KERNEL = {3: "cifar", 7: "imagenet"}  # by the side of the first kernel
 # What a tensor of ours may be in a file
 KINDS = {
     torch.float32: (torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -329,13 +329,13 @@ def _architecture(checkpoint: _Checkpoint) -> tuple[str, str]:
     depths = tuple(len(numbers) for numbers in blocks.values())
     kernel = checkpoint["encoder.conv1.weight"].shape
 
-    encoder = ENCODERS.get((kind, depths))
-    stem = STEMS.get(kernel[-1]) if kernel else None
+    encoder = ENCODER_BY_BLOCKS.get((kind, depths))
+    stem = STEM_BY_KERNEL.get(kernel[-1]) if kernel else None
     if encoder is None or stem is None:
         raise InputError(
             f"{checkpoint.path} is of another architecture: {kind} blocks "
             f"{'-'.join(map(str, depths))}, a first kernel of {tuple(kernel)}; known: "
-            f"{', '.join(ENCODERS.values())}, a kernel of 3 or 7"
+            f"{', '.join(ENCODER_BY_BLOCKS.values())}, a kernel of 3 or 7"
         )
     return encoder, stem
 

@@ -36,7 +36,7 @@ TIMEOUT = 60  # seconds without an answer; then a download is given up
 
 
 @checked
-class Entry:
+class EncoderEntry:
     """What the registry says of an encoder."""
 
     name: str
@@ -298,13 +298,16 @@ def _fill(model: nn.Module, path: Path, content: bytes) -> None:
         ) from error
 
 
-def entries(registry: Path = REGISTRY) -> dict[str, Entry]:
+def entries(registry: Path = REGISTRY) -> dict[str, EncoderEntry]:
     """The registry's entries, by name. Raises InputError where one is not whole."""
-    known = [validated(Entry, entry, where) for where, entry in read_entries(registry, "encoder")]
-    return {entry.name: entry for entry in known}
+    known = {}
+    for where, written in read_entries(registry, "encoder"):
+        entry = validated(EncoderEntry, written, where)
+        known[entry.name] = entry
+    return known
 
 
-def _entry(name: str, registry: Path) -> Entry:
+def _entry(name: str, registry: Path) -> EncoderEntry:
     """The registry's entry of that name. Raises InputError where there is none."""
     known = entries(registry)
     if name in known:
@@ -321,7 +324,7 @@ def _entry(name: str, registry: Path) -> Entry:
     )
 
 
-def _fetch(entry: Entry, cache: Path, registry: Path) -> Path:
+def _fetch(entry: EncoderEntry, cache: Path, registry: Path) -> Path:
     """The registered file: local, kept from an earlier download, or downloaded.
 
     Raises InputError where it is not to be had, or its hash is not the registered one.
@@ -345,7 +348,7 @@ def _fetch(entry: Entry, cache: Path, registry: Path) -> Path:
     return path
 
 
-def _download(entry: Entry, path: Path) -> None:
+def _download(entry: EncoderEntry, path: Path) -> None:
     pooch = needed("pooch", "weights")
     try:
         web = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)

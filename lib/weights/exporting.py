@@ -15,7 +15,7 @@ from lib.files import parse_json, write_atomically
 from lib.runs import records
 from lib.runs.packing import packed, view_of
 from lib.runs.run import Run
-from lib.weights.registry import FILE, REGISTRY, Entry, read_bytes, record_in
+from lib.weights.registry import FILE, REGISTRY, EncoderEntry, read_bytes, record_in
 
 
 def export(
@@ -38,7 +38,7 @@ def export(
     """
     _refuse_to_replace(folder, run.record["id"])
     record, content = packed(run.record, run.model, view_of(run, dataset), half)
-    entry = Entry(
+    entry = EncoderEntry(
         name=record["id"],
         url=_from_registry(folder),
         sha256=hashlib.sha256(content).hexdigest(),
@@ -82,7 +82,7 @@ def _from_registry(folder: Path) -> str:
     return place.as_posix()
 
 
-def _card(record: dict, entry: Entry, published: Path) -> Iterator[str]:
+def _card(record: dict, entry: EncoderEntry, published: Path) -> Iterator[str]:
     """The lines of a model card, all from the record and its like among those published."""
     config = Config(**record["config"])
     data = record["data"]
