@@ -14,6 +14,9 @@ from lib import InputError
 
 Values: TypeAlias = Sequence[float] | np.ndarray | pd.Series
 Rights: TypeAlias = Sequence[bool] | np.ndarray  # (n,), which images a classifier got right
+CONFIDENCE = 0.95  # of every interval
+UPPER = (1 + CONFIDENCE) / 2  # the quantile at which an interval ends
+POWER = 0.8  # with which a difference is to be seen
 STRIPS = 2_000  # by which a power is integrated, to a ten-thousandth
 
 
@@ -37,16 +40,16 @@ class Interval(NamedTuple):
         return f"{value:+z.1f} [{low:z.1f}, {high:z.1f}]"
 
 
-def binomial(correct: int, n: int, confidence: float = 0.95) -> Interval:
+def binomial(correct: int, n: int) -> Interval:
     """Accuracy ``correct / n`` with Wilson's interval.
 
     It is the noise of having only n test images, for one fixed model.
     """
-    low, high = stats.binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    low, high = stats.binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(correct / n, float(low), float(high))
 
 
-def over_seeds(values: Values, confidence: float = 0.95) -> Interval:
+def over_seeds(values: Values) -> Interval:
     """Mean with Student's t interval over independent runs.
 
     It is the noise of initialisation, order and views. With a single value nothing is known of that
@@ -60,11 +63,11 @@ def over_seeds(values: Values, confidence: float = 0.95) -> Interval:
 
     squares = sum((number - mean) ** 2 for number in numbers)
     error = math.sqrt(squares / (n - 1) / n)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
+    half = float(stats.t.ppf(UPPER, n - 1)) * error
     return Interval(mean, mean - half, mean + half)
 
 
-def over_strata(groups: list[pd.Series], confidence: float = 0.95) -> Interval:
+def over_strata(groups: list[pd.Series]) -> Interval:
     """The mean of the groups' means, each with the same weight: data sets are strata.
 
     Each group has its own variance; Student's t has the degrees of freedom of Welch (1947) and
@@ -80,7 +83,7 @@ def over_strata(groups: list[pd.Series], confidence: float = 0.95) -> Interval:
     freedom = sum(variances) ** 2 / sum(parts)
     error = math.sqrt(sum(variances)) / len(groups)
 
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    half = float(stats.t.ppf(UPPER, freedom)) * error
     return Interval(mean, mean - half, mean + half)
 
 
@@ -108,9 +111,7 @@ def mcnemar(first: Rights, second: Rights) -> Paired:
     return Paired(float(one.mean() - other.mean()), only_one, only_other, p)
 
 
-def bootstrap(
-    first: Rights, second: Rights, confidence: float = 0.95, draws: int = 10_000
-) -> Interval:
+def bootstrap(first: Rights, second: Rights, draws: int = 10_000) -> Interval:
     """The difference in accuracy of two classifiers on the same test images, by paired bootstrap.
 
     first, second: (n,) bool, which images each got right.
@@ -126,7 +127,7 @@ def bootstrap(
 
     drawn = np.random.default_rng(0).multinomial(n, shares, draws)
     difference = (drawn[:, 0] - drawn[:, 1]) / n
-    low, high = np.quantile(difference, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(difference, [1 - UPPER, UPPER])
     return Interval(paired.difference, float(low), float(high))
 
 
@@ -152,10 +153,8 @@ def seeds_needed(
     spread: float,
     difference: float = 0.01,
     paired: bool = False,
-    power: float = 0.8,
-    confidence: float = 0.95,
 ) -> int:
-    """How many runs of each method a two-sided t test needs to see a difference with that power.
+    """How many runs of each method a two-sided t test needs to see a difference with POWER.
 
     spread: the standard deviation over seeds of one method's accuracy, or, where paired, of the
         differences between runs of the same seed.
@@ -169,10 +168,10 @@ def seeds_needed(
 
     effect = abs(difference) / max(spread, 1e-12)
     enough = 2
-    while _power(enough, effect, paired, confidence) < power:
+    while _power(enough, effect, paired) < POWER:
         enough *= 2
     numbers = range(2, enough + 1)
-    place = bisect_left(numbers, power, key=lambda n: _power(n, effect, paired, confidence))
+    place = bisect_left(numbers, POWER, key=lambda n: _power(n, effect, paired))
     return numbers[place]
 
 
@@ -182,31 +181,31 @@ def chances(spread: float, pairs: int, difference: float, margin: float) -> tupl
     spread: the standard deviation of the pairs' differences.
     difference: the true one.
     """
-    return _sides(pairs, (difference - margin) / spread, paired=True, confidence=0.95)
+    return _sides(pairs, (difference - margin) / spread, paired=True)
 
 
-def detectable(spread: float, pairs: int, margin: float, power: float = 0.8) -> float:
-    """The true difference from which on the interval lies above a margin with that power."""
+def detectable(spread: float, pairs: int, margin: float) -> float:
+    """The true difference from which on the interval lies above a margin with POWER."""
 
     def lacking(effect: float) -> float:
-        above, _ = _sides(pairs, effect, paired=True, confidence=0.95)
-        return above - power
+        above, _ = _sides(pairs, effect, paired=True)
+        return above - POWER
 
     return margin + spread * float(brentq(lacking, 0, 100))
 
 
-def _power(n: int, effect: float, paired: bool, confidence: float) -> float:
+def _power(n: int, effect: float, paired: bool) -> float:
     """How likely a t test of n runs a method sees a difference of so many standard deviations."""
-    return sum(_sides(n, effect, paired, confidence))
+    return sum(_sides(n, effect, paired))
 
 
-def _sides(n: int, effect: float, paired: bool, confidence: float) -> tuple[float, float]:
+def _sides(n: int, effect: float, paired: bool) -> tuple[float, float]:
     """How likely the interval of the difference lies above zero, and how likely below."""
     freedom, variances = 2 * n - 2, 2
     if paired:
         freedom, variances = n - 1, 1
     shift = effect / math.sqrt(variances / n)
-    edge = stats.t.ppf((1 + confidence) / 2, freedom)
+    edge = stats.t.ppf(UPPER, freedom)
     middles = (np.arange(STRIPS) + 0.5) / STRIPS  # of equally likely strips of the estimated spread
     spread = np.sqrt(stats.chi2.ppf(middles, freedom) / freedom)
     above, below = stats.norm.sf(edge * spread, shift), stats.norm.cdf(-edge * spread, shift)
@@ -252,9 +251,7 @@ def _with_images(seeds: Interval, n: int) -> Interval:
     return Interval(mean, mean - below, mean + above)
 
 
-def one_more(
-    values: Values, runs: int = 1, rounding: float = 0.0, confidence: float = 0.95
-) -> Interval:
+def one_more(values: Values, runs: int = 1, rounding: float = 0.0) -> Interval:
     """The mean of the values with the interval in which one more run will lie.
 
     runs: or the mean of so many more runs.
@@ -265,7 +262,7 @@ def one_more(
     held against: of numbers that come from the same distribution 95 % lie inside, however many runs
     there are. It is about the same test images. A single value: (nan, nan).
     """
-    mean, low, high = over_seeds(values, confidence)
+    mean, low, high = over_seeds(values)
     share = math.sqrt(1 + len(values) / runs)  # of the prediction's width by the mean's
 
     below = share * (mean - low) + rounding
@@ -273,7 +270,7 @@ def one_more(
     return Interval(mean, mean - below, mean + above)
 
 
-def spread_interval(values: Values, confidence: float = 0.95) -> Interval:
+def spread_interval(values: Values) -> Interval:
     """The standard deviation with its chi-square interval.
 
     Of few runs it is hardly known, of one not at all (nan).
@@ -283,8 +280,8 @@ def spread_interval(values: Values, confidence: float = 0.95) -> Interval:
         return Interval(math.nan, math.nan, math.nan)
     spread = float(np.std(values, ddof=1))
 
-    widest = stats.chi2.ppf((1 + confidence) / 2, n - 1)
-    narrowest = stats.chi2.ppf((1 - confidence) / 2, n - 1)
+    widest = stats.chi2.ppf(UPPER, n - 1)
+    narrowest = stats.chi2.ppf(1 - UPPER, n - 1)
     low = spread * math.sqrt((n - 1) / widest)
     high = spread * math.sqrt((n - 1) / narrowest)
     return Interval(spread, low, high)
