@@ -404,6 +404,8 @@ def test_data_of_other_content_is_another_run(toy, tmp_path):
     run = trained(small(epochs=0), toy, tmp_path)
     with pytest.raises(InputError, match="was trained on another version of toy"):
         run.evaluate(other)
+    with pytest.raises(InputError, match="was trained on another version of toy"):
+        run.features(toy.test.images, other)  # normalised by other pixels
 
 
 def test_training_images_are_only_those_of_the_pool(toy, tmp_path):

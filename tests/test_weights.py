@@ -201,7 +201,7 @@ def test_an_export_replaces_nothing_but_itself(run, toy, tmp_path):
 
 
 def test_a_run_that_cannot_be_exported_leaves_nothing(run, toy, other_toy, tmp_path):
-    with pytest.raises(InputError, match="trained on another version of toy: restore"):
+    with pytest.raises(InputError, match="trained on another version of toy: the fingerprint"):
         weights.export(run, tmp_path / "no", other_toy)
     broken = load(run.folder)
     broken.model.head[0].weight.data[0, 0] = 1e5

@@ -68,24 +68,36 @@ def ask(seen: Seen) -> list[dict]:
     with tqdm(total=fits, desc="fine-tuning", unit="fit", delay=2, leave=False) as bar:
         for per_class, drawn in sets.items():
             for start, build in starts.items():
-                known = _known(seen, start, per_class)
-                rates = [row["learning_rate"] for row in known.values()]
-                rate = rates[0] if rates else best_rate(seen, build, drawn[0])
-                bar.update(len(RATES))
-                for number, places in enumerate(drawn):
-                    subset = f"random {number}"
-                    if subset not in known:
-                        model = tuned(seen, build, places, rate)
-                        correct = classified(model, seen.dataset.test, seen.recipe)
-                        found = row(seen, start, per_class, subset, len(places), correct)
-                        known[subset] = found | {"learning_rate": rate}
-                        seen.unfinished.add(known[subset])
-                    rows.append(known[subset])
-                    bar.update()
+                rows += _trained_further(seen, start, build, per_class, drawn, bar)
             for number, places in enumerate(drawn):
-                subset = f"random {number}"
                 correct = _probed(seen, places)
+                subset = f"random {number}"
                 rows.append(row(seen, "probed", per_class, subset, len(places), correct))
+    return rows
+
+
+def _trained_further(
+    seen: Seen, start: str, build: Build, per_class: int, drawn: list[Tensor], bar: tqdm
+) -> list[dict]:
+    """The rows of a start, one for each subset of a size; those of an earlier session are kept."""
+    known = _known(seen, start, per_class)
+    if known:
+        rate = next(iter(known.values()))["learning_rate"]
+    else:
+        rate = best_rate(seen, build, drawn[0])
+    bar.update(len(RATES))
+
+    rows = []
+    for number, places in enumerate(drawn):
+        subset = f"random {number}"
+        if subset not in known:
+            model = tuned(seen, build, places, rate)
+            correct = classified(model, seen.dataset.test, seen.recipe)
+            tested = row(seen, start, per_class, subset, len(places), correct)
+            known[subset] = tested | {"learning_rate": rate}
+            seen.unfinished.add(known[subset])
+        rows.append(known[subset])
+        bar.update()
     return rows
 
 

@@ -44,10 +44,7 @@ def view_of(run: Run, dataset: Dataset) -> dict:
 
     Raises InputError where dataset is not the one it was trained on.
     """
-    if dataset.fingerprint != run.record["data"]["fingerprint"]:
-        raise InputError(
-            f"{run.record['id']} was trained on another version of {dataset.name}: restore its data"
-        )
+    run.refuse_other(dataset)
     return seen_as(run.config, dataset.take(run.config.images))
 
 

@@ -146,10 +146,7 @@ def _taken(config: Config, dataset: Dataset, runs: Sequence[Run]) -> Run:
             "here; set the parameters to fit, leave weights out to train, or make such weights: "
             f"{command(config)}"
         )
-    if nearest.record["data"]["fingerprint"] != dataset.fingerprint:
-        raise InputError(
-            f"the weights {nearest.record['id']} were trained on another version of {dataset.name}"
-        )
+    nearest.refuse_other(dataset)
     print(f"weights in place of training: {nearest.record['id']}")
     return nearest
 

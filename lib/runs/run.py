@@ -66,12 +66,7 @@ class Run:
         Returns the record's "evaluation".
         Raises InputError for an unknown probe, or where dataset is another one.
         """
-        if dataset.fingerprint != self.record["data"]["fingerprint"]:
-            raise InputError(
-                f"{self.folder.name} was trained on another version of "
-                f"{self.record['data']['name']}: the fingerprint of {dataset.name} differs; "
-                "restore that version, or train anew"
-            )
+        self.refuse_other(dataset)
         wanted = tuple(wanted)
         if probes.unasked(self.record, wanted):
             with only_writer(self.folder, wait):
@@ -134,8 +129,21 @@ class Run:
         """The encoder as it was before training, initialised by the global random state."""
         return new_model(self.config, len(self.record["data"]["classes"])).encoder
 
+    def refuse_other(self, dataset: Dataset) -> None:
+        """Raise InputError where a data set is not the one that the run was trained on."""
+        data = self.record["data"]
+        if dataset.fingerprint != data["fingerprint"]:
+            raise InputError(
+                f"{self.record['id']} was trained on another version of {data['name']}: the "
+                f"fingerprint of {dataset.name} differs; restore that version, or train anew"
+            )
+
     def recipe(self, dataset: Dataset) -> Recipe:
-        """The view that evaluation sees; dataset: the one the run was trained on."""
+        """The view that evaluation sees.
+
+        dataset: the one the run was trained on. Raises InputError where it is another one.
+        """
+        self.refuse_other(dataset)
         return recipe_for(self.config, dataset.take(self.config.images), "none")
 
     def features(
@@ -143,7 +151,8 @@ class Run:
     ) -> tuple[Tensor, Tensor]:
         """h (N, width) and z (N, D), on the CPU, of images (N, 3, H, W) uint8, as evaluation sees.
 
-        dataset: the one the run was trained on; it says how pixels are normalised.
+        dataset: the one the run was trained on; it says how pixels are normalised. Raises
+            InputError where it is another one.
         """
         with lent(self.model, choose_device(device)) as model:
             h, z = evaluation.features(model, images, self.recipe(dataset))
