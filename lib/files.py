@@ -277,11 +277,11 @@ def read_entries(path: Path, kind: str, key: str = "name") -> list[tuple[str, An
         name = f"number {number}"
         if isinstance(entry, dict):
             name = entry.get(key, name)
-        where = f"{path}: {kind} {name}"
+        label = f"{path}: {kind} {name}"
         if name in names:
-            raise InputError(f"{where} is there twice")
+            raise InputError(f"{label} is there twice")
         names.append(name)
-        entries.append((where, entry))
+        entries.append((label, entry))
     return entries
 
 

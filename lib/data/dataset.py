@@ -127,10 +127,10 @@ class Dataset:
 
     def pool(self, name: str) -> Split:
         """The images that are trained on."""
-        found = self.pool_name(name)
-        if found == "train":
+        pool = self.pool_name(name)
+        if pool == "train":
             return self.train
-        if found == "train+val":
+        if pool == "train+val":
             return self.train + self.val
         assert self.unlabeled is not None  # by pool_name
         return self.unlabeled

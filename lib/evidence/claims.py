@@ -149,8 +149,8 @@ def read(path: Path = CLAIMS) -> list[Claim]:
     Raises InputError, naming file and claim, where a field is missing, unknown or wrong.
     """
     claims = []
-    for where, claim in read_entries(path, "claim", "id"):
-        validated(_Claim, claim, where)
+    for label, claim in read_entries(path, "claim", "id"):
+        validated(_Claim, claim, label)
         claims.append(claim)  # as written: of a number the digits count
     if not claims:
         raise InputError(f"{path} has no claims")

@@ -94,9 +94,9 @@ def read(path: Path = EXPERIMENTS) -> list[Experiment]:
     Raises InputError, naming file and experiment, where something is wrong.
     """
     experiments = []
-    for where, entry in read_entries(path, "experiment"):
+    for label, entry in read_entries(path, "experiment"):
         if not is_planned(entry):
-            experiments.append(validated(Experiment, entry, where))
+            experiments.append(validated(Experiment, entry, label))
     return sorted(experiments, key=lambda experiment: experiment.worth)
 
 

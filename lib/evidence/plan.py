@@ -172,16 +172,16 @@ def read(path: Path = EXPERIMENTS) -> list[Entry]:
     Raises InputError, naming file and entry, where something is wrong.
     """
     entries = []
-    for where, written in read_entries(path, "entry"):
+    for label, written in read_entries(path, "entry"):
         if not is_planned(written):
             continue
         if "sha256" in written:
-            raise InputError(f"{where}: unknown field 'sha256'")
-        entry = validated(Entry, written, where)
+            raise InputError(f"{label}: unknown field 'sha256'")
+        entry = validated(Entry, written, label)
         try:
             entries.append(replace(entry, sha256=canonical_hash(written)))
         except TypeError as error:  # what YAML has and JSON has not
-            raise InputError(f"{where}: {error}") from error
+            raise InputError(f"{label}: {error}") from error
 
     tuning = [name for entry in entries for name in entry.trials]
     for entry in entries:

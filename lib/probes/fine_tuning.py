@@ -68,7 +68,7 @@ def ask(seen: Seen) -> list[dict]:
     with tqdm(total=fits, desc="fine-tuning", unit="fit", delay=2, leave=False) as bar:
         for per_class, drawn in sets.items():
             for start, build in starts.items():
-                rows += _trained_further(seen, start, build, per_class, drawn, bar)
+                rows += _rows_of_start(seen, start, build, per_class, drawn, bar)
             for number, places in enumerate(drawn):
                 correct = _probed(seen, places)
                 subset = f"random {number}"
@@ -76,7 +76,7 @@ def ask(seen: Seen) -> list[dict]:
     return rows
 
 
-def _trained_further(
+def _rows_of_start(
     seen: Seen, start: str, build: Build, per_class: int, drawn: list[Tensor], bar: tqdm
 ) -> list[dict]:
     """The rows of a start, one for each subset of a size; those of an earlier session are kept."""

@@ -301,8 +301,8 @@ def _fill(model: nn.Module, path: Path, content: bytes) -> None:
 def entries(registry: Path = REGISTRY) -> dict[str, EncoderEntry]:
     """The registry's entries, by name. Raises InputError where one is not whole."""
     known = {}
-    for where, written in read_entries(registry, "encoder"):
-        entry = validated(EncoderEntry, written, where)
+    for label, written in read_entries(registry, "encoder"):
+        entry = validated(EncoderEntry, written, label)
         known[entry.name] = entry
     return known
 
