@@ -53,8 +53,6 @@ def fit(folder: Path, root: Path | None = None) -> dict:
     """
     run = load_run(folder, root)
     dataset = load_dataset(run.config.data, root)
-    if dataset.fingerprint != run.record["data"]["fingerprint"]:
-        raise InputError(f"{folder} was trained on another version of {dataset.name}")
     recipe = run.recipe(dataset)
     seen = Seen(run.model, dataset.take(run.config.images), recipe, run.config.method)
 
