@@ -59,13 +59,15 @@ NotNegative = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(ge=LEAST_TEMPERATURE)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveShare = Annotated[float, Field(gt=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 # of pixels in [0, 1]
 Channels = Annotated[
     tuple[Fraction, Fraction, Fraction], Field(strict=False), BeforeValidator(_three)
 ]
 PositiveChannels = Annotated[
-    tuple[PositiveShare, PositiveShare, PositiveShare], Field(strict=False), BeforeValidator(_three)
+    tuple[PositiveFraction, PositiveFraction, PositiveFraction],
+    Field(strict=False),
+    BeforeValidator(_three),
 ]
 Milestones = Annotated[tuple[float, ...], Field(strict=False), AfterValidator(_rising)]
 

@@ -260,17 +260,20 @@ def read_yaml(path: Path) -> object:
         raise InputError(f"{path} can't be read as YAML: {why}") from error
 
 
-def read_entries(path: Path, kind: str, key: str = "name") -> list[tuple[str, Any]]:
-    """A YAML file that is a list: what errors call each of its entries, and the entry as it stands.
+def labelled_entries(
+    written: object, path: Path, kind: str, content: str, key: str = "name"
+) -> list[tuple[str, Any]]:
+    """The entries of a list, each with the label by which errors name it.
 
+    written: as it stands in the file at path.
     kind: what an entry is, in a word.
+    content: what the file is a list of, for the error where it is none.
     key: the field that has an entry's name.
 
-    Raises InputError where the file is no list, or two entries have one name.
+    Raises InputError where it is no list, or two entries have one name.
     """
-    written = read_yaml(path) or []  # None: the file is empty
     if not isinstance(written, list):
-        raise InputError(f"{path} must be a list, one item for each {kind}")
+        raise InputError(f"{path} must be a list of {content}")
 
     entries, names = [], []
     for number, entry in enumerate(written, start=1):

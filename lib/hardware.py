@@ -132,8 +132,7 @@ def _another_build(driver: str) -> str | None:
 
 def _major(driver: str) -> int:
     """A driver's first number; 0 where it is not known."""
-    digits = re.match(r"\d+", driver)
-    return int(digits[0]) if digits else 0
+    return int(driver.partition(".")[0] or 0)
 
 
 def nvidia_driver(root: Path = Path("/")) -> str | None:
@@ -143,8 +142,7 @@ def nvidia_driver(root: Path = Path("/")) -> str | None:
     """
     told = root / "proc/driver/nvidia/version"
     if told.is_file():
-        found = re.search(r"\d+\.\d[\d.]*", told.read_text(encoding="utf-8", errors="replace"))
-        return found[0] if found else ""
+        return _version_in(told.read_text(encoding="utf-8", errors="replace"))
     if (root / "dev/nvidia0").exists():
         return ""
     return _told_by_nvidia_smi()
@@ -165,7 +163,13 @@ def _told_by_nvidia_smi() -> str | None:
         return None
     if done.returncode or not done.stdout.strip():
         return None
-    return done.stdout.split()[0]
+    return _version_in(done.stdout)
+
+
+def _version_in(text: str) -> str:
+    """The first version that a text names, "" where it names none."""
+    version = re.search(r"\d+\.\d[\d.]*", text)
+    return version[0] if version else ""
 
 
 def device_name(device: torch.device) -> str:

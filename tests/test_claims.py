@@ -354,7 +354,7 @@ GOOD = "id: c, claim: c, source: s, rule: value, number: 1, like_for_like: {epoc
     "content, words",
     [
         ("a: [", "can't be read as YAML"),
-        ("a: 1", "must be a list, one item for each claim"),
+        ("a: 1", "must be a list of claims"),
         ("[]", "has no claims"),
         (f"- {{{GOOD}}}\n- {{{GOOD}}}", "claim c is there twice"),
         ("- 3", "claim number 1: it must be a mapping"),

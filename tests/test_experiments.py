@@ -353,9 +353,7 @@ def test_what_is_no_list_of_experiments_is_named(place):
     with pytest.raises(InputError, match="experiment number 1: it must be a mapping"):
         experiments.read(path)
     path.write_text("a: 1", encoding="utf-8")
-    with pytest.raises(
-        InputError, match="experiments.yml must be a list, one item for each experiment"
-    ):
+    with pytest.raises(InputError, match="experiments.yml must be a list of experiments"):
         experiments.read(path)
 
 

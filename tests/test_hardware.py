@@ -126,7 +126,7 @@ def test_a_gpu_that_is_hidden_is_told_so(tmp_path, monkeypatch):
 NVIDIA_SMI = {
     "a driver": ("echo 537.58", "537.58"),
     "two GPUs": ("echo 537.58; echo 537.58", "537.58"),
-    "no version": ("echo '[N/A]'", "[N/A]"),
+    "no version": ("echo '[N/A]'", ""),
     "no driver": ("echo NVIDIA-SMI has failed; exit 9", None),
     "no GPU": ("true", None),
 }

@@ -3,10 +3,11 @@
 import re
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 
 from lib import evaluation
-from lib.evidence import claims
+from lib.evidence import claims, statistics
 from lib.probes import few_labels
 from tools import measure
 from tools.book import BOOK
@@ -56,6 +57,15 @@ def test_what_the_page_says_of_the_readers_is_so():
     assert few_labels.PER_CLASS[:3] == (10, 20, 50) and "means 10, 20, 50, ... labels" in PAGE
     assert few_labels.SUBSETS == evaluation.FOLDS == 5
     assert "five times at random" in PAGE and "five-fold cross-validation" in PAGE
+
+
+def test_the_worked_interval_is_what_the_package_makes_of_these_runs():
+    correct = [5_000, 5_050, 5_100]
+    runs = pd.DataFrame({"correct": correct, "n": 10_000}).assign(
+        accuracy=[count / 10_000 for count in correct]
+    )
+    assert statistics.over_runs(runs).percent().replace("\xa0", " ") == "50.5 [48.9, 52.1]"
+    assert PAGE.count("50.5 [48.9, 52.1] %") == 2
 
 
 def test_the_marks_are_those_of_the_code():

@@ -298,7 +298,7 @@ def test_a_wrong_registry_is_one_line(shared):
     shared.write(shared.entry | {"name": "whole"}, entry)
     shared.refused("registry.yml: encoder ours: the field 'url' is missing", name="whole")
     shared.path.write_text(yaml.safe_dump({"ours": entry}), encoding="utf-8")
-    shared.refused("registry.yml must be a list, one item for each encoder")
+    shared.refused("must be a list of weights, each with name, url, sha256, record, licence")
 
 
 def test_an_unknown_name_is_told_with_those_that_are_near(shared, tmp_path):

@@ -31,7 +31,7 @@ from lib import ROOT, InputError
 from lib.evidence.comparisons import Comparison, over_pairs
 from lib.evidence.statistics import Interval, one_more, over_runs, over_seeds
 from lib.evidence.tables import COLUMNS, OWN_SCHEDULE, matching
-from lib.files import read_entries, validated
+from lib.files import labelled_entries, read_yaml, validated
 
 CLAIMS = ROOT / "book" / "claims.yml"
 OURSELVES = "this book's question"  # the source of what nobody has published on
@@ -149,7 +149,8 @@ def read(path: Path = CLAIMS) -> list[Claim]:
     Raises InputError, naming file and claim, where a field is missing, unknown or wrong.
     """
     claims = []
-    for label, claim in read_entries(path, "claim", "id"):
+    content = "claims, each with id, claim, source, rule and like_for_like"
+    for label, claim in labelled_entries(read_yaml(path), path, "claim", content, "id"):
         validated(_Claim, claim, label)
         claims.append(claim)  # as written: of a number the digits count
     if not claims:
@@ -326,9 +327,10 @@ def _differences(pairs: pd.DataFrame) -> pd.Series:
 
 def _failed(conditions: dict, minus: dict, table: pd.DataFrame) -> set[int]:
     """Seeds of which a run in either group of a pair failed."""
-    unread = dict.fromkeys(("features", "probe", "per_class"), "any")
-    of_runs = conditions | unread | {"measure": "failed"}
-    differing = {key: minus[key] for key in minus if key not in unread}
+    # by which a run is read; one that failed has been read by none
+    readings = dict.fromkeys(("features", "probe", "per_class"), "any")
+    of_runs = conditions | readings | {"measure": "failed"}
+    differing = {key: minus[key] for key in minus if key not in readings}
     either = [matching(table, of_runs), matching(table, of_runs | differing)]
     return set(pd.concat(either)["seed"])
 

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from lib import ROOT, InputError, counted, unknown
 from lib.config import COMPUTED, Config, one_of
 from lib.evidence.ledger import Ledger, in_total, key, key_of
-from lib.files import checked, read_entries, validated
+from lib.files import checked, labelled_entries, read_yaml, validated
 from lib.hardware import choose_device
 from lib.presets import preset
 from lib.probes import PROBES
@@ -94,7 +94,7 @@ def read(path: Path = EXPERIMENTS) -> list[Experiment]:
     Raises InputError, naming file and experiment, where something is wrong.
     """
     experiments = []
-    for label, entry in read_entries(path, "experiment"):
+    for label, entry in labelled_entries(read_yaml(path), path, "experiment", "experiments"):
         if not is_planned(entry):
             experiments.append(validated(Experiment, entry, label))
     return sorted(experiments, key=lambda experiment: experiment.worth)
@@ -259,12 +259,12 @@ def work(
         print(f"{task.experiments[0]}: {record['id']} in {minutes:.1f} minutes", flush=True)
 
     if left_out and budget is not None:
-        print(out_of_time(left_out, budget))
+        print(budget_note(left_out, budget))
     if failed:
         raise InputError("\n".join(dict.fromkeys(failed)))
 
 
-def out_of_time(left: int, budget: float) -> str:
+def budget_note(left: int, budget: float) -> str:
     """That so many runs were not begun within a budget, in minutes."""
     minutes = "1 minute" if budget == 1 else f"{budget:g} minutes"
     return f"did not fit into {minutes}: {counted(left, 'run')}"

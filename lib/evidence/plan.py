@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from lib import InputError, unknown
 from lib.config import Config, difference
 from lib.evidence.experiments import EXPERIMENTS, Changes, Probes, is_planned
-from lib.files import checked, parse_yaml, read_entries, validated
+from lib.files import checked, labelled_entries, parse_yaml, read_yaml, validated
 from lib.presets import preset
 from lib.runs import provenance
 
@@ -172,7 +172,7 @@ def read(path: Path = EXPERIMENTS) -> list[Entry]:
     Raises InputError, naming file and entry, where something is wrong.
     """
     entries = []
-    for label, written in read_entries(path, "entry"):
+    for label, written in labelled_entries(read_yaml(path), path, "entry", "experiments"):
         if not is_planned(written):
             continue
         if "sha256" in written:

@@ -18,7 +18,7 @@ from lib import Diverged, InputError, counted, probes
 from lib.config import COMPUTED, FIELDS, Config
 from lib.data.dataset import Dataset
 from lib.evidence import plan
-from lib.evidence.experiments import out_of_time
+from lib.evidence.experiments import budget_note
 from lib.evidence.ledger import Ledger, in_total
 from lib.evidence.plan import Arm, Entry, Planned, Version
 from lib.files import claimed
@@ -137,7 +137,7 @@ class Queue:
 
         without_data, left = self._left(failed)
         if left and budget is not None:
-            print(out_of_time(left, budget))
+            print(budget_note(left, budget))
         if failed or without_data:
             raise InputError("\n".join([*failed.values(), *without_data]))
 

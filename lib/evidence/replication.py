@@ -123,7 +123,7 @@ def prepare(
     dataset: Dataset,
     device: torch.device,
     minutes: float = 30.0,
-    minutes_an_epoch: Callable[[Config, Dataset, torch.device], float] = epoch_minutes,
+    timer: Callable[[Config, Dataset, torch.device], float] = epoch_minutes,
 ) -> Replication:
     """The largest size of a claim that fits into so many minutes of training on this device.
 
@@ -132,7 +132,7 @@ def prepare(
     table: ``tables.measures``.
     entries: the plan.
     dataset: the one that the claim is about.
-    minutes_an_epoch: measures, or knows, what an epoch takes.
+    timer: gives the minutes that an epoch of a run takes; by default it measures them.
 
     Raises InputError where no size has two recorded pairs, or where the smallest such takes longer.
     """
@@ -148,7 +148,7 @@ def prepare(
                 continue
             an_epoch = own_schedule(config, 1)  # the same for every length and schedule
             if an_epoch not in speeds:
-                speeds[an_epoch] = minutes_an_epoch(config, dataset, device)
+                speeds[an_epoch] = timer(config, dataset, device)
             needed += config.epochs * speeds[an_epoch]
         assert recorded.comparison is not None  # it has two pairs or more
         expected = one_more(recorded.pairs)

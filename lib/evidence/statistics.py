@@ -154,7 +154,7 @@ def seeds_needed(
     difference: float = 0.01,
     paired: bool = False,
 ) -> int:
-    """How many runs of each method a two-sided t test needs to see a difference with POWER.
+    """How many runs of each method a two-sided t test needs to see a difference, at POWER.
 
     spread: the standard deviation over seeds of one method's accuracy, or, where paired, of the
         differences between runs of the same seed.
@@ -185,7 +185,7 @@ def chances(spread: float, pairs: int, difference: float, margin: float) -> tupl
 
 
 def detectable(spread: float, pairs: int, margin: float) -> float:
-    """The true difference from which on the interval lies above a margin with POWER."""
+    """The true difference from which on the interval lies above a margin, at POWER."""
 
     def lacking(effect: float) -> float:
         above, _ = _sides(pairs, effect, paired=True)

@@ -17,7 +17,7 @@ from lib.config import Config
 from lib.distributed.group import world
 from lib.encoders import Model
 
-TIME = "%Y-%m-%dT%H:%M:%SZ"
+TIME = "%Y-%m-%dT%H:%M:%SZ"  # how records write it, in UTC
 
 
 @cache

@@ -7,7 +7,7 @@ where its SHA-256 is the registered one; an exported one has its own inside, as 
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from lib.config import Channels, PositiveChannels
 from lib.data.loading import data_root
 from lib.data.loading import load as load_dataset
 from lib.encoders import Model
-from lib.files import as_path, checked, parse_json, read_entries, validated
+from lib.files import as_path, checked, labelled_entries, parse_json, read_yaml, validated
 from lib.hardware import choose_device, lent
 from lib.runs import checkpoints, records
 from lib.runs.packing import view_of
@@ -49,6 +49,8 @@ class EncoderEntry:
     def remote(self) -> bool:
         return self.url.startswith(("https://", "http://"))
 
+
+FIELDS = tuple(field.name for field in fields(EncoderEntry))
 
 Side = Annotated[int, Field(ge=8)]
 
@@ -301,7 +303,9 @@ def _fill(model: nn.Module, path: Path, content: bytes) -> None:
 def entries(registry: Path = REGISTRY) -> dict[str, EncoderEntry]:
     """The registry's entries, by name. Raises InputError where one is not whole."""
     known = {}
-    for label, written in read_entries(registry, "encoder"):
+    entries_of_file = read_yaml(registry) or []  # None: it is empty
+    content = f"weights, each with {', '.join(FIELDS)}"
+    for label, written in labelled_entries(entries_of_file, registry, "encoder", content):
         entry = validated(EncoderEntry, written, label)
         known[entry.name] = entry
     return known
