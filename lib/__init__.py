@@ -8,9 +8,10 @@ One way through the data, and no arrow back::
 The core are nine files: ``data.dataset``, ``augmentations``, ``encoders``, ``losses``, ``methods``,
 ``config``, ``presets``, ``training`` and ``evaluation``. The rooms stand on it, each on those
 before it: ``compute`` (numbers alone, under the core), ``data``, ``probes``, ``distributed``,
-``runs``, ``evidence``, ``weights``. Under the core are also ``hardware``, ``files``, the group of
-ranks (``distributed.group``) and ``interruptions``. ``geometry``, ``figures``, ``settings`` and
-``exercises`` are for the chapters; ``python -m lib`` is the command line.
+``runs``, ``evidence``, ``weights``. Under the core are also ``hardware``, ``validation``, the
+group of ranks (``distributed.group``), ``files``, ``parsing`` and ``interruptions``. ``geometry``,
+``figures``, ``settings`` and ``exercises`` are for the chapters; ``python -m lib`` is the command
+line.
 """
 
 import difflib

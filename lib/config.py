@@ -11,9 +11,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from lib import unknown
 from lib.augmentations import RECIPES
 from lib.encoders import BASELINES, ENCODERS, HEADS, STEMS
-from lib.files import checked
 from lib.losses import LEAST_TEMPERATURE, POSITIVES, scale
 from lib.methods import METHODS
+from lib.validation import checked
 
 OPTIMISERS = ("sgd", "adamw")
 COMPUTED = ("float32", "bfloat16", "float16")

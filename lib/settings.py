@@ -16,10 +16,11 @@ from pydantic import AfterValidator, ConfigDict, Field, create_model
 
 from lib import ROOT, InputError, hardware, unknown
 from lib.config import FIELDS, Config, one_of
-from lib.files import checked, read_yaml, validated
 from lib.methods import METHODS
+from lib.parsing import read_yaml
 from lib.presets import PRESETS, preset
 from lib.runs import RUNS, backup
+from lib.validation import checked, validated
 
 PROFILES = ROOT / "book" / "profiles"
 GPU_ON_COLAB = "no GPU: Runtime > Change runtime type > T4 GPU gives one, then run all cells again"

@@ -25,10 +25,18 @@ CORE = (
     "training",
     "evaluation",
 )
-UNDER_THE_CORE = ("compute", "hardware", "files", "distributed.group")
+UNDER_THE_CORE = ("compute", "hardware", "validation", "distributed.group")
 # Each knows itself and those before it
 FLOORS = (
-    ("compute", "hardware", "files", "distributed.group", "interruptions"),
+    (
+        "compute",
+        "hardware",
+        "files",
+        "parsing",
+        "validation",
+        "distributed.group",
+        "interruptions",
+    ),
     CORE,
     ("data", "geometry"),
     ("probes",),

@@ -21,7 +21,8 @@ from typing import Any
 
 from lib import ROOT, InputError, in_a_line, needed, unknown
 from lib.data import data_root
-from lib.files import only_writer, read_yaml, write_atomically
+from lib.files import only_writer, write_atomically
+from lib.parsing import read_yaml
 from lib.runs import provenance, records
 from lib.settings import filled_in, found_profile, load_profile
 from lib.weights import REGISTRY

@@ -27,8 +27,9 @@ from lib import InputError, in_a_line
 from lib.augmentations import RECIPES
 from lib.config import Config
 from lib.data import load as load_dataset
-from lib.files import parse_json, write_atomically
+from lib.files import write_atomically
 from lib.methods import METHODS
+from lib.parsing import parse_json
 from lib.probes.basic import linear_result
 from lib.probes.seen import Seen
 from lib.weights import FILE, Weights

@@ -31,7 +31,8 @@ from lib import ROOT, InputError
 from lib.evidence.comparisons import Comparison, over_pairs
 from lib.evidence.statistics import Interval, one_more, over_runs, over_seeds
 from lib.evidence.tables import COLUMNS, OWN_SCHEDULE, matching
-from lib.files import labelled_entries, read_yaml, validated
+from lib.parsing import read_yaml
+from lib.validation import labelled_entries, validated
 
 CLAIMS = ROOT / "book" / "claims.yml"
 OURSELVES = "this book's question"  # the source of what nobody has published on

@@ -19,11 +19,12 @@ from pydantic import Field, model_validator
 from lib import ROOT, InputError, counted, unknown
 from lib.config import COMPUTED, Config, one_of
 from lib.evidence.ledger import Ledger, in_total, key, key_of
-from lib.files import checked, labelled_entries, read_yaml, validated
 from lib.hardware import choose_device
+from lib.parsing import read_yaml
 from lib.presets import preset
 from lib.probes import PROBES
 from lib.runs import computed_on, is_open, provenance, records
+from lib.validation import checked, labelled_entries, validated
 
 EXPERIMENTS = ROOT / "book" / "experiments.yml"
 SCALES = ("slice", "full")

@@ -21,9 +21,10 @@ from pydantic import Field, model_validator
 from lib import InputError, unknown
 from lib.config import Config, difference
 from lib.evidence.experiments import EXPERIMENTS, Changes, Probes, is_planned
-from lib.files import checked, labelled_entries, parse_yaml, read_yaml, validated
+from lib.parsing import parse_yaml, read_yaml
 from lib.presets import preset
 from lib.runs import provenance
+from lib.validation import checked, labelled_entries, validated
 
 # of a run, on validation; None: not there yet
 ValAccuracy = Callable[[Config], float | None]

@@ -36,8 +36,9 @@ from lib.evidence.plan import Entry
 from lib.evidence.statistics import Interval, one_more
 from lib.evidence.tables import config_columns
 from lib.evidence.timing import epoch_minutes, own_schedule
-from lib.files import parse_json, validated
+from lib.parsing import parse_json
 from lib.runs import RUNS, computed_on, pretrain, provenance, records
+from lib.validation import validated
 
 REPLICATIONS = records.RESULTS / "replications"
 

@@ -20,8 +20,9 @@ from lib.evaluation import (
     labels_at,
     linear_probe,
 )
-from lib.files import parse_json, write_atomically
+from lib.files import write_atomically
 from lib.methods import METHODS
+from lib.parsing import parse_json
 
 ROW = {"probe", "per_class", "subset", "n", "correct"}  # what one of a long table has at least
 Reader = Callable[[Tensor, Tensor], Tensor]  # h and z -> logits (N, C)

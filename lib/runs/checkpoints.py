@@ -30,9 +30,11 @@ from typing_extensions import TypedDict
 
 from lib import Diverged, InputError
 from lib.config import Config, difference
-from lib.files import moved, parse_json, validated, write_atomically
+from lib.files import moved, write_atomically
 from lib.hardware import copied_to_cpu
+from lib.parsing import parse_json
 from lib.training import Progress
+from lib.validation import validated
 
 NEWEST, BEFORE = "checkpoint.safetensors", "checkpoint-before.safetensors"
 SEAL = re.compile(rb'sha256[\\": ]+([0-9a-f]{64})')

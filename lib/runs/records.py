@@ -16,9 +16,11 @@ from typing_extensions import TypedDict
 from lib import HOME, InputError, as_command, counted
 from lib.compute.bits import unpack_bits
 from lib.config import COMPUTED, Config, one_of
-from lib.files import parse_json, validated, write_atomically
+from lib.files import write_atomically
+from lib.parsing import parse_json
 from lib.probes import PROBES
 from lib.runs import provenance
+from lib.validation import validated
 
 SCHEMA = 1
 RESULTS = HOME / "results"

@@ -17,9 +17,10 @@ from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.distributed.group import about, agree, barrier, rank, rank_0_first, tell
 from lib.encoders import Model
-from lib.files import parse_json, write_atomically
+from lib.files import write_atomically
 from lib.hardware import memory_format
 from lib.interruptions import Interruptions
+from lib.parsing import parse_json
 from lib.runs import checkpoints, provenance
 from lib.runs.checkpoints import RunProgress
 from lib.training import build_model, build_optimiser, build_scaler

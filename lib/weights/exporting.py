@@ -11,7 +11,8 @@ from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.evidence.statistics import binomial
 from lib.evidence.tables import matching, results, run_columns, table
-from lib.files import parse_json, write_atomically
+from lib.files import write_atomically
+from lib.parsing import parse_json
 from lib.runs import records
 from lib.runs.packing import packed, view_of
 from lib.runs.run import Run

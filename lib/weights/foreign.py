@@ -29,7 +29,8 @@ from lib.augmentations import Recipe
 from lib.config import Channels, PositiveChannels
 from lib.data.archives import refuse_bombs
 from lib.encoders import Model
-from lib.files import as_path, checked, write_atomically
+from lib.files import as_path, write_atomically
+from lib.validation import checked
 
 SUFFIXES = (".ckpt", ".pth", ".pt", ".tar", ".bin")  # of what torch.save wrote
 SAFE = TorchVersion("2.10")  # a pickle can make earlier ones write outside of their memory

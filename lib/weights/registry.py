@@ -21,13 +21,15 @@ from lib.config import Channels, PositiveChannels
 from lib.data.loading import data_root
 from lib.data.loading import load as load_dataset
 from lib.encoders import Model
-from lib.files import as_path, checked, labelled_entries, parse_json, read_yaml, validated
+from lib.files import as_path
 from lib.hardware import choose_device, lent
+from lib.parsing import parse_json, read_yaml
 from lib.runs import checkpoints, records
 from lib.runs.packing import view_of
 from lib.runs.records import unfinished
 from lib.runs.run import Run, described
 from lib.runs.run import load as load_run
+from lib.validation import checked, labelled_entries, validated
 from lib.weights import foreign
 
 REGISTRY = HOME / "weights" / "registry.yml"
