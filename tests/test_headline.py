@@ -208,12 +208,12 @@ def test_the_first_pages_two_sentences_are_still_so():
     for sentence in (
         "After 500 epochs on Imagenette it is far better than the same network untrained, and "
         "better than k-means, a method without a network, with as many features. By a linear probe "
-        "it is not better than k-means with 1,600 features, and the same network trained with "
+        "it is not told apart from k-means with 1,600 features, and the same network trained with "
         "labels is far ahead",
         "500 epochs are five points better than 100, as the report found, and three and a half "
         "where the 100 have a better rate",
-        "**The head stays open** after all planned runs. A higher temperature speaks for throwing "
-        "it away",
+        "**The head stays open** after all planned runs. At a higher temperature a probe reads "
+        "more from the layer before it",
         "**SupCon is behind**, by less the longer both train, and by less than a point after our "
         "longest runs, in which cross-entropy takes twice the steps",
         "**Not decided yet:** does SimCLR on CIFAR-10 pass the larger k-means? After 30 epochs it "

@@ -347,3 +347,36 @@ def test_data_sets_are_strata():
     assert statistics.over_strata(groups) == pytest.approx(wanted)
     with pytest.raises(InputError, match="two values or more"):
         statistics.over_strata([groups[0], groups[1][:1]])
+
+
+def test_the_noise_of_images_is_what_pairs_have_in_common():
+    """The mean covariance of two pairs over the images, which other pairs of runs would share."""
+    rng = np.random.default_rng(0)
+    hard = rng.random(300)  # images that all runs find hard, the first arm less so
+    first = rng.random((4, 300)) > hard**2
+    second = rng.random((4, 300)) > hard
+    differences = first.astype(float) - second
+    covariances = np.cov(differences)
+    common = covariances[~np.eye(4, dtype=bool)].mean()
+    assert common > 0
+
+    value, low, high = statistics.over_seeds_and_images(first, second)
+    mean, of_seeds, _ = statistics.over_seeds(differences.mean(1))
+    assert value == pytest.approx(mean)
+    half = math.hypot(mean - of_seeds, 1.959964 * math.sqrt(common / 300))
+    assert (value - low, high - value) == pytest.approx((half, half))
+
+
+def test_images_without_a_noise_of_their_own_add_none():
+    """Whatever image it is, one run of each pair is right by chance."""
+    first = np.array([[True, False] * 50, [False, True] * 50, [True] * 100])
+    second = np.zeros((3, 100), dtype=bool)
+    assert statistics.over_seeds_and_images(first, second) == pytest.approx(
+        statistics.over_seeds([0.5, 0.5, 1.0])
+    )
+
+
+def test_an_end_that_would_round_to_zero_has_another_digit():
+    assert Interval(0.004, -0.0001, 0.0075).percent() == "0.40 [-0.01, 0.75]"
+    assert Interval(0.004, 0.0004, 0.0075).points() == "+0.40 [0.04, 0.75]"
+    assert Interval(0.004, 0.0, 0.0075).points() == "+0.4 [0.0, 0.8]"

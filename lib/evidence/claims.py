@@ -190,6 +190,7 @@ class Ours:
     is_complete: bool  # whether every planned pair is there or failed
     precisions: tuple[str, ...]  # of the runs; a pair has one
     pairs: pd.Series  # the differences, as fractions, by seed and precision
+    ids: list[tuple[str, str]]  # of the two runs of each pair
 
     def in_words(self) -> str:
         """``yes: +1.4 [0.9, 1.9], 5 seeds``, in points."""
@@ -244,17 +245,18 @@ def at_our_size(claim: OurSize, table: pd.DataFrame) -> Ours:
     planned = set(range(claim["seeds"]))
     table = table[table["seed"].isin(planned)]  # seeds are not added afterwards
     first = matching(table, conditions)
-    of_each: list[pd.Series] = []
+    of_each: list[pd.DataFrame] = []
     failed: set[int] = set()
     is_complete = True
     for minus in claim["minus"]:
         pairs = _paired(first, matching(table, conditions | minus), minus)
-        of_each.append(_differences(pairs))
+        of_each.append(pairs)
         without_pair = planned - set(pairs["seed"])
         failed_here = without_pair & _failed(conditions, minus, table)
         is_complete &= without_pair == failed_here
         failed |= failed_here
-    differences = min(of_each, key=_mean_or_infinity)  # to the best of the second groups
+    pairs = min(of_each, key=_mean_or_infinity)  # with the best of the second groups
+    differences = _differences(pairs)
     comparison = over_pairs(differences)
 
     verdict = "open"
@@ -262,7 +264,14 @@ def at_our_size(claim: OurSize, table: pd.DataFrame) -> Ours:
         verdict = against_margin(comparison.interval, claim["margin"] / 100)
     precisions = tuple(sorted(set(differences.index.get_level_values("precision"))))
     return Ours(
-        comparison, verdict, claim["seeds"], len(failed), is_complete, precisions, differences
+        comparison,
+        verdict,
+        claim["seeds"],
+        len(failed),
+        is_complete,
+        precisions,
+        differences,
+        ids=list(zip(pairs["id"], pairs["id" + OF_SECOND])),
     )
 
 
@@ -302,8 +311,8 @@ def against_margin(difference: Interval, margin: float) -> str:
     return "open"
 
 
-def _mean_or_infinity(pairs: pd.Series) -> float:
-    return float(pairs.mean()) if len(pairs) else math.inf
+def _mean_or_infinity(pairs: pd.DataFrame) -> float:
+    return float(_differences(pairs).mean()) if len(pairs) else math.inf
 
 
 def _paired(first: pd.DataFrame, second: pd.DataFrame, minus: dict) -> pd.DataFrame:

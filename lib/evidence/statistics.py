@@ -29,15 +29,23 @@ class Interval(NamedTuple):
 
     def percent(self) -> str:
         """``81.3 [80.4, 82.1]``: for accuracies given as fractions."""
-        value, low, high = (f"{100 * x:z.1f}" for x in self)
+        decimals = self._decimals()
+        value, low, high = (f"{100 * x:z.{decimals}f}" for x in self)
         if math.isnan(self.low):
             return value
         return f"{value} [{low}, {high}]"
 
     def points(self) -> str:
         """``+1.4 [0.3, 2.5]``: for a difference of accuracies given as fractions."""
+        decimals = self._decimals()
         value, low, high = (100 * x for x in self)
-        return f"{value:+z.1f} [{low:z.1f}, {high:z.1f}]"
+        return f"{value:+z.{decimals}f} [{low:z.{decimals}f}, {high:z.{decimals}f}]"
+
+    def _decimals(self) -> int:
+        """One, or two where an end would be rounded to zero, so that its side is seen."""
+        if any(0 < abs(100 * end) < 0.05 for end in (self.low, self.high)):
+            return 2
+        return 1
 
 
 def binomial(correct: int, n: int) -> Interval:
@@ -64,6 +72,28 @@ def over_seeds(values: Values) -> Interval:
     squares = sum((number - mean) ** 2 for number in numbers)
     error = math.sqrt(squares / (n - 1) / n)
     half = float(stats.t.ppf(UPPER, n - 1)) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+def over_seeds_and_images(first: Rights, second: Rights) -> Interval:
+    """The mean difference of paired runs, with the noise of seeds and of the test images.
+
+    first, second: (seeds, n) bool, which of the n shared test images each run got right; a row of
+        each makes a pair.
+
+    Of the two-way layout pairs by images without repetition: the error of the mean is that over
+    pairs plus that over images, less that of what is left over when both are taken out, which
+    either holds. The half-widths, Student's over pairs and the normal one over images, are joined
+    by the root of the sum of their squares.
+    """
+    both = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    pairs, images = both.shape
+    mean, low, high = over_seeds(both.mean(axis=1))
+
+    left = both - both.mean(axis=1, keepdims=True) - both.mean(axis=0) + mean
+    remainder = (left**2).sum() / ((pairs - 1) * (images - 1))
+    of_images = max(0.0, both.mean(axis=0).var(ddof=1) - remainder / pairs) / images
+    half = math.hypot(high - mean, float(stats.norm.ppf(UPPER)) * math.sqrt(of_images))
     return Interval(mean, mean - half, mean + half)
 
 
