@@ -166,6 +166,10 @@ def in_words(chapter: Settings, modules: Container[str] = sys.modules) -> str:
     words = f"profile {chapter.profile}"
     if like is not None:
         words += f", {like.data}"
+    if like is not None and like.images is not None:
+        words += f" (a slice of {like.images:,} images)"
+    if like is not None and like.recipe != "none":
+        words += f", views by {like.recipe}"
     precision = like.precision if like is not None and trains else None
     words += f"; {hardware.in_words(device, precision)}"
     free = hardware.free_memory(device)
@@ -177,7 +181,10 @@ def in_words(chapter: Settings, modules: Container[str] = sys.modules) -> str:
 
 
 def filled_in(values: Profile, chapter: str, profile: str, given: dict[str, object]) -> Settings:
-    """``settings`` from a profile that is read: its values, and its name."""
+    """``settings`` from a profile that is read: its values, and its name.
+
+    A profile's slice is one of its own data: on other data, which are given, it is not taken.
+    """
     own = values.chapters.get(chapter, {})
     for name in own:
         if name not in given:
@@ -186,5 +193,8 @@ def filled_in(values: Profile, chapter: str, profile: str, given: dict[str, obje
             )
     open_ones = dict.fromkeys(given)
     common = {name: value for name, value in values.common.items() if name in given}
+    filled = common | own
     chosen = {name: value for name, value in given.items() if value is not None}
-    return Settings(**open_ones | common | own | chosen, profile=profile)
+    if "data" in chosen and chosen["data"] != filled.get("data"):
+        filled.pop("images", None)
+    return Settings(**open_ones | filled | chosen, profile=profile)

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from lib import ROOT, InputError, files, hardware
+from lib.__main__ import parse
 from lib.methods import METHODS
 from lib.presets import preset
 from lib.settings import (
@@ -289,7 +290,7 @@ def test_a_chapter_begins_with_a_line_of_what_will_compute(monkeypatch, capsys):
         settings("03_simclr", "auto", **TRAINS)
     line, note = capsys.readouterr().out.splitlines()
     said = "pretended (cuda), float16, 15.0 GB of memory free"
-    assert line == f"profile colab, stl10; {said}"
+    assert line == f"profile colab, stl10, views by uva; {said}"
     assert note == "note: there is a GPU, and why not"
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -298,7 +299,8 @@ def test_a_chapter_begins_with_a_line_of_what_will_compute(monkeypatch, capsys):
     settings("02_loss", "quick", temperature=None)
     trains, reads = capsys.readouterr().out.splitlines()
     assert re.fullmatch(
-        r"profile quick, tinted-digits; .+ \(cpu, .+\), bfloat16(, [\d.]+ GB of memory free)?",
+        r"profile quick, tinted-digits \(a slice of 1,000 images\), views by tinted; "
+        r".+ \(cpu, .+\), bfloat16(, [\d.]+ GB of memory free)?",
         trains,
     )
     assert reads.startswith("profile quick; ") and "float" not in reads
@@ -691,3 +693,29 @@ def test_notebooks_are_committed_clean(path):
     assert "".join(parameters[0]["source"]).startswith('profile = "auto"')
     config = yaml.safe_load((BOOK.source / "_config.yml").read_text(encoding="utf-8"))
     assert config["repository"]["url"] in "".join(code[0]["source"])  # the clone on Colab
+
+
+def test_a_profiles_slice_is_one_of_its_own_data_alone():
+    given = dict.fromkeys(("data", "images", "simclr"))
+    assert filled_in(load_profile("quick"), "03_simclr", "quick", given).images == 1000
+    for data, images in (("tinted-digits", 1000), ("imagenette96", None)):
+        chapter = filled_in(load_profile("quick"), "03_simclr", "quick", given | {"data": data})
+        assert (chapter.data, chapter.images) == (data, images)
+    asked = given | {"data": "imagenette96", "images": 500}
+    assert filled_in(load_profile("quick"), "03_simclr", "quick", asked).images == 500
+
+
+def test_the_documented_command_makes_the_very_run_that_a_chapter_takes():
+    text = (ROOT / "book" / "rerun.md").read_text(encoding="utf-8")
+    (block,) = [
+        block for block in re.findall("```bash\n(.+?)```", text, re.S) if "-p weights" in block
+    ]
+    train, _, chapter_run = block.splitlines()
+    _, _, _, _, name, *options = train.split()
+    assert options[0] == "--set" and len(options) == 2
+    made = preset(name, **parse([options[1]]))
+
+    profile = re.search("-p profile ([a-z]+)", chapter_run)[1]
+    names = set(book.parameters(BOOK.source / "notebooks" / "03_simclr.ipynb")) - {"profile"}
+    chapter = settings("03_simclr", profile, **dict.fromkeys(names))
+    assert made == preset(chapter.simclr, **chapter.delta)
