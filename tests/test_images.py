@@ -512,6 +512,27 @@ def test_accents_are_one_letter_however_they_are_written(tmp_path):
     assert note.endswith(f"are one: {composed}")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are in UTF-8")
+def test_names_that_are_not_in_utf_8_are_spelt_out(folder, tmp_path):
+    green = folder / os.fsdecode(b"gr\xfcn")
+    shutil.copytree(folder / "red", green)
+    (green / "00.png").rename(green / os.fsdecode(b"\xff.png"))
+    listing = folders.find(folder)
+    assert listing.classes == ["blue", r"gr\xfcn", "red"]
+    assert r"gr\xfcn/\xff.png" in {item.name for item in listing.items}
+    (single,) = folders.find(green / os.fsdecode(b"\xff.png")).items
+    assert single.name == r"\xff.png"
+
+    pictures.make(folder, 8, tmp_path / "mine.npz")
+    assert data.load("mine", tmp_path).classes == ("blue", r"gr\xfcn", "red")
+    words = r"--out must have a name in UTF-8, as records hold it, got '\\udcff'"
+    refused(words, folder, tmp_path / os.fsdecode(b"\xff.npz"))
+
+    shutil.copytree(folder / "red", folder / r"gr\xfcn")
+    words = r"photos has two names that are spelt gr\\xfcn: rename one"
+    refused(words, folder, tmp_path / "again.npz")
+
+
 def test_what_a_killed_import_left_is_removed_by_the_next_one(folder, tmp_path):
     left = tmp_path / ".import-mine"
     left.mkdir()

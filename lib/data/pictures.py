@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import InputError, counted
+from lib import InputError, counted, legible
 from lib.config import fitting_batch
 from lib.data.dataset import stratified
 from lib.data.decoding import Item, decoded, digests_of
@@ -58,6 +58,8 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
         raise InputError(f"--size must be between 8 and 1024, got {size}")
     if out.suffix != ".npz":
         raise InputError(f"--out must be NAME.npz, got {out}")
+    if out.stem != legible(out.stem):
+        raise InputError(f"--out must have a name in UTF-8, as records hold it, got {out.stem!r}")
     if out.stem in DOWNLOADS:
         raise InputError(
             f"{out} would take the place of the data set '{out.stem}' that comes with the package: "
