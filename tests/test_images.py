@@ -252,6 +252,22 @@ def test_too_few_images_are_one_line(folder, tmp_path):
     refused("every class needs two whole images for training.*'blue' has [01]", folder, out)
 
 
+def test_where_a_class_has_too_few_images_the_reasons_are_told(folder, tmp_path):
+    """Those of its own images, the first of them."""
+    (folder / "red" / "broken.png").touch()
+    for path in (folder / "blue").iterdir():
+        photo(BLUE, (17 * 8, 8)).save(path)
+    reason = "136 x 8 pixels are refused: at most 67,108,864 of them, no side over 16 times the"
+    words = "; ".join(rf"blue/0\d.png: {reason} other" for _ in range(3))
+    refused(f"; 'blue' has 0 for training; {words}; and 5 more$", folder, tmp_path / "mine.npz")
+
+
+def test_where_none_is_left_for_test_the_reasons_are_told(split_folder, tmp_path):
+    (split_folder / "val" / "red" / "x.jpg").write_bytes(b"")
+    words = "one must be left for test; none is left; val/red/x.jpg: 0 bytes$"
+    refused(words, split_folder, tmp_path / "mine.npz")
+
+
 # --------------------------------------------------------------------------------------------------
 # what is found
 
@@ -555,7 +571,7 @@ def test_a_stop_reads_no_further_pictures():
 
     items = [decoding.Item(str(number), "train", 0, source) for number in range(3 * decoding.CHUNK)]
     with pytest.raises(KeyboardInterrupt):
-        list(decoding.decoded(items, 8, [], "train"))
+        list(decoding.decoded(items, 8, decoding.Account(), "train"))
     assert len(read) < decoding.CHUNK / 2
 
 

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,24 @@ class Item:
     source: Path | np.ndarray | Callable[[], bytes | Path]  # a file, pixels, or how to get them
 
 
+@dataclass
+class Account:
+    """What there is to tell of images that were read, beside their pixels."""
+
+    broken: list[tuple[Item, str]] = field(default_factory=list)  # each with why it is
+
+    @property
+    def skipped(self) -> list[str]:
+        """A line for each broken one, "NAME: why"."""
+        return [f"{item.name}: {why}" for item, why in self.broken]
+
+
 def decoded(
-    items: list[Item], size: int, skipped: list[str], title: str
+    items: list[Item], size: int, account: Account, title: str
 ) -> Iterator[tuple[np.ndarray, list[Item]]]:
     """Pixels (B, size, size, 3) uint8 and the items they are of, in order.
 
-    skipped: gets a line for each broken one.
+    account: gets what there is to tell of them.
     title: of the progress bar.
     """
     if not items:
@@ -70,7 +82,7 @@ def decoded(
             pixels, whole = [], []
             for item, outcome in zip(chunk, outcomes):
                 if isinstance(outcome, str):
-                    skipped.append(f"{item.name}: {outcome}")
+                    account.broken.append((item, outcome))
                 else:
                     pixels.append(outcome)
                     whole.append(item)

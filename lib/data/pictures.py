@@ -16,13 +16,14 @@ import torch
 from lib import InputError, counted, legible
 from lib.config import fitting_batch
 from lib.data.dataset import stratified
-from lib.data.decoding import Item, decoded, digests_of
+from lib.data.decoding import Account, Item, decoded, digests_of
 from lib.data.downloads import DOWNLOADS
 from lib.data.folders import NAMES_OF_SPLITS, find
 from lib.files import moved, only_writer
 
 TEST_SHARE = 0.2
 LISTED = 20  # classes, and broken images, that a report names
+REASONS = 3  # of broken images, that an error tells
 SPLITS = ("train", "test", "unlabeled")
 
 
@@ -81,9 +82,9 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
             "needed"
         )
 
-    skipped: list[str] = []
+    account = Account()
     try:
-        labels, digests = _write(items, listing.classes, size, out, skipped)
+        labels, digests = _write(items, listing.classes, size, out, account)
     except OSError as error:
         raise InputError(
             f"can't write {out} ({error.strerror}): free space or name another folder"
@@ -91,7 +92,7 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
 
     notes += _about_copies(labels, digests)
     counts = {split: len(labels[split]) for split in SPLITS}
-    return counts, Report([_about_classes(listing.classes, labels), *notes], skipped)
+    return counts, Report([_about_classes(listing.classes, labels), *notes], account.skipped)
 
 
 def _refuse_too_few_classes(source: Path, classes: list[str]) -> None:
@@ -172,11 +173,11 @@ def _about_classes(classes: list[str], labels: dict[str, list[int]]) -> str:
 
 
 def _write(
-    items: dict[str, list[Item]], classes: list[str], size: int, out: Path, skipped: list[str]
+    items: dict[str, list[Item]], classes: list[str], size: int, out: Path, account: Account
 ) -> tuple[dict[str, list[int]], dict[str, list[bytes]]]:
     """Decode the items of every split and write the .npz.
 
-    skipped: gets a line for each broken one.
+    account: gets what there is to tell of them.
 
     Returns the labels of those that were whole, and hashes of their pixels.
     """
@@ -185,11 +186,11 @@ def _write(
     with _workplace(out) as work:
         for split in items:
             with open(work / split, "wb") as file:
-                for pixels, whole in decoded(items[split], size, skipped, split):
+                for pixels, whole in decoded(items[split], size, account, split):
                     file.write(pixels.data)
                     labels[split] += [item.label for item in whole]
                     digests[split] += digests_of(pixels)
-        _refuse_too_few_images(classes, labels)
+        _refuse_too_few_images(classes, labels, account)
 
         np.savez(
             work / "whole.npz",
@@ -222,15 +223,28 @@ def _workplace(out: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _refuse_too_few_images(classes: list[str], labels: dict[str, list[int]]) -> None:
-    """labels: of the whole images in each split."""
+def _refuse_too_few_images(
+    classes: list[str], labels: dict[str, list[int]], account: Account
+) -> None:
+    """labels: of the whole images in each split. account: with the broken ones."""
     counts = np.bincount(np.array(labels["train"], dtype=int), minlength=len(classes))
-    rarest = counts.argmin()
-    if counts[rarest] < 2 or not labels["test"]:
-        raise InputError(
-            "every class needs two whole images for training, and one must be left for test; "
-            f"'{classes[rarest]}' has {counts[rarest]} for training"
-        )
+    rarest = int(counts.argmin())
+    if counts[rarest] < 2:
+        lack = f"'{classes[rarest]}' has {counts[rarest]} for training"
+        broken = [(item, why) for item, why in account.broken if item.label == rarest]
+    elif not labels["test"]:
+        lack = "none is left"
+        broken = [(item, why) for item, why in account.broken if item.label >= 0]
+    else:
+        return
+    reasons = Account(broken).skipped
+    told = [lack, *reasons[:REASONS]]
+    if len(reasons) > REASONS:
+        told.append(f"and {len(reasons) - REASONS} more")
+    raise InputError(
+        "every class needs two whole images for training, and one must be left for test; "
+        + "; ".join(told)
+    )
 
 
 def _append(archive: zipfile.ZipFile, name: str, pixels: Path, shape: tuple[int, ...]) -> None:
