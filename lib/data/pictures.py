@@ -22,7 +22,7 @@ from lib.data.folders import NAMES_OF_SPLITS, find
 from lib.files import moved, only_writer
 
 TEST_SHARE = 0.2
-LISTED = 20  # classes, and broken images, that a report names
+LISTED = 20  # classes, broken images, and copies, that a report names
 REASONS = 3  # of broken images, that an error tells
 SPLITS = ("train", "test", "unlabeled")
 
@@ -39,10 +39,15 @@ class Report:
         count = len(self.skipped)
         if count:
             lines.append(f"{counted(count, 'broken image')} skipped:")
-        lines += self.skipped[:LISTED]
-        if count > LISTED:
-            lines.append("...")
+        lines += _first(self.skipped)
         return "\n".join(lines)
+
+
+def _first(lines: list[str]) -> list[str]:
+    """The first LISTED lines, and dots for more."""
+    if len(lines) <= LISTED:
+        return lines
+    return [*lines[:LISTED], "..."]
 
 
 def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
@@ -84,15 +89,16 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
 
     account = Account()
     try:
-        labels, digests = _write(items, listing.classes, size, out, account)
+        whole, digests = _write(items, listing.classes, size, out, account)
     except OSError as error:
         raise InputError(
             f"can't write {out} ({error.strerror}): free space or name another folder"
         ) from error
 
-    notes += _about_copies(labels, digests)
-    counts = {split: len(labels[split]) for split in SPLITS}
-    return counts, Report([_about_classes(listing.classes, labels), *notes], account.skipped)
+    notes += _about_copies(whole, digests)
+    notes += _about_torn(whole, digests, listing.classes)
+    counts = {split: len(whole[split]) for split in SPLITS}
+    return counts, Report([_about_classes(listing.classes, whole), *notes], account.skipped)
 
 
 def _refuse_too_few_classes(source: Path, classes: list[str]) -> None:
@@ -139,31 +145,49 @@ def _about_held_out(test: list[Item], classes: list[str]) -> str:
     return note
 
 
-def _about_copies(labels: dict[str, list[int]], digests: dict[str, list[bytes]]) -> list[str]:
-    """Lines on pictures that are there twice, pixel by pixel, where that spoils a test."""
-    train = set(digests["train"])
-    in_both = sum(digest in train for digest in digests["test"])
-    classes_of: dict[bytes, set[int]] = {}
+def _about_copies(whole: dict[str, list[Item]], digests: dict[str, list[bytes]]) -> list[str]:
+    """Lines on the test images that are in train too, each with one that it is a copy of.
+
+    whole: the images of each split. digests: of their pixels.
+    """
+    trained = dict(zip(digests["train"], whole["train"]))
+    copies = []
+    for item, digest in zip(whole["test"], digests["test"]):
+        if digest in trained:
+            copies.append(f"{item.name} (test) = {trained[digest].name} (train)")
+    if not copies:
+        return []
+    note = (
+        f"of {counted(len(whole['test']), 'test image')} {len(copies)} also in train, pixel by "
+        "pixel: accuracies will be too high; delete the copies and import again:"
+    )
+    return [note, *_first(copies)]
+
+
+def _about_torn(
+    whole: dict[str, list[Item]], digests: dict[str, list[bytes]], classes: list[str]
+) -> list[str]:
+    """Lines on the pictures that are in more than one class, each with two of its places."""
+    first: dict[bytes, Item] = {}
+    torn: dict[bytes, str] = {}
     for split in ("train", "test"):
-        for digest, label in zip(digests[split], labels[split]):
-            classes_of.setdefault(digest, set()).add(label)
-    torn = sum(len(classes) > 1 for classes in classes_of.values())
-
-    notes = []
-    if in_both:
-        notes.append(
-            f"of {counted(len(digests['test']), 'test image')} {in_both} also in train, pixel by "
-            "pixel: accuracies will be too high; delete the copies and import again"
-        )
-    if torn:
-        notes.append(f"{counted(torn, 'picture')} in more than one class, pixel by pixel")
-    return notes
+        for item, digest in zip(whole[split], digests[split]):
+            other = first.setdefault(digest, item)
+            if other.label != item.label:
+                pair = (
+                    f"{other.name} ({classes[other.label]}) = {item.name} ({classes[item.label]})"
+                )
+                torn.setdefault(digest, pair)
+    if not torn:
+        return []
+    note = f"{counted(len(torn), 'picture')} in more than one class, pixel by pixel:"
+    return [note, *_first(list(torn.values()))]
 
 
-def _about_classes(classes: list[str], labels: dict[str, list[int]]) -> str:
+def _about_classes(classes: list[str], whole: dict[str, list[Item]]) -> str:
     """How many images for training and for test each class has."""
-    train = np.bincount(labels["train"], minlength=len(classes))
-    test = np.bincount(labels["test"], minlength=len(classes))
+    train = _count(whole["train"], classes)
+    test = _count(whole["test"], classes)
     counts = []
     for name, for_training, for_test in zip(classes[:LISTED], train, test):
         counts.append(f"{name} ({for_training} + {for_test})")
@@ -172,40 +196,46 @@ def _about_classes(classes: list[str], labels: dict[str, list[int]]) -> str:
     return f"{len(classes)} classes (train + test): {', '.join(counts)}"
 
 
+def _count(items: list[Item], classes: list[str]) -> np.ndarray:
+    """How many of them each class has: (C,) int."""
+    labels = np.array([item.label for item in items], dtype=int)
+    return np.bincount(labels, minlength=len(classes))
+
+
 def _write(
     items: dict[str, list[Item]], classes: list[str], size: int, out: Path, account: Account
-) -> tuple[dict[str, list[int]], dict[str, list[bytes]]]:
+) -> tuple[dict[str, list[Item]], dict[str, list[bytes]]]:
     """Decode the items of every split and write the .npz.
 
     account: gets what there is to tell of them.
 
-    Returns the labels of those that were whole, and hashes of their pixels.
+    Returns those that were whole, and hashes of their pixels.
     """
-    labels: dict[str, list[int]] = {split: [] for split in items}
+    whole: dict[str, list[Item]] = {split: [] for split in items}
     digests: dict[str, list[bytes]] = {split: [] for split in items}
     with _workplace(out) as work:
         for split in items:
             with open(work / split, "wb") as file:
-                for pixels, whole in decoded(items[split], size, account, split):
+                for pixels, read in decoded(items[split], size, account, split):
                     file.write(pixels.data)
-                    labels[split] += [item.label for item in whole]
+                    whole[split] += read
                     digests[split] += digests_of(pixels)
-        _refuse_too_few_images(classes, labels, account)
+        _refuse_too_few_images(classes, whole, account)
 
         np.savez(
             work / "whole.npz",
-            y_train=labels["train"],
-            y_test=labels["test"],
+            y_train=[item.label for item in whole["train"]],
+            y_test=[item.label for item in whole["test"]],
             classes=classes,
             variant=f"shorter side to {size} by Lanczos, centre crop",
         )
         with zipfile.ZipFile(work / "whole.npz", "a") as archive:
             for split in items:
-                shape = (len(labels[split]), size, size, 3)
-                if labels[split]:
+                shape = (len(whole[split]), size, size, 3)
+                if whole[split]:
                     _append(archive, f"x_{split}.npy", work / split, shape)
         moved(work / "whole.npz", out)
-    return labels, digests
+    return whole, digests
 
 
 @contextmanager
@@ -224,15 +254,15 @@ def _workplace(out: Path) -> Iterator[Path]:
 
 
 def _refuse_too_few_images(
-    classes: list[str], labels: dict[str, list[int]], account: Account
+    classes: list[str], whole: dict[str, list[Item]], account: Account
 ) -> None:
-    """labels: of the whole images in each split. account: with the broken ones."""
-    counts = np.bincount(np.array(labels["train"], dtype=int), minlength=len(classes))
+    """whole: the images of each split. account: with the broken ones."""
+    counts = _count(whole["train"], classes)
     rarest = int(counts.argmin())
     if counts[rarest] < 2:
         lack = f"'{classes[rarest]}' has {counts[rarest]} for training"
         broken = [(item, why) for item, why in account.broken if item.label == rarest]
-    elif not labels["test"]:
+    elif not whole["test"]:
         lack = "none is left"
         broken = [(item, why) for item, why in account.broken if item.label >= 0]
     else:
