@@ -678,11 +678,14 @@ def import_(
         ),
     ],
     size: Annotated[int, typer.Option(help="Side in pixels.")] = 96,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put it in the place of another one of that name.")
+    ] = False,
 ) -> None:
     """Make a data set of pictures. Broken ones are skipped and named."""
     from lib.data import data_root, pictures
 
-    counts, report = pictures.make(source, size, out)
+    counts, report = pictures.make(source, size, out, replace)
     made = ", ".join(f"{n} {split}" for split, n in counts.items())
     print(f"{out}: {made}\n{report}")
     words = [*pictures.first_try(counts, size), "--data", out.stem]

@@ -69,7 +69,7 @@ def test_copies_that_spoil_a_test_are_told(tmp_path):
 
     shutil.copy(root / "train" / "a" / "0.png", root / "test" / "a" / "copy.png")
     shutil.copy(root / "train" / "b" / "0.png", root / "train" / "a" / "torn.png")
-    _, report = pictures.make(root, 16, tmp_path / "own.npz")
+    _, report = pictures.make(root, 16, tmp_path / "copies.npz")
     assert str(report).endswith(
         "of 7 test images 1 also in train, pixel by pixel: accuracies will be too high; delete the "
         "copies and import again:\n"
@@ -80,7 +80,7 @@ def test_copies_that_spoil_a_test_are_told(tmp_path):
 
     for i in range(LISTED + 1):
         shutil.copy(root / "train" / "b" / "1.png", root / "test" / "b" / f"copy {i}.png")
-    _, report = pictures.make(root, 16, tmp_path / "own.npz")
+    _, report = pictures.make(root, 16, tmp_path / "many.npz")
     assert str(report).count("(test) = ") == LISTED
     assert "(train)\n...\n1 picture in more" in str(report)
 
@@ -188,11 +188,74 @@ def test_what_is_nearly_unlabeled_is_a_class_and_said(folder, tmp_path):
     assert "un-labeled is taken for a class; for images of none there is unlabeled/" in str(report)
 
 
-def test_a_data_set_that_is_replaced_is_said(folder, tmp_path):
-    _, report = pictures.make(folder, 16, tmp_path / "mine.npz")
-    assert "is replaced" not in str(report)
-    _, report = pictures.make(folder, 16, tmp_path / "mine.npz")
-    assert "mine.npz was there and is replaced" in str(report)
+def test_the_same_import_again_changes_nothing(folder, tmp_path):
+    out = tmp_path / "mine.npz"
+    _, report = pictures.make(folder, 16, out)
+    assert "was there" not in str(report)
+    before = out.stat()
+    for replace in (False, True):
+        _, report = pictures.make(folder, 16, out, replace)
+        assert f"{out} was there already, and holds the same" in report.notes
+        assert (out.stat().st_ino, out.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def another_size(folder: Path) -> int:
+    return 24
+
+
+def another_class(folder: Path) -> int:
+    shutil.copytree(folder / "red", folder / "green")
+    return 16
+
+
+def another_picture(folder: Path) -> int:
+    photo((9, 9, 9)).save(folder / "red" / "00.png")
+    return 16
+
+
+@pytest.mark.parametrize("change", [another_size, another_class, another_picture])
+def test_another_data_set_is_replaced_only_where_that_is_said(change, folder, tmp_path):
+    out = tmp_path / "mine.npz"
+    pictures.make(folder, 16, out)
+    content = out.read_bytes()
+    size = change(folder)
+    words = "mine.npz is there already, and is no earlier import of .*: name another .* --replace"
+    with pytest.raises(InputError, match=words):
+        pictures.make(folder, size, out)
+    assert out.read_bytes() == content
+    assert not list(tmp_path.glob(".import-*"))
+
+    _, report = pictures.make(folder, size, out, replace=True)
+    assert f"{out} was there and is replaced: to probe what was trained on it" in str(report)
+    pictures.make(folder, size, tmp_path / "other.npz")
+    assert out.read_bytes() == (tmp_path / "other.npz").read_bytes()
+
+
+def test_what_is_seen_to_be_another_is_refused_before_all_is_decoded(folder, tmp_path, capsys):
+    out = tmp_path / "mine.npz"
+    for content in (b"no data set", (folder / "red" / "00.png").read_bytes()):
+        out.write_bytes(content)
+        with pytest.raises(InputError, match="mine.npz is there already"):
+            pictures.make(folder, 16, out)
+        assert out.read_bytes() == content
+    pictures.make(folder, 16, out, replace=True)
+    capsys.readouterr()
+    with pytest.raises(InputError, match="mine.npz is there already"):
+        pictures.make(folder, 24, out)
+    assert not capsys.readouterr().err  # no bar
+
+
+def test_a_copy_that_is_damaged_is_not_the_same(folder, tmp_path):
+    out = tmp_path / "mine.npz"
+    pictures.make(folder, 16, out)
+    whole = out.read_bytes()
+    pixels = data.load("mine", tmp_path).test.images.permute(0, 2, 3, 1).numpy().tobytes()
+    place = whole.index(pixels)
+    out.write_bytes(whole[:place] + b"?" + whole[place + 1 :])
+    with pytest.raises(InputError, match="mine.npz is there already"):
+        pictures.make(folder, 16, out)
+    pictures.make(folder, 16, out, replace=True)
+    assert out.read_bytes() == whole
 
 
 def test_a_report_names_the_first_of_many(tmp_path):

@@ -15,6 +15,7 @@ import torch
 
 from lib import InputError, counted, legible
 from lib.config import fitting_batch
+from lib.data.archives import read_npz
 from lib.data.dataset import stratified
 from lib.data.decoding import Account, Item, decoded, digests_of
 from lib.data.downloads import DOWNLOADS
@@ -25,6 +26,7 @@ TEST_SHARE = 0.2
 LISTED = 20  # classes, broken images, and copies, that a report names
 REASONS = 3  # of broken images, that an error tells
 SPLITS = ("train", "test", "unlabeled")
+MADE = "whole.npz"  # the data set, before it has its place
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,18 @@ def _first(lines: list[str]) -> list[str]:
     return [*lines[:LISTED], "..."]
 
 
-def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
+def make(
+    source: Path, size: int, out: Path, replace: bool = False
+) -> tuple[dict[str, int], Report]:
     """Write the images of a source as a data set.
 
     size: pixels that each image's shorter side is brought to; then the centre is cut out.
     out: NAME.npz.
+    replace: whether another data set that is there already gives way.
 
     Returns how many there are in each split, and what to know of it: the classes and what was left
     out. In memory are two CHUNKs of images. Raises InputError where there are fewer than two
-    classes, too few whole images of one, or out can't be written.
+    classes, too few whole images of one, out can't be written, or is there and not to be replaced.
     """
     if not 8 <= size <= 1024:
         raise InputError(f"--size must be between 8 and 1024, got {size}")
@@ -73,6 +78,8 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
         )
     listing = find(source)
     _refuse_too_few_classes(source, listing.classes)
+    if out.is_file() and not replace:
+        _refuse_another(out, size, listing.classes)  # before all is decoded
 
     notes = [*listing.notes]
     items: dict[str, list[Item]] = {split: [] for split in SPLITS}
@@ -81,15 +88,11 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
     if not items["test"]:
         items["train"], items["test"] = _held_out(items["train"])
         notes.append(_about_held_out(items["test"], listing.classes))
-    if out.exists():
-        notes.append(
-            f"{out} was there and is replaced: to probe what was trained on it, the old one is "
-            "needed"
-        )
-
     account = Account()
     try:
-        whole, digests = _write(items, listing.classes, size, out, account)
+        with _workplace(out) as work:
+            whole, digests = _write(items, listing.classes, size, work, account)
+            notes += _put(work / MADE, out, replace)
     except OSError as error:
         raise InputError(
             f"can't write {out} ({error.strerror}): free space or name another folder"
@@ -203,39 +206,92 @@ def _count(items: list[Item], classes: list[str]) -> np.ndarray:
 
 
 def _write(
-    items: dict[str, list[Item]], classes: list[str], size: int, out: Path, account: Account
+    items: dict[str, list[Item]], classes: list[str], size: int, work: Path, account: Account
 ) -> tuple[dict[str, list[Item]], dict[str, list[bytes]]]:
     """Decode the items of every split and write the .npz.
 
+    work: the folder where it is made, as MADE.
     account: gets what there is to tell of them.
 
     Returns those that were whole, and hashes of their pixels.
     """
     whole: dict[str, list[Item]] = {split: [] for split in items}
     digests: dict[str, list[bytes]] = {split: [] for split in items}
-    with _workplace(out) as work:
-        for split in items:
-            with open(work / split, "wb") as file:
-                for pixels, read in decoded(items[split], size, account, split):
-                    file.write(pixels.data)
-                    whole[split] += read
-                    digests[split] += digests_of(pixels)
-        _refuse_too_few_images(classes, whole, account)
+    for split in items:
+        with open(work / split, "wb") as file:
+            for pixels, read in decoded(items[split], size, account, split):
+                file.write(pixels.data)
+                whole[split] += read
+                digests[split] += digests_of(pixels)
+    _refuse_too_few_images(classes, whole, account)
 
-        np.savez(
-            work / "whole.npz",
-            y_train=[item.label for item in whole["train"]],
-            y_test=[item.label for item in whole["test"]],
-            classes=classes,
-            variant=f"shorter side to {size} by Lanczos, centre crop",
-        )
-        with zipfile.ZipFile(work / "whole.npz", "a") as archive:
-            for split in items:
-                shape = (len(whole[split]), size, size, 3)
-                if whole[split]:
-                    _append(archive, f"x_{split}.npy", work / split, shape)
-        moved(work / "whole.npz", out)
+    np.savez(
+        work / MADE,
+        y_train=[item.label for item in whole["train"]],
+        y_test=[item.label for item in whole["test"]],
+        classes=classes,
+        variant=_variant(size),
+    )
+    with zipfile.ZipFile(work / MADE, "a") as archive:
+        for split in items:
+            shape = (len(whole[split]), size, size, 3)
+            if whole[split]:
+                _append(archive, f"x_{split}.npy", work / split, shape)
     return whole, digests
+
+
+def _variant(size: int) -> str:
+    """How the pixels come from the pictures'."""
+    return f"shorter side to {size} by Lanczos, centre crop"
+
+
+def _refuse_another(out: Path, size: int, classes: list[str]) -> None:
+    """Raise InputError where a file is of another size or other classes, or no data set of ours."""
+    try:
+        kept = read_npz(out, {"classes", "variant"})
+    except InputError as error:
+        raise _in_the_way(out) from error
+    if kept["classes"].tolist() != classes or str(kept["variant"]) != _variant(size):
+        raise _in_the_way(out)
+
+
+def _in_the_way(out: Path) -> InputError:
+    return InputError(
+        f"{out} is there already, and is no earlier import of these pictures at this size: name "
+        "another file, or replace it by --replace; what was trained on it can't be probed then"
+    )
+
+
+def _put(made: Path, out: Path, replace: bool) -> list[str]:
+    """Give a data set its place, where none is or that gives way, and tell what was there.
+
+    Raises InputError where another one is there, not to be replaced.
+    """
+    if not out.is_file():
+        moved(made, out)
+        return []
+    if _same_arrays(made, out):
+        return [f"{out} was there already, and holds the same"]
+    if not replace:
+        raise _in_the_way(out)
+    moved(made, out)
+    return [
+        f"{out} was there and is replaced: to probe what was trained on it, the old one is needed"
+    ]
+
+
+def _same_arrays(made: Path, kept: Path) -> bool:
+    """Whether two .npz files hold the same, by sizes and checksums; the second is read for that."""
+    try:
+        with zipfile.ZipFile(made) as ours, zipfile.ZipFile(kept) as theirs:
+            return _checksums(ours) == _checksums(theirs) and theirs.testzip() is None
+    except Exception:  # zipfile and its codecs let through whatever they meet
+        return False
+
+
+def _checksums(archive: zipfile.ZipFile) -> dict[str, tuple[int, int]]:
+    """The bytes of each member, and their checksum."""
+    return {member.filename: (member.file_size, member.CRC) for member in archive.infolist()}
 
 
 @contextmanager
