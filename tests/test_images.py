@@ -793,6 +793,23 @@ def test_what_is_broken_is_skipped_and_named(folder, tmp_path):
     assert "7 broken images skipped:\nred/" in str(report)
 
 
+def test_files_of_several_pages_are_told_and_their_first_is_read(folder, tmp_path):
+    """Of TIFFs alone: the frames of an animation are not pictures of their own."""
+    more = [photo(RED), photo(RED)]
+    photo(BLUE).save(folder / "blue" / "0a.tif", save_all=True, append_images=more)
+    photo(BLUE).save(folder / "blue" / "one.tif")
+    photo(BLUE).save(folder / "blue" / "x.gif", save_all=True, append_images=more)
+    _, report = pictures.make(folder, 16, tmp_path / "mine.npz")
+    words = "with several pages the first alone is read: blue/0a.tif"
+    assert f"of 1 file {words}" in report.notes
+    assert np.all(decoding.decode(folder / "blue" / "0a.tif", 16) == BLUE)
+
+    photo(BLUE).save(folder / "red" / "y.tiff", save_all=True, append_images=more)
+    _, report = pictures.make(folder, 16, tmp_path / "two.npz")
+    assert f"of 2 files {words} and 1 more" in report.notes
+    assert sum("several pages" in note for note in report.notes) == 1
+
+
 def test_what_is_no_image_by_its_ending_is_left_out_and_said(folder, tmp_path):
     (folder / "red" / "notes.txt").write_text("not looked at", encoding="utf-8")
     (folder / "red" / "new.heic").touch()

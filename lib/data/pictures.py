@@ -98,6 +98,7 @@ def make(
             f"can't write {out} ({error.strerror}): free space or name another folder"
         ) from error
 
+    notes += account.notes
     notes += _about_copies(whole, digests)
     notes += _about_torn(whole, digests, listing.classes)
     counts = {split: len(whole[split]) for split in SPLITS}

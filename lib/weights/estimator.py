@@ -72,7 +72,7 @@ def embed(source: Path, weights: Weights, device: str | None = None) -> tuple[Ar
         "classes": np.array(listing.classes, dtype=str),
         DIGESTS: np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
     }
-    return arrays, Report(listing.notes, account.skipped)
+    return arrays, Report([*listing.notes, *account.notes], account.skipped)
 
 
 def read(path: Path) -> Arrays:
