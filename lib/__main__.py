@@ -718,11 +718,13 @@ def embed(
 
     With the names and labels of their files.
     """
+    from lib.files import refuse_unwritable
     from lib.weights import estimator, load
 
     if out.suffix != ".npz":
         raise InputError(f"--out must be FEATURES.npz, got {out}")
     using = load(weights, data_root, size=size, mean=mean, std=std)
+    refuse_unwritable(out)  # before all is computed
     _tell_device(device, "float32")
     features, report = estimator.embed(source, using, device)
     estimator.write(out, features)

@@ -394,6 +394,15 @@ def test_an_import_that_is_stopped_leaves_nothing_behind(number, words, tmp_path
     assert not list(out.parent.iterdir())
 
 
+def test_features_that_could_not_be_written_are_not_computed(tmp_path, capsys):
+    Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
+    (tmp_path / "blocked").touch()
+    out = str(tmp_path / "blocked" / "h.npz")
+    words = ["--weights", "simclr-cifar10", "--out", out, "--device", "cpu"]
+    assert main(["embed", str(tmp_path / "x.png"), *words]) == 2
+    assert capsys.readouterr().err.startswith(f"error: can't write {out} (")  # before any bar
+
+
 def test_a_warning_is_a_line_without_its_place_in_the_sources(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "photos" / name).mkdir(parents=True)
