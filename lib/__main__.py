@@ -768,6 +768,7 @@ def predict(
     from lib.weights import estimator
 
     labelled, features = estimator.read(train), estimator.read(source)
+    known = int((features["labels"] >= 0).sum())
     _tell_device("cpu", "float32")
     predicted = estimator.predict(labelled, features)
     for file, name, probability in predicted:
@@ -775,9 +776,15 @@ def predict(
     right = estimator.rights(features, [name for _, name, _ in predicted], labelled)
     if len(right):
         share = binomial(int(right.sum()), len(right))
-        known = f"{counted(len(right), 'picture')} of known class"
-        account = f"{share.percent()} % right, of {known} that the probe has not learnt from"
+        new = f"{counted(len(right), 'picture')} of known class"
+        account = f"{share.percent()} % right, of {new} that the probe has not learnt from"
         print(account, file=sys.stderr)
+    elif known:
+        print(
+            f"how many are right can't be said: of {counted(known, 'picture')} of known class the "
+            "probe has learnt from all; embed others",
+            file=sys.stderr,
+        )
 
 
 @command("book")

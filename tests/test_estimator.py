@@ -253,6 +253,9 @@ def test_neighbours_are_the_highest_cosines(features):
         estimator.neighbours(features, "3.jpg")
     with pytest.raises(InputError, match="count must be at least 1, got 0"):
         estimator.neighbours(features, "3.png", 0)
+    single = features | {"h": features["h"][:1], "files": features["files"][:1]}
+    with pytest.raises(InputError, match="no other picture than 0.png: embed a folder of several"):
+        estimator.neighbours(single, "0.png")
 
 
 def test_a_picture_is_found_however_its_accents_are_written(features):

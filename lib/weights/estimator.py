@@ -110,7 +110,7 @@ def write(path: Path, arrays: Arrays) -> None:
 def neighbours(arrays: Arrays, file: str, count: int = 5) -> list[tuple[str, float]]:
     """The files whose h is most alike that of one of them, most alike first, with their cosines.
 
-    Without the file itself. Raises InputError where it is not there.
+    Without the file itself. Raises InputError where it is not there, or no other one is.
     """
     files = arrays["files"].tolist()
     spelt = [name_of(known) for known in files]
@@ -118,6 +118,8 @@ def neighbours(arrays: Arrays, file: str, count: int = 5) -> list[tuple[str, flo
         raise InputError(unknown("picture", file, files))
     if count < 1:
         raise InputError(f"count must be at least 1, got {count}")
+    if len(files) == 1:
+        raise InputError(f"there is no other picture than {file}: embed a folder of several")
 
     x = F.normalize(torch.from_numpy(arrays["h"]), dim=1)
     own = spelt.index(name_of(file))
