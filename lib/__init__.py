@@ -9,9 +9,9 @@ The core are nine files: ``data.dataset``, ``augmentations``, ``encoders``, ``lo
 ``config``, ``presets``, ``training`` and ``evaluation``. The rooms stand on it, each on those
 before it: ``compute`` (numbers alone, under the core), ``data``, ``probes``, ``distributed``,
 ``runs``, ``evidence``, ``weights``. Under the core are also ``hardware``, ``validation``, the
-group of ranks (``distributed.group``), ``files``, ``parsing`` and ``interruptions``. ``geometry``,
-``figures``, ``settings`` and ``exercises`` are for the chapters; ``python -m lib`` is the command
-line.
+group of ranks (``distributed.group``), ``files``, ``parsing``, ``interruptions`` and
+``progress``. ``geometry``, ``figures``, ``settings`` and ``exercises`` are for the chapters;
+``python -m lib`` is the command line.
 """
 
 import difflib

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
-from tqdm import tqdm
 
 from lib import counted, in_a_line
 from lib.hardware import read_ahead
 from lib.interruptions import Interruptions
+from lib.progress import bar as progress_bar
 
 PIXELS, ELONGATED = 2**26, 16  # of an image at most, and its longer side over the shorter one
 CHUNK = 256  # images decoded at a time; two of them are all that is in memory
@@ -80,7 +80,7 @@ def decoded(
     with (
         Interruptions() as stop,
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=len(items), desc=title, unit="image") as bar,
+        progress_bar(total=len(items), desc=title, unit="image") as bar,
     ):
 
         def outcome_of(item: Item) -> _Read:
