@@ -67,6 +67,7 @@ def by_us(root: Path, out: Path) -> Callable[[], int]:
     """The import, to a file; returns how many images were whole."""
 
     def case() -> int:
+        out.unlink(missing_ok=True)  # else what is there would be compared
         counts, _ = pictures.make(root, SIZE, out)
         return sum(counts.values())
 

@@ -9,9 +9,9 @@ The core are nine files: ``data.dataset``, ``augmentations``, ``encoders``, ``lo
 ``config``, ``presets``, ``training`` and ``evaluation``. The rooms stand on it, each on those
 before it: ``compute`` (numbers alone, under the core), ``data``, ``probes``, ``distributed``,
 ``runs``, ``evidence``, ``weights``. Under the core are also ``hardware``, ``validation``, the
-group of ranks (``distributed.group``), ``files``, ``parsing`` and ``interruptions``. ``geometry``,
-``figures``, ``settings`` and ``exercises`` are for the chapters; ``python -m lib`` is the command
-line.
+group of ranks (``distributed.group``), ``files``, ``parsing``, ``interruptions`` and
+``progress``. ``geometry``, ``figures``, ``settings`` and ``exercises`` are for the chapters;
+``python -m lib`` is the command line.
 """
 
 import difflib
@@ -86,9 +86,24 @@ def as_command(*words: object) -> str:
     return " ".join([program, *(shlex.quote(str(word)) for word in words)])
 
 
+def legible(text: str) -> str:
+    """Text that any file can hold.
+
+    A byte that is no letter, as in names of files that are not in UTF-8, is spelt out: ``\\xff``.
+    """
+    try:
+        content = text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # half of a letter, as Windows allows it
+        content = text.encode(errors="surrogatepass")
+    return content.decode(errors="backslashreplace")
+
+
 def name_of(path: PurePath | str) -> str:
-    """A file's or class's name in one spelling: with /, and letters composed with their accents."""
-    return unicodedata.normalize("NFC", PurePath(path).as_posix())
+    """A file's or class's name in one spelling.
+
+    With /, letters composed with their accents, and bytes that are no letters spelt out.
+    """
+    return unicodedata.normalize("NFC", legible(PurePath(path).as_posix()))
 
 
 def needed(package: str, extra: str) -> ModuleType:

@@ -678,11 +678,14 @@ def import_(
         ),
     ],
     size: Annotated[int, typer.Option(help="Side in pixels.")] = 96,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put it in the place of another one of that name.")
+    ] = False,
 ) -> None:
     """Make a data set of pictures. Broken ones are skipped and named."""
     from lib.data import data_root, pictures
 
-    counts, report = pictures.make(source, size, out)
+    counts, report = pictures.make(source, size, out, replace)
     made = ", ".join(f"{n} {split}" for split, n in counts.items())
     print(f"{out}: {made}\n{report}")
     words = [*pictures.first_try(counts, size), "--data", out.stem]
@@ -715,11 +718,13 @@ def embed(
 
     With the names and labels of their files.
     """
+    from lib.files import refuse_unwritable
     from lib.weights import estimator, load
 
     if out.suffix != ".npz":
         raise InputError(f"--out must be FEATURES.npz, got {out}")
     using = load(weights, data_root, size=size, mean=mean, std=std)
+    refuse_unwritable(out)  # before all is computed
     _tell_device(device, "float32")
     features, report = estimator.embed(source, using, device)
     estimator.write(out, features)
@@ -763,6 +768,7 @@ def predict(
     from lib.weights import estimator
 
     labelled, features = estimator.read(train), estimator.read(source)
+    known = int((features["labels"] >= 0).sum())
     _tell_device("cpu", "float32")
     predicted = estimator.predict(labelled, features)
     for file, name, probability in predicted:
@@ -770,9 +776,15 @@ def predict(
     right = estimator.rights(features, [name for _, name, _ in predicted], labelled)
     if len(right):
         share = binomial(int(right.sum()), len(right))
-        known = f"{counted(len(right), 'picture')} of known class"
-        account = f"{share.percent()} % right, of {known} that the probe has not learnt from"
+        new = f"{counted(len(right), 'picture')} of known class"
+        account = f"{share.percent()} % right, of {new} that the probe has not learnt from"
         print(account, file=sys.stderr)
+    elif known:
+        print(
+            f"how many are right can't be said: of {counted(known, 'picture')} of known class the "
+            "probe has learnt from all; embed others",
+            file=sys.stderr,
+        )
 
 
 @command("book")

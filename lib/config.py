@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from lib import unknown
+from lib import legible, unknown
 from lib.augmentations import RECIPES
 from lib.encoders import BASELINES, ENCODERS, HEADS, STEMS
 from lib.losses import LEAST_TEMPERATURE, POSITIVES, scale
@@ -35,6 +35,12 @@ def one_of(kind: str, known: Collection[str]) -> AfterValidator:
 def _file_name(name: str) -> str:
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
         raise ValueError(f"must be letters, digits, '_', '.' and '-', got {name!r}")
+    return name
+
+
+def _text(name: str) -> str:
+    if name != legible(name):  # a record of it could not be read
+        raise ValueError(f"must be a name in UTF-8, got {name!r}: rename the file")
     return name
 
 
@@ -81,7 +87,7 @@ class Config:
 
     name: Annotated[str, AfterValidator(_file_name)]  # its preset; says nothing about the numbers
     method: Annotated[str, one_of("method", METHODS)]
-    data: str  # a data set's name, see lib.data.load
+    data: Annotated[str, AfterValidator(_text)]  # a data set's name, see lib.data.load
     recipe: Annotated[str, one_of("recipe", RECIPES)]  # of the views
     epochs: AtLeast0  # passes over the pool; 0: the untrained encoder
     batch_size: Annotated[int, Field(ge=2)]  # images; a contrastive step sees two views of each

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lib import InputError
 from lib.augmentations import Recipe, apply, draw
@@ -25,6 +24,7 @@ from lib.data.dataset import Dataset, Split
 from lib.distributed.group import Share, barrier
 from lib.encoders import Model
 from lib.hardware import autocast, choose_device, memory_format
+from lib.progress import bar as progress_bar
 
 BATCH_PIXELS = {"cpu": 2**19}  # 512 images of 32 x 32: larger were not faster, nor smaller ones
 BATCH_PIXELS_ELSEWHERE = 2**22  # 4,096 of them: accelerators wait for a batch to begin
@@ -101,7 +101,7 @@ def view_features(
     working = copy.deepcopy(model).to(chosen)
     batches = x.flatten(0, 1).split(batch)
     parts_of_h, parts_of_z = [], []
-    for part in tqdm(batches, desc="features", unit="batch", delay=2, leave=False):
+    for part in progress_bar(batches, desc="features", unit="batch", delay=2, leave=False):
         h, z = working(part.to(chosen))
         parts_of_h.append(h.cpu())
         parts_of_z.append(z.cpu())

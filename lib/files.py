@@ -38,10 +38,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         moved(beside, path)
     except OSError as error:
-        why = error.strerror or error
-        raise InputError(
-            f"can't write {path} ({why}): free space or name another folder"
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
@@ -52,6 +49,27 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.fsync(folder)
         os.close(folder)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Try to write beside a file that is still to be computed, and leave nothing but its folder.
+
+    Raises InputError, naming the path, where it can't be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        beside.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    why = error.strerror or error
+    return InputError(f"can't write {path} ({why}): free space or name another folder")
 
 
 def moved(source: Path, target: Path) -> None:

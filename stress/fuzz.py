@@ -211,7 +211,7 @@ def whole_image() -> bytes:
 def read_picture(path: Path) -> object:
     """As an import does."""
     item = decoding.Item("fuzz", "train", 0, path)
-    return list(decoding.decoded([item], 16, [], "fuzz"))
+    return list(decoding.decoded([item], 16, decoding.Account(), "fuzz"))
 
 
 def whole_features() -> bytes:

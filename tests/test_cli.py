@@ -330,7 +330,8 @@ def test_from_pictures_to_predictions_on_the_command_line(tmp_path, capsys):
     assert main(["predict", features, "--train", features]) == 0
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 60
-    assert "% right" not in said.err  # all were learnt from
+    assert "% right" not in said.err
+    assert "of 60 pictures of known class the probe has learnt from all; embed others" in said.err
 
     content = dict(np.load(features))
     half = np.arange(60) % 2 == 0
@@ -392,6 +393,15 @@ def test_an_import_that_is_stopped_leaves_nothing_behind(number, words, tmp_path
         process.returncode == 128 + number and said.endswith(words) and "Traceback" not in said
     ), said
     assert not list(out.parent.iterdir())
+
+
+def test_features_that_could_not_be_written_are_not_computed(tmp_path, capsys):
+    Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
+    (tmp_path / "blocked").touch()
+    out = str(tmp_path / "blocked" / "h.npz")
+    words = ["--weights", "simclr-cifar10", "--out", out, "--device", "cpu"]
+    assert main(["embed", str(tmp_path / "x.png"), *words]) == 2
+    assert capsys.readouterr().err.startswith(f"error: can't write {out} (")  # before any bar
 
 
 def test_a_warning_is_a_line_without_its_place_in_the_sources(tmp_path):

@@ -113,6 +113,7 @@ def test_presets_on_stl10_have_the_tutorials_values():
         ({"encoder": "pixels"}, "'pixels' has nothing to train"),
         ({"encoder": "kmeans400", "head": "none"}, "'kmeans400' has nothing to train"),
         ({"label_smoothing": 0.1}, "label_smoothing is a setting of ce alone, not of simclr"),
+        ({"data": "a\udcff"}, r"data must be a name in UTF-8, got 'a\\udcff': rename the file"),
         ({"method": "ce", "label_smoothing": 1.0}, "label_smoothing must be below 1, got 1.0"),
     ],
 )

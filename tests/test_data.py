@@ -782,6 +782,12 @@ def test_names_that_numpy_keeps_as_bytes_are_text(tmp_path):
     assert mine.variant == "small"
 
 
+def test_names_that_no_record_can_hold_are_spelt_out(tmp_path):
+    given = arrays(n=40) | {"classes": np.array(["gr\udcfcn", "dog", "cow", "eel"])}
+    np.savez(tmp_path / "mine.npz", **given)
+    assert data.load("mine", tmp_path).classes == (r"gr\xfcn", "dog", "cow", "eel")
+
+
 def test_an_installed_copy_keeps_nothing_among_the_packages(tmp_path):
     """It works where it is called."""
     packages = tmp_path / "site-packages"

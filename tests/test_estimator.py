@@ -172,6 +172,10 @@ def test_features_are_those_of_the_pictures_in_their_order(weights, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(tmp_path / name)
     (tmp_path / "a" / "broken.png").touch()
+    pages = [Image.fromarray(image) for image in pixels]
+    pages[4].save(tmp_path / "unlabeled" / "0.tif", save_all=True, append_images=pages)
+    (tmp_path / "unlabeled" / "0.png").unlink()
+    names[4] = "unlabeled/0.tif"
 
     found, report = estimator.embed(tmp_path, weights, "cpu")
     assert found.keys() == {*estimator.ARRAYS, "digests"}
@@ -180,6 +184,8 @@ def test_features_are_those_of_the_pictures_in_their_order(weights, tmp_path):
     assert found["classes"].tolist() == ["a", "b"]
     assert found["encoder"] == weights.encoder
     assert report.skipped == ["a/broken.png: 0 bytes"]
+    (note,) = report.notes
+    assert note == "of 1 file with several pages the first alone is read: unlabeled/0.tif"
 
     h, z = h_and_z(weights, pixels)
     assert np.array_equal(found["h"], h)
@@ -247,6 +253,9 @@ def test_neighbours_are_the_highest_cosines(features):
         estimator.neighbours(features, "3.jpg")
     with pytest.raises(InputError, match="count must be at least 1, got 0"):
         estimator.neighbours(features, "3.png", 0)
+    single = features | {"h": features["h"][:1], "files": features["files"][:1]}
+    with pytest.raises(InputError, match="no other picture than 0.png: embed a folder of several"):
+        estimator.neighbours(single, "0.png")
 
 
 def test_a_picture_is_found_however_its_accents_are_written(features):

@@ -28,6 +28,21 @@ def test_a_failed_write_leaves_the_old_file(step, tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_whether_a_file_can_be_written_is_tried_without_a_trace(tmp_path: Path):
+    path = tmp_path / "new" / "file.npz"
+    files.refuse_unwritable(path)
+    assert not list(path.parent.iterdir())
+    path.write_bytes(b"old")
+    files.refuse_unwritable(path)
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+
+    with pytest.raises(InputError, match=r"can't write .*new \(Is a directory\): free space or"):
+        files.refuse_unwritable(path.parent)
+    with pytest.raises(InputError, match=r"can't write .*file.npz/x.npz \("):
+        files.refuse_unwritable(path / "x.npz")
+
+
 @pytest.mark.parametrize("step", ["fsync", "open"])
 def test_a_folder_that_cannot_be_flushed_is_no_trouble(
     step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

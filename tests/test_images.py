@@ -69,9 +69,20 @@ def test_copies_that_spoil_a_test_are_told(tmp_path):
 
     shutil.copy(root / "train" / "a" / "0.png", root / "test" / "a" / "copy.png")
     shutil.copy(root / "train" / "b" / "0.png", root / "train" / "a" / "torn.png")
-    _, report = pictures.make(root, 16, tmp_path / "own.npz")
-    assert "of 7 test images 1 also in train, pixel by pixel" in str(report)
-    assert "1 picture in more than one class" in str(report)
+    _, report = pictures.make(root, 16, tmp_path / "copies.npz")
+    assert str(report).endswith(
+        "of 7 test images 1 also in train, pixel by pixel: accuracies will be too high; delete the "
+        "copies and import again:\n"
+        "test/a/copy.png (test) = train/a/0.png (train)\n"
+        "1 picture in more than one class, pixel by pixel:\n"
+        "train/a/torn.png (a) = train/b/0.png (b)"
+    )
+
+    for i in range(LISTED + 1):
+        shutil.copy(root / "train" / "b" / "1.png", root / "test" / "b" / f"copy {i}.png")
+    _, report = pictures.make(root, 16, tmp_path / "many.npz")
+    assert str(report).count("(test) = ") == LISTED
+    assert "(train)\n...\n1 picture in more" in str(report)
 
 
 def refused(words: str, source: Path, out: Path, size: int = 16) -> None:
@@ -90,12 +101,14 @@ def refused(words: str, source: Path, out: Path, size: int = 16) -> None:
 def test_a_folder_becomes_a_data_set(folder, tmp_path):
     counts, report = pictures.make(folder, 24, tmp_path / "mine.npz")
     assert counts == {"train": 16, "test": 4, "unlabeled": 3}
-    assert str(report) == (
-        "2 classes (train + test): blue (6 + 2), red (10 + 2)\n"
-        "there is no test: 20 % of every class are held out as one\n"
+    lines = [
+        "2 classes (train + test): blue (6 + 2), red (10 + 2)",
+        "there is no test: 20 % of every class are held out as one",
         "of 4 test images 4 also in train, pixel by pixel: accuracies will be too high; delete the "
-        "copies and import again"
-    )
+        "copies and import again:",
+    ]
+    assert report.notes[:3] == lines
+    assert len(report.notes) == 3 + 4
 
     mine = data.load("mine", tmp_path)
     assert mine.classes == ("blue", "red")
@@ -175,11 +188,74 @@ def test_what_is_nearly_unlabeled_is_a_class_and_said(folder, tmp_path):
     assert "un-labeled is taken for a class; for images of none there is unlabeled/" in str(report)
 
 
-def test_a_data_set_that_is_replaced_is_said(folder, tmp_path):
-    _, report = pictures.make(folder, 16, tmp_path / "mine.npz")
-    assert "is replaced" not in str(report)
-    _, report = pictures.make(folder, 16, tmp_path / "mine.npz")
-    assert "mine.npz was there and is replaced" in str(report)
+def test_the_same_import_again_changes_nothing(folder, tmp_path):
+    out = tmp_path / "mine.npz"
+    _, report = pictures.make(folder, 16, out)
+    assert "was there" not in str(report)
+    before = out.stat()
+    for replace in (False, True):
+        _, report = pictures.make(folder, 16, out, replace)
+        assert f"{out} was there already, and holds the same" in report.notes
+        assert (out.stat().st_ino, out.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def another_size(folder: Path) -> int:
+    return 24
+
+
+def another_class(folder: Path) -> int:
+    shutil.copytree(folder / "red", folder / "green")
+    return 16
+
+
+def another_picture(folder: Path) -> int:
+    photo((9, 9, 9)).save(folder / "red" / "00.png")
+    return 16
+
+
+@pytest.mark.parametrize("change", [another_size, another_class, another_picture])
+def test_another_data_set_is_replaced_only_where_that_is_said(change, folder, tmp_path):
+    out = tmp_path / "mine.npz"
+    pictures.make(folder, 16, out)
+    content = out.read_bytes()
+    size = change(folder)
+    words = "mine.npz is there already, and is no earlier import of .*: name another .* --replace"
+    with pytest.raises(InputError, match=words):
+        pictures.make(folder, size, out)
+    assert out.read_bytes() == content
+    assert not list(tmp_path.glob(".import-*"))
+
+    _, report = pictures.make(folder, size, out, replace=True)
+    assert f"{out} was there and is replaced: to probe what was trained on it" in str(report)
+    pictures.make(folder, size, tmp_path / "other.npz")
+    assert out.read_bytes() == (tmp_path / "other.npz").read_bytes()
+
+
+def test_what_is_seen_to_be_another_is_refused_before_all_is_decoded(folder, tmp_path, capsys):
+    out = tmp_path / "mine.npz"
+    for content in (b"no data set", (folder / "red" / "00.png").read_bytes()):
+        out.write_bytes(content)
+        with pytest.raises(InputError, match="mine.npz is there already"):
+            pictures.make(folder, 16, out)
+        assert out.read_bytes() == content
+    pictures.make(folder, 16, out, replace=True)
+    capsys.readouterr()
+    with pytest.raises(InputError, match="mine.npz is there already"):
+        pictures.make(folder, 24, out)
+    assert not capsys.readouterr().err  # no bar
+
+
+def test_a_copy_that_is_damaged_is_not_the_same(folder, tmp_path):
+    out = tmp_path / "mine.npz"
+    pictures.make(folder, 16, out)
+    whole = out.read_bytes()
+    pixels = data.load("mine", tmp_path).test.images.permute(0, 2, 3, 1).numpy().tobytes()
+    place = whole.index(pixels)
+    out.write_bytes(whole[:place] + b"?" + whole[place + 1 :])
+    with pytest.raises(InputError, match="mine.npz is there already"):
+        pictures.make(folder, 16, out)
+    pictures.make(folder, 16, out, replace=True)
+    assert out.read_bytes() == whole
 
 
 def test_a_report_names_the_first_of_many(tmp_path):
@@ -250,6 +326,22 @@ def test_too_few_images_are_one_line(folder, tmp_path):
     for path in list((folder / "blue").iterdir())[1:]:
         path.write_bytes(b"")
     refused("every class needs two whole images for training.*'blue' has [01]", folder, out)
+
+
+def test_where_a_class_has_too_few_images_the_reasons_are_told(folder, tmp_path):
+    """Those of its own images, the first of them."""
+    (folder / "red" / "broken.png").touch()
+    for path in (folder / "blue").iterdir():
+        photo(BLUE, (17 * 8, 8)).save(path)
+    reason = "136 x 8 pixels are refused: at most 67,108,864 of them, no side over 16 times the"
+    words = "; ".join(rf"blue/0\d.png: {reason} other" for _ in range(3))
+    refused(f"; 'blue' has 0 for training; {words}; and 5 more$", folder, tmp_path / "mine.npz")
+
+
+def test_where_none_is_left_for_test_the_reasons_are_told(split_folder, tmp_path):
+    (split_folder / "val" / "red" / "x.jpg").write_bytes(b"")
+    words = "one must be left for test; none is left; val/red/x.jpg: 0 bytes$"
+    refused(words, split_folder, tmp_path / "mine.npz")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -512,6 +604,27 @@ def test_accents_are_one_letter_however_they_are_written(tmp_path):
     assert note.endswith(f"are one: {composed}")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are in UTF-8")
+def test_names_that_are_not_in_utf_8_are_spelt_out(folder, tmp_path):
+    green = folder / os.fsdecode(b"gr\xfcn")
+    shutil.copytree(folder / "red", green)
+    (green / "00.png").rename(green / os.fsdecode(b"\xff.png"))
+    listing = folders.find(folder)
+    assert listing.classes == ["blue", r"gr\xfcn", "red"]
+    assert r"gr\xfcn/\xff.png" in {item.name for item in listing.items}
+    (single,) = folders.find(green / os.fsdecode(b"\xff.png")).items
+    assert single.name == r"\xff.png"
+
+    pictures.make(folder, 8, tmp_path / "mine.npz")
+    assert data.load("mine", tmp_path).classes == ("blue", r"gr\xfcn", "red")
+    words = r"--out must have a name in UTF-8, as records hold it, got '\\udcff'"
+    refused(words, folder, tmp_path / os.fsdecode(b"\xff.npz"))
+
+    shutil.copytree(folder / "red", folder / r"gr\xfcn")
+    words = r"photos has two names that are spelt gr\\xfcn: rename one"
+    refused(words, folder, tmp_path / "again.npz")
+
+
 def test_what_a_killed_import_left_is_removed_by_the_next_one(folder, tmp_path):
     left = tmp_path / ".import-mine"
     left.mkdir()
@@ -534,7 +647,7 @@ def test_a_stop_reads_no_further_pictures():
 
     items = [decoding.Item(str(number), "train", 0, source) for number in range(3 * decoding.CHUNK)]
     with pytest.raises(KeyboardInterrupt):
-        list(decoding.decoded(items, 8, [], "train"))
+        list(decoding.decoded(items, 8, decoding.Account(), "train"))
     assert len(read) < decoding.CHUNK / 2
 
 
@@ -678,6 +791,23 @@ def test_what_is_broken_is_skipped_and_named(folder, tmp_path):
     for name, (_, words) in BROKEN.items():
         assert words in reasons[f"red/{name}"]
     assert "7 broken images skipped:\nred/" in str(report)
+
+
+def test_files_of_several_pages_are_told_and_their_first_is_read(folder, tmp_path):
+    """Of TIFFs alone: the frames of an animation are not pictures of their own."""
+    more = [photo(RED), photo(RED)]
+    photo(BLUE).save(folder / "blue" / "0a.tif", save_all=True, append_images=more)
+    photo(BLUE).save(folder / "blue" / "one.tif")
+    photo(BLUE).save(folder / "blue" / "x.gif", save_all=True, append_images=more)
+    _, report = pictures.make(folder, 16, tmp_path / "mine.npz")
+    words = "with several pages the first alone is read: blue/0a.tif"
+    assert f"of 1 file {words}" in report.notes
+    assert np.all(decoding.decode(folder / "blue" / "0a.tif", 16) == BLUE)
+
+    photo(BLUE).save(folder / "red" / "y.tiff", save_all=True, append_images=more)
+    _, report = pictures.make(folder, 16, tmp_path / "two.npz")
+    assert f"of 2 files {words} and 1 more" in report.notes
+    assert sum("several pages" in note for note in report.notes) == 1
 
 
 def test_what_is_no_image_by_its_ending_is_left_out_and_said(folder, tmp_path):

@@ -36,6 +36,7 @@ FLOORS = (
         "validation",
         "distributed.group",
         "interruptions",
+        "progress",
     ),
     CORE,
     ("data", "geometry"),

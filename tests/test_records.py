@@ -115,6 +115,20 @@ def test_a_failure_and_a_choice_on_val_are_published_without_a_look_at_test(
     assert records.read(records.publish(path, tmp_path / "results"))[field] == value
 
 
+def test_text_that_no_file_can_hold_is_spelt_out(record, tmp_path: Path):
+    """As names of files have it: whatever comes to be recorded, the record can be read."""
+    odd = copy.deepcopy(record)
+    odd["data"]["classes"][0] = "gr\udcfcn"
+    odd["data"]["variant"] = "half \ud83d"
+    odd["delta"] = {"of \udcff": ("\udcff", 1)}
+    records.write(tmp_path / "record.json", odd)
+
+    again = records.read(tmp_path / "record.json")
+    assert again["data"]["classes"][0] == r"gr\xfcn"
+    assert again["data"]["variant"] == r"half \xed\xa0\xbd"
+    assert again["delta"] == {r"of \xff": [r"\xff", 1]}
+
+
 def test_a_missing_record_is_named_with_what_the_folder_is_instead(tmp_path: Path):
     path = tmp_path / "record.json"
     with pytest.raises(InputError, match="can't read the record .*: No such file or directory$"):

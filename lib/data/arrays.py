@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import InputError
+from lib import InputError, legible
 from lib.data.dataset import VAL_SHARE, Dataset, Split, stratified
 
 
@@ -124,4 +124,4 @@ def _text(value: object) -> str:
     """A name as text: numpy keeps it as bytes where it was given so."""
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
-    return str(value)
+    return legible(str(value))

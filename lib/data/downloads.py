@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tqdm import tqdm
 
 from lib import InputError
 from lib.data.archives import from_npz
@@ -29,6 +28,7 @@ from lib.data.arrays import build
 from lib.data.dataset import Dataset, stratified
 from lib.data.decoding import refuse_outsize, square
 from lib.files import only_writer, write_atomically
+from lib.progress import bar as progress_bar
 
 TIMEOUT = 60  # seconds; then a server that says nothing is given up
 RESIDENT = 2**30  # bytes: a larger file of images stays where it is
@@ -280,7 +280,7 @@ def _read_whole(
             "short; delete the folder to unpack it again"
         )
     images, labels = [], []
-    for place in tqdm(range(wanted), desc=f"imagenette96 {split}", unit="image"):
+    for place in progress_bar(range(wanted), desc=f"imagenette96 {split}", unit="image"):
         image, label = source[place]
         images.append(image)
         labels.append(label)

@@ -6,6 +6,7 @@ Nothing is decoded here. A folder follows torchvision's ImageFolder: ``root/CLAS
 
 import difflib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -56,10 +57,10 @@ def find(source: Path) -> Listing:
     """The images of a folder, an .npz or a Hugging Face data set on disk; nothing is decoded.
 
     A folder without classes, or a single file, is unlabeled images. Raises InputError where there
-    is no image, or test has other classes.
+    is no image, test has other classes, or two names can't be told apart once they are spelt out.
     """
     if source.is_file() and source.suffix.lower() in SUFFIXES:
-        return Listing([Item(source.name, "unlabeled", -1, source)], [], [])
+        return Listing([Item(name_of(source.name), "unlabeled", -1, source)], [], [])
 
     if source.suffix == ".npz" and source.is_file():
         listing = _from_dataset(from_npz(source.stem, source))
@@ -110,6 +111,7 @@ Places = dict[Path, tuple[str, tuple[str, ...]]]  # by image: its split, and its
 def _from_folder(root: Path) -> Listing:
     splits = _folders_of_splits(root)
     tree = _tree(root)
+    _refuse_one_spelling_of_two(root, tree.files)
     places = _places(root, tree.files, splits)
 
     classes = set()
@@ -253,6 +255,18 @@ def _about_splits_below(places: Places, classes: list[str]) -> list[str]:
                 "classes, as train/CLASS and test/CLASS"
             ]
     return []
+
+
+def _refuse_one_spelling_of_two(root: Path, files: list[Path]) -> None:
+    """Raise InputError where a name has letters for what stands for a byte in another one."""
+    names: set[str] = set()
+    for path in files:
+        names.update(path.relative_to(root).parts)
+    known: dict[str, str] = {}
+    for name in sorted(names):
+        composed = unicodedata.normalize("NFC", name)
+        if known.setdefault(name_of(name), composed) != composed:
+            raise InputError(f"{root} has two names that are spelt {name_of(name)}: rename one")
 
 
 def _places(root: Path, files: list[Path], splits: dict[str, str]) -> Places:

@@ -13,17 +13,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import InputError, counted
+from lib import InputError, counted, legible
 from lib.config import fitting_batch
+from lib.data.archives import read_npz
 from lib.data.dataset import stratified
-from lib.data.decoding import Item, decoded, digests_of
+from lib.data.decoding import Account, Item, decoded, digests_of
 from lib.data.downloads import DOWNLOADS
 from lib.data.folders import NAMES_OF_SPLITS, find
 from lib.files import moved, only_writer
 
 TEST_SHARE = 0.2
-LISTED = 20  # classes, and broken images, that a report names
+LISTED = 20  # classes, broken images, and copies, that a report names
+REASONS = 3  # of broken images, that an error tells
 SPLITS = ("train", "test", "unlabeled")
+MADE = "whole.npz"  # the data set, before it has its place
 
 
 @dataclass(frozen=True)
@@ -38,26 +41,36 @@ class Report:
         count = len(self.skipped)
         if count:
             lines.append(f"{counted(count, 'broken image')} skipped:")
-        lines += self.skipped[:LISTED]
-        if count > LISTED:
-            lines.append("...")
+        lines += _first(self.skipped)
         return "\n".join(lines)
 
 
-def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
+def _first(lines: list[str]) -> list[str]:
+    """The first LISTED lines, and dots for more."""
+    if len(lines) <= LISTED:
+        return lines
+    return [*lines[:LISTED], "..."]
+
+
+def make(
+    source: Path, size: int, out: Path, replace: bool = False
+) -> tuple[dict[str, int], Report]:
     """Write the images of a source as a data set.
 
     size: pixels that each image's shorter side is brought to; then the centre is cut out.
     out: NAME.npz.
+    replace: whether another data set that is there already gives way.
 
     Returns how many there are in each split, and what to know of it: the classes and what was left
     out. In memory are two CHUNKs of images. Raises InputError where there are fewer than two
-    classes, too few whole images of one, or out can't be written.
+    classes, too few whole images of one, out can't be written, or is there and not to be replaced.
     """
     if not 8 <= size <= 1024:
         raise InputError(f"--size must be between 8 and 1024, got {size}")
     if out.suffix != ".npz":
         raise InputError(f"--out must be NAME.npz, got {out}")
+    if out.stem != legible(out.stem):
+        raise InputError(f"--out must have a name in UTF-8, as records hold it, got {out.stem!r}")
     if out.stem in DOWNLOADS:
         raise InputError(
             f"{out} would take the place of the data set '{out.stem}' that comes with the package: "
@@ -65,6 +78,8 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
         )
     listing = find(source)
     _refuse_too_few_classes(source, listing.classes)
+    if out.is_file() and not replace:
+        _refuse_another(out, size, listing.classes)  # before all is decoded
 
     notes = [*listing.notes]
     items: dict[str, list[Item]] = {split: [] for split in SPLITS}
@@ -73,23 +88,21 @@ def make(source: Path, size: int, out: Path) -> tuple[dict[str, int], Report]:
     if not items["test"]:
         items["train"], items["test"] = _held_out(items["train"])
         notes.append(_about_held_out(items["test"], listing.classes))
-    if out.exists():
-        notes.append(
-            f"{out} was there and is replaced: to probe what was trained on it, the old one is "
-            "needed"
-        )
-
-    skipped: list[str] = []
+    account = Account()
     try:
-        labels, digests = _write(items, listing.classes, size, out, skipped)
+        with _workplace(out) as work:
+            whole, digests = _write(items, listing.classes, size, work, account)
+            notes += _put(work / MADE, out, replace)
     except OSError as error:
         raise InputError(
             f"can't write {out} ({error.strerror}): free space or name another folder"
         ) from error
 
-    notes += _about_copies(labels, digests)
-    counts = {split: len(labels[split]) for split in SPLITS}
-    return counts, Report([_about_classes(listing.classes, labels), *notes], skipped)
+    notes += account.notes
+    notes += _about_copies(whole, digests)
+    notes += _about_torn(whole, digests, listing.classes)
+    counts = {split: len(whole[split]) for split in SPLITS}
+    return counts, Report([_about_classes(listing.classes, whole), *notes], account.skipped)
 
 
 def _refuse_too_few_classes(source: Path, classes: list[str]) -> None:
@@ -136,31 +149,49 @@ def _about_held_out(test: list[Item], classes: list[str]) -> str:
     return note
 
 
-def _about_copies(labels: dict[str, list[int]], digests: dict[str, list[bytes]]) -> list[str]:
-    """Lines on pictures that are there twice, pixel by pixel, where that spoils a test."""
-    train = set(digests["train"])
-    in_both = sum(digest in train for digest in digests["test"])
-    classes_of: dict[bytes, set[int]] = {}
+def _about_copies(whole: dict[str, list[Item]], digests: dict[str, list[bytes]]) -> list[str]:
+    """Lines on the test images that are in train too, each with one that it is a copy of.
+
+    whole: the images of each split. digests: of their pixels.
+    """
+    trained = dict(zip(digests["train"], whole["train"]))
+    copies = []
+    for item, digest in zip(whole["test"], digests["test"]):
+        if digest in trained:
+            copies.append(f"{item.name} (test) = {trained[digest].name} (train)")
+    if not copies:
+        return []
+    note = (
+        f"of {counted(len(whole['test']), 'test image')} {len(copies)} also in train, pixel by "
+        "pixel: accuracies will be too high; delete the copies and import again:"
+    )
+    return [note, *_first(copies)]
+
+
+def _about_torn(
+    whole: dict[str, list[Item]], digests: dict[str, list[bytes]], classes: list[str]
+) -> list[str]:
+    """Lines on the pictures that are in more than one class, each with two of its places."""
+    first: dict[bytes, Item] = {}
+    torn: dict[bytes, str] = {}
     for split in ("train", "test"):
-        for digest, label in zip(digests[split], labels[split]):
-            classes_of.setdefault(digest, set()).add(label)
-    torn = sum(len(classes) > 1 for classes in classes_of.values())
-
-    notes = []
-    if in_both:
-        notes.append(
-            f"of {counted(len(digests['test']), 'test image')} {in_both} also in train, pixel by "
-            "pixel: accuracies will be too high; delete the copies and import again"
-        )
-    if torn:
-        notes.append(f"{counted(torn, 'picture')} in more than one class, pixel by pixel")
-    return notes
+        for item, digest in zip(whole[split], digests[split]):
+            other = first.setdefault(digest, item)
+            if other.label != item.label:
+                pair = (
+                    f"{other.name} ({classes[other.label]}) = {item.name} ({classes[item.label]})"
+                )
+                torn.setdefault(digest, pair)
+    if not torn:
+        return []
+    note = f"{counted(len(torn), 'picture')} in more than one class, pixel by pixel:"
+    return [note, *_first(list(torn.values()))]
 
 
-def _about_classes(classes: list[str], labels: dict[str, list[int]]) -> str:
+def _about_classes(classes: list[str], whole: dict[str, list[Item]]) -> str:
     """How many images for training and for test each class has."""
-    train = np.bincount(labels["train"], minlength=len(classes))
-    test = np.bincount(labels["test"], minlength=len(classes))
+    train = _count(whole["train"], classes)
+    test = _count(whole["test"], classes)
     counts = []
     for name, for_training, for_test in zip(classes[:LISTED], train, test):
         counts.append(f"{name} ({for_training} + {for_test})")
@@ -169,40 +200,99 @@ def _about_classes(classes: list[str], labels: dict[str, list[int]]) -> str:
     return f"{len(classes)} classes (train + test): {', '.join(counts)}"
 
 
+def _count(items: list[Item], classes: list[str]) -> np.ndarray:
+    """How many of them each class has: (C,) int."""
+    labels = np.array([item.label for item in items], dtype=int)
+    return np.bincount(labels, minlength=len(classes))
+
+
 def _write(
-    items: dict[str, list[Item]], classes: list[str], size: int, out: Path, skipped: list[str]
-) -> tuple[dict[str, list[int]], dict[str, list[bytes]]]:
+    items: dict[str, list[Item]], classes: list[str], size: int, work: Path, account: Account
+) -> tuple[dict[str, list[Item]], dict[str, list[bytes]]]:
     """Decode the items of every split and write the .npz.
 
-    skipped: gets a line for each broken one.
+    work: the folder where it is made, as MADE.
+    account: gets what there is to tell of them.
 
-    Returns the labels of those that were whole, and hashes of their pixels.
+    Returns those that were whole, and hashes of their pixels.
     """
-    labels: dict[str, list[int]] = {split: [] for split in items}
+    whole: dict[str, list[Item]] = {split: [] for split in items}
     digests: dict[str, list[bytes]] = {split: [] for split in items}
-    with _workplace(out) as work:
-        for split in items:
-            with open(work / split, "wb") as file:
-                for pixels, whole in decoded(items[split], size, skipped, split):
-                    file.write(pixels.data)
-                    labels[split] += [item.label for item in whole]
-                    digests[split] += digests_of(pixels)
-        _refuse_too_few_images(classes, labels)
+    for split in items:
+        with open(work / split, "wb") as file:
+            for pixels, read in decoded(items[split], size, account, split):
+                file.write(pixels.data)
+                whole[split] += read
+                digests[split] += digests_of(pixels)
+    _refuse_too_few_images(classes, whole, account)
 
-        np.savez(
-            work / "whole.npz",
-            y_train=labels["train"],
-            y_test=labels["test"],
-            classes=classes,
-            variant=f"shorter side to {size} by Lanczos, centre crop",
-        )
-        with zipfile.ZipFile(work / "whole.npz", "a") as archive:
-            for split in items:
-                shape = (len(labels[split]), size, size, 3)
-                if labels[split]:
-                    _append(archive, f"x_{split}.npy", work / split, shape)
-        moved(work / "whole.npz", out)
-    return labels, digests
+    np.savez(
+        work / MADE,
+        y_train=[item.label for item in whole["train"]],
+        y_test=[item.label for item in whole["test"]],
+        classes=classes,
+        variant=_variant(size),
+    )
+    with zipfile.ZipFile(work / MADE, "a") as archive:
+        for split in items:
+            shape = (len(whole[split]), size, size, 3)
+            if whole[split]:
+                _append(archive, f"x_{split}.npy", work / split, shape)
+    return whole, digests
+
+
+def _variant(size: int) -> str:
+    """How the pixels come from the pictures'."""
+    return f"shorter side to {size} by Lanczos, centre crop"
+
+
+def _refuse_another(out: Path, size: int, classes: list[str]) -> None:
+    """Raise InputError where a file is of another size or other classes, or no data set of ours."""
+    try:
+        kept = read_npz(out, {"classes", "variant"})
+    except InputError as error:
+        raise _in_the_way(out) from error
+    if kept["classes"].tolist() != classes or str(kept["variant"]) != _variant(size):
+        raise _in_the_way(out)
+
+
+def _in_the_way(out: Path) -> InputError:
+    return InputError(
+        f"{out} is there already, and is no earlier import of these pictures at this size: name "
+        "another file, or replace it by --replace; what was trained on it can't be probed then"
+    )
+
+
+def _put(made: Path, out: Path, replace: bool) -> list[str]:
+    """Give a data set its place, where none is or that gives way, and tell what was there.
+
+    Raises InputError where another one is there, not to be replaced.
+    """
+    if not out.is_file():
+        moved(made, out)
+        return []
+    if _same_arrays(made, out):
+        return [f"{out} was there already, and holds the same"]
+    if not replace:
+        raise _in_the_way(out)
+    moved(made, out)
+    return [
+        f"{out} was there and is replaced: to probe what was trained on it, the old one is needed"
+    ]
+
+
+def _same_arrays(made: Path, kept: Path) -> bool:
+    """Whether two .npz files hold the same, by sizes and checksums; the second is read for that."""
+    try:
+        with zipfile.ZipFile(made) as ours, zipfile.ZipFile(kept) as theirs:
+            return _checksums(ours) == _checksums(theirs) and theirs.testzip() is None
+    except Exception:  # zipfile and its codecs let through whatever they meet
+        return False
+
+
+def _checksums(archive: zipfile.ZipFile) -> dict[str, tuple[int, int]]:
+    """The bytes of each member, and their checksum."""
+    return {member.filename: (member.file_size, member.CRC) for member in archive.infolist()}
 
 
 @contextmanager
@@ -220,15 +310,28 @@ def _workplace(out: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _refuse_too_few_images(classes: list[str], labels: dict[str, list[int]]) -> None:
-    """labels: of the whole images in each split."""
-    counts = np.bincount(np.array(labels["train"], dtype=int), minlength=len(classes))
-    rarest = counts.argmin()
-    if counts[rarest] < 2 or not labels["test"]:
-        raise InputError(
-            "every class needs two whole images for training, and one must be left for test; "
-            f"'{classes[rarest]}' has {counts[rarest]} for training"
-        )
+def _refuse_too_few_images(
+    classes: list[str], whole: dict[str, list[Item]], account: Account
+) -> None:
+    """whole: the images of each split. account: with the broken ones."""
+    counts = _count(whole["train"], classes)
+    rarest = int(counts.argmin())
+    if counts[rarest] < 2:
+        lack = f"'{classes[rarest]}' has {counts[rarest]} for training"
+        broken = [(item, why) for item, why in account.broken if item.label == rarest]
+    elif not whole["test"]:
+        lack = "none is left"
+        broken = [(item, why) for item, why in account.broken if item.label >= 0]
+    else:
+        return
+    reasons = Account(broken).skipped
+    told = [lack, *reasons[:REASONS]]
+    if len(reasons) > REASONS:
+        told.append(f"and {len(reasons) - REASONS} more")
+    raise InputError(
+        "every class needs two whole images for training, and one must be left for test; "
+        + "; ".join(told)
+    )
 
 
 def _append(archive: zipfile.ZipFile, name: str, pixels: Path, shape: tuple[int, ...]) -> None:

@@ -22,6 +22,7 @@ from lib.evaluation import classified, cross_validated_probe
 from lib.hardware import memory_format
 from lib.probes.few_labels import right, row, sizes
 from lib.probes.seen import Seen
+from lib.progress import bar as progress_bar
 from lib.training import Batches, Progress, Step, build_optimiser, build_scaler, train
 
 PER_CLASS = (10, 20, 50, 100, 400)  # labels of each class; few_labels has these sizes too
@@ -65,7 +66,7 @@ def ask(seen: Seen) -> list[dict]:
     sets = label_sets(seen.dataset)
     fits = len(starts) * sum(len(RATES) + len(drawn) for drawn in sets.values())
     rows = []
-    with tqdm(total=fits, desc="fine-tuning", unit="fit", delay=2, leave=False) as bar:
+    with progress_bar(total=fits, desc="fine-tuning", unit="fit", delay=2, leave=False) as bar:
         for per_class, drawn in sets.items():
             for start, build in starts.items():
                 rows += _rows_of_start(seen, start, build, per_class, drawn, bar)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from lib.augmentations import RECIPES, apply, draw
 from lib.data.dataset import epoch_order
@@ -18,6 +17,7 @@ from lib.evaluation import Labelled, device_of, result
 from lib.hardware import autocast, memory_format, room_for
 from lib.methods import METHODS
 from lib.probes.seen import Seen
+from lib.progress import bar as progress_bar
 
 Batch = Callable[[Tensor, int], Tensor]  # places (B,) and step -> the images' features (B, D)
 
@@ -151,7 +151,7 @@ def train_probe(
     best, most = None, -1  # predictions of the best look, and how many of them are right
     curve = []
     epochs = range(1, protocol.epochs + 1)
-    for epoch in tqdm(epochs, desc="probe", unit="epoch", delay=2, leave=False):
+    for epoch in progress_bar(epochs, desc="probe", unit="epoch", delay=2, leave=False):
         for places in epoch_order(len(y), seed, epoch).to(y.device).split(protocol.batch_size):
             loss = F.cross_entropy(layer(batch(places, step)), y[places])
             optimiser.zero_grad()

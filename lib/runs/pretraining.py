@@ -4,7 +4,6 @@ A run has an identity, the hash of both: asking for one that is done returns it 
 for one that is half done goes on from the step of its last checkpoint.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from lib import Diverged, InputError, as_command, counted, in_a_line
 from lib.compute.compilation import STEPS, Compiled, is_offered, mode_of
@@ -34,6 +32,7 @@ from lib.hardware import (
 )
 from lib.methods import METHODS
 from lib.presets import command, delta
+from lib.progress import bar as progress_bar
 from lib.runs import checkpoints, provenance, records
 from lib.runs.identities import (
     NUMERICS,
@@ -48,8 +47,6 @@ from lib.runs.run import RUNS, Run, load
 from lib.runs.session import ENDED, Session, begin, inexact, only_writer
 from lib.runs.trouble import out_of_memory, refuse_collapse, which_batch_would_fit
 from lib.training import Batches, Step, new_model, recipe_for, train
-
-LOGGED_EVERY = 30  # seconds, where the bar is written to a file
 
 
 def pretrain(
@@ -260,12 +257,11 @@ def _train(
     )
     if not isinstance(take_step, SharedStep):
         take_step.model = _compiled_where_it_pays(session, batches)
-    with tqdm(
+    with progress_bar(
         total=config.epochs * len(batches),
         initial=progress.step,
         desc=f"{config.name} s{config.seed}",
         unit="step",
-        mininterval=1 if sys.stderr.isatty() else LOGGED_EVERY,
         dynamic_ncols=True,
         disable=not show or rank() > 0,
     ) as bar:

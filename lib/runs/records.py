@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from lib import HOME, InputError, as_command, counted
+from lib import HOME, InputError, as_command, counted, legible
 from lib.compute.bits import unpack_bits
 from lib.config import COMPUTED, Config, one_of
 from lib.files import write_atomically
@@ -197,8 +197,23 @@ class _Benchmark(TypedDict):
 
 
 def write(path: Path, record: dict) -> None:
-    """Write a record as JSON, atomically."""
-    write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    """Write a record as JSON, atomically, its text as ``legible`` spells it, or none could read it.
+
+    Raises InputError where the file can't be written.
+    """
+    text = json.dumps(_legible(record), indent=1, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
+
+
+def _legible(value: Any) -> Any:
+    """The same of a record's value, or of all that is in it."""
+    if isinstance(value, str):
+        return legible(value)
+    if isinstance(value, dict):
+        return {_legible(key): _legible(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_legible(entry) for entry in value]
+    return value
 
 
 def unfinished(folder: Path) -> str:

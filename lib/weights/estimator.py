@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lib import InputError, as_command, in_a_line, name_of, unknown
 from lib.data.archives import read_npz
-from lib.data.decoding import decoded, digests_of
+from lib.data.decoding import Account, decoded, digests_of
 from lib.data.folders import find
 from lib.data.pictures import Report
 from lib.evaluation import cross_validated_probe
@@ -50,9 +50,9 @@ def embed(source: Path, weights: Weights, device: str | None = None) -> tuple[Ar
     Raises InputError where no image is whole.
     """
     listing = find(source)
-    skipped: list[str] = []
+    account = Account()
     items, parts_of_h, parts_of_z, digests = [], [], [], []
-    for pixels, whole in decoded(listing.items, weights.size, skipped, source.name):
+    for pixels, whole in decoded(listing.items, weights.size, account, source.name):
         h, z = weights.features(torch.from_numpy(pixels).permute(0, 3, 1, 2), device)
         parts_of_h.append(h)
         parts_of_z.append(z)
@@ -60,7 +60,7 @@ def embed(source: Path, weights: Weights, device: str | None = None) -> tuple[Ar
         digests += digests_of(pixels)
     if not items:
         raise InputError(
-            f"none of the {len(listing.items)} images of {source} is whole: {skipped[0]}"
+            f"none of the {len(listing.items)} images of {source} is whole: {account.skipped[0]}"
         )
 
     arrays = {
@@ -72,7 +72,7 @@ def embed(source: Path, weights: Weights, device: str | None = None) -> tuple[Ar
         "classes": np.array(listing.classes, dtype=str),
         DIGESTS: np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
     }
-    return arrays, Report(listing.notes, skipped)
+    return arrays, Report([*listing.notes, *account.notes], account.skipped)
 
 
 def read(path: Path) -> Arrays:
@@ -110,7 +110,7 @@ def write(path: Path, arrays: Arrays) -> None:
 def neighbours(arrays: Arrays, file: str, count: int = 5) -> list[tuple[str, float]]:
     """The files whose h is most alike that of one of them, most alike first, with their cosines.
 
-    Without the file itself. Raises InputError where it is not there.
+    Without the file itself. Raises InputError where it is not there, or no other one is.
     """
     files = arrays["files"].tolist()
     spelt = [name_of(known) for known in files]
@@ -118,6 +118,8 @@ def neighbours(arrays: Arrays, file: str, count: int = 5) -> list[tuple[str, flo
         raise InputError(unknown("picture", file, files))
     if count < 1:
         raise InputError(f"count must be at least 1, got {count}")
+    if len(files) == 1:
+        raise InputError(f"there is no other picture than {file}: embed a folder of several")
 
     x = F.normalize(torch.from_numpy(arrays["h"]), dim=1)
     own = spelt.index(name_of(file))
