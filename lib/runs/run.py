@@ -16,6 +16,7 @@ from lib.encoders import Model
 from lib.files import as_path
 from lib.hardware import choose_device, computes, lent, memory_kept
 from lib.runs import checkpoints, provenance, records
+from lib.runs.checkpoints import Damaged, Misplaced
 from lib.runs.session import only_writer
 from lib.training import new_model, recipe_for
 
@@ -162,12 +163,19 @@ class Run:
 def load(folder: str | Path) -> Run:
     """A finished run from its folder.
 
-    Raises InputError where a file is missing, damaged or of another run.
+    Raises InputError where a file is missing, damaged or of another run, and says what to do.
     """
     folder = _folder_of_a_run(as_path(folder))
     record = records.read(folder / "record.json")
     config, model = described(record, folder / "record.json")
-    checkpoints.restore(folder / "model.safetensors", config, record["id"], model)
+    weights = folder / "model.safetensors"
+    ways = f"delete {folder} to train anew, or restore the file"
+    if not weights.exists():
+        raise InputError(f"{weights} is missing; {ways}")
+    try:
+        checkpoints.restore(weights, config, record["id"], model)
+    except (Damaged, Misplaced) as error:
+        raise InputError(f"{error}; {ways}") from error
     return Run(folder, config, record, model.eval())
 
 
