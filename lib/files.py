@@ -24,8 +24,12 @@ def as_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(
+    path: Path, content: bytes, ways: str = "free space or name another folder"
+) -> None:
     """Write beside, flush to disk, rename: the file is the old one or the new one, never a part.
+
+    ways: what to do where it can't be written, with which the error ends.
 
     Raises InputError, naming the path, where it can't be written.
     """
@@ -39,9 +43,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         moved(beside, path)
     except OSError as error:
         why = error.strerror or error
-        raise InputError(
-            f"can't write {path} ({why}): free space or name another folder"
-        ) from error
+        raise InputError(f"can't write {path} ({why}): {ways}") from error
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()

@@ -269,10 +269,10 @@ def limit_files_from(write: int) -> None:
     """In this process, from that write on no file may grow beyond half of what is written."""
     writes = itertools.count()
 
-    def limited(path: Path, content: bytes) -> None:
+    def limited(path: Path, content: bytes, *ways: str) -> None:
         if next(writes) == write:
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, resource.RLIM_INFINITY))
-        files.write_atomically(path, content)
+        files.write_atomically(path, content, *ways)
 
     checkpoints.write_atomically = limited
     records.write_atomically = limited

@@ -47,6 +47,8 @@ OTHER_VERSION = (
     "as another version of this package may write it: update the package, or name another folder "
     "of runs (--runs)"
 )
+# in another folder a run would begin anew
+SAME_COMMAND = "free space there, or allow writing, then the same command goes on"
 
 
 class Damaged(InputError):
@@ -145,7 +147,7 @@ def content(
 
 def write(path: Path, content: Content) -> None:
     """Write a checkpoint atomically; InputError where the file can't be written."""
-    write_atomically(path, sealed(serialise(*content)))
+    write_atomically(path, sealed(serialise(*content)), SAME_COMMAND)
 
 
 def _optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
@@ -178,12 +180,20 @@ def _digest(content: bytes, seal: re.Match) -> bytes:
 
 
 def rotate(folder: Path, content: Content) -> None:
-    """Write a run's newest checkpoint; the one that was the newest stays beside it."""
+    """Write a run's newest checkpoint; the one that was the newest stays beside it.
+
+    Raises InputError where it can't be written.
+    """
     newest = folder / f"{NEWEST}.coming"
     write(newest, content)
-    if (folder / NEWEST).is_file():
-        moved(folder / NEWEST, folder / BEFORE)
-    moved(newest, folder / NEWEST)
+    try:
+        if (folder / NEWEST).is_file():
+            moved(folder / NEWEST, folder / BEFORE)
+        moved(newest, folder / NEWEST)
+    except OSError as error:
+        raise InputError(
+            f"can't write {folder / NEWEST} ({error.strerror}): {SAME_COMMAND}"
+        ) from error
 
 
 def resume(

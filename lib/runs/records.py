@@ -20,6 +20,7 @@ from lib.files import write_atomically
 from lib.parsing import parse_json
 from lib.probes import PROBES
 from lib.runs import provenance
+from lib.runs.checkpoints import SAME_COMMAND
 from lib.validation import validated
 
 SCHEMA = 1
@@ -197,8 +198,9 @@ class _Benchmark(TypedDict):
 
 
 def write(path: Path, record: dict) -> None:
-    """Write a record as JSON, atomically."""
-    write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    """Write a record as JSON, atomically; InputError where the file can't be written."""
+    content = (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+    write_atomically(path, content, SAME_COMMAND)
 
 
 def unfinished(folder: Path) -> str:
