@@ -19,6 +19,10 @@ READ = 5  # seconds that somebody else may read a file
 UNLOCKABLE = {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}  # what file systems without locks answer
 
 
+class Unwritable(InputError):
+    """A folder that can't be written."""
+
+
 def as_path(text: str | Path) -> Path:
     """A path as people write it: ~ is their home, also where no shell has seen it."""
     return Path(os.path.expanduser(text))
@@ -91,8 +95,8 @@ def only_writer(path: Path, writing: str, wait: bool = True) -> Iterator[None]:
         error.
     wait: for another process, instead of an error.
 
-    Raises InputError where wait is False and another process holds it, or the file can't be
-    written.
+    Raises InputError where wait is False and another process holds it, Unwritable where the file
+    can't be written.
     """
     with _locked(path, writing, functools.partial(_acquire, writing=writing, wait=wait)):
         yield
@@ -128,7 +132,7 @@ def _locked(path: Path, writing: str, acquire: Callable[[BaseFileLock], Any]) ->
         raise
     except OSError as error:
         if error.errno not in UNLOCKABLE:
-            raise InputError(
+            raise Unwritable(
                 f"can't write {path} ({error.strerror}): free space or name another folder"
             ) from error
         warnings.warn(

@@ -249,8 +249,7 @@ def newest_step(folder: Path) -> int | None:
     """The step of a run's newest checkpoint, as its header says; None where none can be read."""
     for name in (NEWEST, BEFORE):
         with contextlib.suppress(OSError, SafetensorError, *UNFIT):
-            with safe_open(folder / name, "pt") as file:
-                state = parse_json(file.metadata()["progress"])
+            state = parse_json(_header(folder / name)["progress"])
             return int(state["step"])
     return None
 
@@ -371,20 +370,31 @@ def _state(metadata: dict[str, str]) -> Any:
 
 
 def refuse_changed_data(config: Config, data: str, fingerprint: str, folder: Path) -> None:
-    """Raise InputError where the same configuration is half done on data of another fingerprint."""
+    """Raise InputError where the same configuration is half done on data of another fingerprint.
+
+    Of other runs only the headers are read, whatever their size.
+    """
     for path in folder.parent.glob(f"{config.name}-e{config.epochs}-s{config.seed}-*/{NEWEST}"):
         if path.with_name("record.json").is_file():
             continue
         try:
-            theirs, state, _ = read(path)
-        except InputError:
-            continue  # damaged: told when its own run goes on
-        if theirs == config and state.fingerprint != fingerprint:
+            header = _header(path)
+            theirs = Config(**parse_json(header["config"]))
+            began_on = str(parse_json(header["progress"])["fingerprint"])
+        except (OSError, SafetensorError, *UNFIT):
+            continue  # told when its own run goes on
+        if theirs == config and began_on != fingerprint:
             raise InputError(
                 f"{data} has changed since {path.parent} began: its fingerprint was "
-                f"{state.fingerprint[:16]} and is {fingerprint[:16]}; restore the data to go on, "
+                f"{began_on[:16]} and is {fingerprint[:16]}; restore the data to go on, "
                 "or delete that folder to train on the new data"
             )
+
+
+def _header(path: Path) -> dict[str, str]:
+    """What stands in a file's header; nothing else of it is read, so damage may go unnoticed."""
+    with safe_open(path, "pt") as file:
+        return file.metadata()
 
 
 def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:

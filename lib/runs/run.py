@@ -60,6 +60,8 @@ class Run:
     ) -> dict:
         """Probe h and z (``probes.ask``) and write what is new into the record.
 
+        Where the run's folder can't be written a note says so, and only ``record`` has it.
+
         dataset: the one the run was trained on.
         wanted: which of probes.PROBES; those in the record already are not computed again.
         wait: for another process that is at this run, instead of an error.
@@ -70,23 +72,28 @@ class Run:
         self.refuse_other(dataset)
         wanted = tuple(wanted)
         if probes.unasked(self.record, wanted):
-            with only_writer(self.folder, wait):
+            with only_writer(self.folder, wait, reads=True) as kept:
                 path = self.folder / "record.json"
                 if path.is_file():  # else nobody has probed these weights yet
                     self.record.update(records.read(path))  # with what others found
                 unasked = probes.unasked(self.record, wanted)
                 if unasked:
-                    self._ask(dataset.take(self.config.images), device, unasked)
+                    self._ask(dataset.take(self.config.images), device, unasked, kept)
         return self.record["evaluation"]
 
-    def _ask(self, sliced: Dataset, device: str | None, wanted: list[str]) -> None:
-        """Compute what is missing; write each answer into the record as soon as it is found."""
+    def _ask(self, sliced: Dataset, device: str | None, wanted: list[str], kept: bool) -> None:
+        """Compute what is missing; write each answer into the record as soon as it is found.
+
+        kept: whether the folder can be written.
+        """
         chosen = choose_device(device)
         precision = self.config.precision
         if not computes(chosen, precision):  # trained elsewhere
             precision = "float32"
         unfinished = probes.Unfinished()
-        if not active():  # ranks would read it at different times, and then wait for each other
+        if (
+            kept and not active()
+        ):  # ranks would read it at different times, and then wait for each other
             unfinished = probes.Unfinished(self.folder / UNFINISHED)
         # may be later than training
         evaluated = {"code": provenance.code(), "versions": provenance.versions()}
@@ -94,7 +101,7 @@ class Run:
         def write(answer: dict) -> None:
             self._add(answer, len(sliced.test))
             self.record["evaluated"] = evaluated
-            if rank() == 0:
+            if kept and rank() == 0:
                 records.write(self.folder / "record.json", self.record)
 
         with memory_kept(chosen), lent(self.model, chosen) as model:

@@ -248,15 +248,25 @@ def inexact(segments: list[dict]) -> str | None:
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path, wait: bool = True) -> Iterator[None]:
+def only_writer(folder: Path, wait: bool = True, reads: bool = False) -> Iterator[bool]:
     """Within, no other process writes a run's folder; rank 0 holds the lock for all ranks.
 
     Nobody leaves before rank 0 wrote. wait: for the other process, instead of an InputError.
+    reads: whether a folder that can't be written will do; a note says that nothing is kept.
+
+    Gives whether the folder can be written.
     """
-    lock: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if rank() == 0:
-        lock = files.only_writer(folder / LOCK, str(folder), wait)
-    with lock:
+    refused = False
+    with contextlib.ExitStack() as stack:
+        if rank() == 0:
+            try:
+                stack.enter_context(files.only_writer(folder / LOCK, str(folder), wait))
+            except files.Unwritable as error:
+                if not reads:
+                    raise
+                refused = True
+                tell(f"note: what is found is not kept: {error}")
         barrier()
-        yield
+        (refused_anywhere,) = agree(int(refused))
+        yield not refused_anywhere
         barrier()
