@@ -66,8 +66,8 @@ class Session:
 
         wait: until it is written, else only until the one before it is.
 
-        Raises Diverged where loss or weights are not finite, InputError where wait is True and it can't
-        be written. That the one before it couldn't is said in a note.
+        Raises Diverged where loss or weights are not finite, InputError where it is waited for and
+        can't be written. That the one before it couldn't is said in a note.
         """
         self.progress.mean_loss()
         *before, segment = self.progress.segments
