@@ -16,7 +16,7 @@ import typer
 from tqdm import tqdm
 from typer.main import get_command
 
-from lib import SCRIPT, InputError, as_command, counted, unknown
+from lib import SCRIPT, InputError, as_command, counted, in_a_line, unknown
 from lib.files import as_path
 
 EXAMPLES = """examples:
@@ -86,7 +86,10 @@ def _with_homes(value: Any) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, run, and turn an InputError, or a path out of reach, into one line and status 2."""
+    """Parse, run, and turn an InputError into one line and status 2.
+
+    So are a path out of reach, and memory that is too small.
+    """
     if arguments is None:  # the process is ours
         arguments = sys.argv[1:]
         warnings.showwarning = _note
@@ -115,6 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _refused(str(error))
     except OSError as error:  # of a path that nobody looked at before, or of a full output
         return _refused(_out_of_reach(error))
+    except (MemoryError, RuntimeError) as error:
+        return _refused(_too_large(error, name))
     except UsageError as error:
         known = [name] if name in getattr(commands, "commands", ()) else []
         return _refused(f"{error.format_message()} ({as_command(*known)} --help tells more)")
@@ -154,6 +159,21 @@ def _out_of_reach(error: OSError) -> str:
     if _output_is_lost():
         return f"can't write the output ({error.strerror})"
     raise error
+
+
+def _too_large(error: Exception, name: str) -> str:
+    """What to lower, in a sentence; an error that is not of memory is raised again.
+
+    name: the command's.
+    """
+    from lib.runs.trouble import out_of_memory
+
+    if not out_of_memory(error):
+        raise error
+    ways = "free some, or take fewer or smaller images"
+    if name == "pretrain":
+        ways = "lower batch_size, embedding, size or images by --set, or choose a smaller encoder"
+    return f"out of memory ({in_a_line(error, 120)}): {ways}"
 
 
 def _output_is_lost() -> bool:

@@ -16,7 +16,12 @@ from filelock import BaseFileLock, FileLock, Timeout
 from lib import InputError
 
 READ = 5  # seconds that somebody else may read a file
+ELSEWHERE = "free space or name another folder"  # what to do where a file can't be written
 UNLOCKABLE = {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}  # what file systems without locks answer
+
+
+class Unwritable(InputError):
+    """A folder that can't be written."""
 
 
 def as_path(text: str | Path) -> Path:
@@ -24,8 +29,10 @@ def as_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, ways: str = ELSEWHERE) -> None:
     """Write beside, flush to disk, rename: the file is the old one or the new one, never a part.
+
+    ways: what to do where it can't be written, with which the error ends.
 
     Raises InputError, naming the path, where it can't be written.
     """
@@ -38,7 +45,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         moved(beside, path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, ways) from error
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
@@ -51,8 +58,10 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def refuse_unwritable(path: Path) -> None:
+def refuse_unwritable(path: Path, ways: str = ELSEWHERE) -> None:
     """Try to write beside a file that is still to be computed, and leave nothing but its folder.
+
+    ways: what to do where it can't be written, with which the error ends.
 
     Raises InputError, naming the path, where it can't be written.
     """
@@ -64,12 +73,11 @@ def refuse_unwritable(path: Path) -> None:
         beside.touch()
         beside.unlink()
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, ways) from error
 
 
-def _unwritable(path: Path, error: OSError) -> InputError:
-    why = error.strerror or error
-    return InputError(f"can't write {path} ({why}): free space or name another folder")
+def _unwritable(path: Path, error: OSError, ways: str) -> InputError:
+    return InputError(f"can't write {path} ({error.strerror or error}): {ways}")
 
 
 def moved(source: Path, target: Path) -> None:
@@ -107,8 +115,8 @@ def only_writer(path: Path, writing: str, wait: bool = True) -> Iterator[None]:
         error.
     wait: for another process, instead of an error.
 
-    Raises InputError where wait is False and another process holds it, or the file can't be
-    written.
+    Raises InputError where wait is False and another process holds it, Unwritable where the file
+    can't be written.
     """
     with _locked(path, writing, functools.partial(_acquire, writing=writing, wait=wait)):
         yield
@@ -144,9 +152,7 @@ def _locked(path: Path, writing: str, acquire: Callable[[BaseFileLock], Any]) ->
         raise
     except OSError as error:
         if error.errno not in UNLOCKABLE:
-            raise InputError(
-                f"can't write {path} ({error.strerror}): free space or name another folder"
-            ) from error
+            raise Unwritable(f"can't write {path} ({error.strerror}): {ELSEWHERE}") from error
         warnings.warn(
             f"{path.parent} can't be locked ({error.strerror}): see that no other process writes "
             f"{writing}",

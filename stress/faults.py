@@ -215,8 +215,11 @@ class Damage:
         flipped[draw.randrange(end)] ^= 1 << draw.randrange(8)
         return bytes(flipped)
 
-    def refused(self, paths: tuple[Path, ...]) -> bool:
-        """Whether every damaged file is named, and the one before it used, where that is whole."""
+    def refused(self, paths: tuple[Path, ...], way: str) -> bool:
+        """Whether every damaged file is named, and the one before it used, where that is whole.
+
+        A swapped one is whole, so it stays: the first is named, and no other is used.
+        """
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -226,7 +229,10 @@ class Damage:
                 device = torch.device("cpu")
                 resumed = session.begin(self.config, self.dataset, self.half, device, {})
             except InputError as error:
-                return all(path.name in str(error) for path in paths)
+                named = [path.name in str(error) for path in paths]
+                return named[0] if way == "swapped" else all(named)
+        if way == "swapped":
+            return False
         named = any(self.newest.name in str(warning.message) for warning in caught)
         return self.before not in paths and resumed.progress.step == self.step_before and named
 
@@ -234,7 +240,7 @@ class Damage:
         """Damage files, ask, and mend them: whether a damaged one was taken for whole."""
         for path in paths:
             path.write_bytes(self.damaged(path, way))
-        accepted = not self.refused(paths)
+        accepted = not self.refused(paths, way)
         for path, content in self.whole.items():
             path.write_bytes(content)
         return accepted
@@ -263,10 +269,10 @@ def limit_files_from(write: int) -> None:
     """In this process, from that write on no file may grow beyond half of what is written."""
     writes = itertools.count()
 
-    def limited(path: Path, content: bytes) -> None:
+    def limited(path: Path, content: bytes, *ways: str) -> None:
         if next(writes) == write:
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, resource.RLIM_INFINITY))
-        files.write_atomically(path, content)
+        files.write_atomically(path, content, *ways)
 
     checkpoints.write_atomically = limited
     records.write_atomically = limited

@@ -265,6 +265,38 @@ def test_a_chapter_fetches_says_so_and_copies_from_then_on(toy, tmp_path, copies
     assert checkpoints.read(copies / folder.name / NEWEST)[1].step == 5
 
 
+def test_a_place_that_can_not_be_written_is_refused_at_once(toy, tmp_path, copies):
+    """And the place that was copied to before stays the one."""
+    backup.begin(str(tmp_path / "before"), tmp_path / "one")
+    copies.write_text("a file in the folder's place", encoding="utf-8")
+    with pytest.raises(InputError, match=f"can't write {copies}.*: name another folder"):
+        backup.begin(str(copies), tmp_path / "one")
+    stopped(small(), toy, tmp_path / "one", steps=3)
+    backup._under_way.pop().stop()
+    assert list((tmp_path / "before").glob(f"*/{NEWEST}"))
+    assert not list((tmp_path / "before").glob(".*"))  # what was tried is gone
+
+
+@pytest.mark.parametrize("where", ["", " "])
+def test_a_place_without_a_name_is_not_the_current_folder(where):
+    with pytest.raises(InputError, match="backup is empty: name a folder"):
+        backup.place(where)
+
+
+def test_a_run_is_copied_as_soon_as_it_is_finished_and_others_later(
+    toy, tmp_path, copies, monkeypatch
+):
+    monkeypatch.setattr(backup, "SOON", 0.05)
+    made = Backup(tmp_path / "one", copies)
+    made.start()
+    half = stopped(small(), toy, tmp_path / "one", steps=3).folder
+    done = trained(small(seed=1), toy, tmp_path / "one").folder
+    wait_for((copies / done.name / RECORD).is_file)
+    assert not (copies / half.name).exists()
+    made.stop()
+    assert names(copies / half.name) == {NEWEST}
+
+
 def test_drive_is_mounted_on_colab_and_nowhere_else(monkeypatch):
     with pytest.raises(InputError, match="which Colab alone can; name a folder instead"):
         backup.place("drive")

@@ -85,6 +85,10 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
             ["pretrain", "simclr-digits", "--epochs", "0", "--runs", "/proc/none"],
             "can't write /proc/none",
         ),
+        (
+            ["pretrain", "simclr-digits", "--device", "cpu", "--set", "embedding=1000000000000"],
+            "lower batch_size, embedding, size or images by --set",
+        ),
         (["probe", "runs/none"], "can't read the record runs/none/record.json"),
         (["publish", "README.md"], "README.md is not JSON"),
         (["replicate", "report-head2"], "did you mean 'report-head'?"),

@@ -19,6 +19,8 @@ from lib.probes import PROBES, fine_tuning
 from lib.runs import Run, load, records
 from tests.conftest import arrays, small, trained
 
+OF_A_NEWER_VERSION = "update the package where a newer version wrote it, else restore the file"
+
 
 @pytest.fixture
 def run(toy: Dataset, tmp_path: Path) -> Run:
@@ -144,13 +146,13 @@ def test_a_missing_record_is_named_with_what_the_folder_is_instead(tmp_path: Pat
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"", "is not JSON"),
+        (b"", "is not JSON .*; restore the file, or publish its run again$"),
         (b"{", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
         (b"[" * 100_000, "is not JSON .nested too deeply"),
-        (b"[]", r"is not a whole record: it must be a mapping, got \[\]$"),
-        (b"{}", "is not a whole record: the field 'schema' is missing$"),
-        (b'{"schema": 99}', "has the schema 99, this version reads 1$"),
+        (b"[]", r"is not a whole record: it must be a mapping, got \[\]; update the package"),
+        (b"{}", "is not a whole record: the field 'schema' is missing; update"),
+        (b'{"schema": 99}', "has the schema 99, this version reads 1: update the package$"),
     ],
 )
 def test_what_is_no_record_is_named(content, words, tmp_path: Path):
@@ -218,7 +220,7 @@ def test_half_a_record_is_named(record, change, words, tmp_path: Path):
     path.write_text(json.dumps(record | change), encoding="utf-8")
     with pytest.raises(InputError) as raised:
         records.read(path)
-    assert str(raised.value) == f"{path} is not a whole record: {words}"
+    assert str(raised.value) == f"{path} is not a whole record: {words}; {OF_A_NEWER_VERSION}"
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_a_configuration_that_is_none_is_named(record, field, value, words, tmp_
     )
     with pytest.raises(InputError) as raised:
         records.read(path)
-    assert str(raised.value) == f"{path} is not a whole record: {words}"
+    assert str(raised.value) == f"{path} is not a whole record: {words}; {OF_A_NEWER_VERSION}"
 
 
 @pytest.mark.parametrize("field", ["name", "variant", "fingerprint", "classes", "counts"])

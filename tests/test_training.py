@@ -617,16 +617,20 @@ def test_checkpoints_that_do_not_fit_are_named(toy, tmp_path):
         trained(other, toy, tmp_path)
 
     checkpoint.write_bytes(b"\x08" * 40)
-    with pytest.raises(InputError, match="checkpoint.safetensors is missing or damaged"):
+    with pytest.raises(InputError, match="checkpoint.safetensors is damaged"):
         trained(other, toy, tmp_path)
 
     model = one.folder / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-100])
-    with pytest.raises(InputError, match="model.safetensors is missing or damaged"):
+    ways = f"; delete {one.folder} to train anew, or restore the file$"
+    with pytest.raises(InputError, match=f"model.safetensors is damaged .*{ways}"):
         load(one.folder)
     model.unlink()
-    with pytest.raises(InputError, match="model.safetensors is missing or damaged"):
+    with pytest.raises(InputError, match=f"model.safetensors is missing{ways}"):
         load(one.folder)
+    (one.folder / "record.json").write_bytes(b"")
+    with pytest.raises(InputError, match=f"record.json is not JSON .*{ways}"):
+        trained(small(epochs=1), toy, tmp_path)
 
 
 def test_weights_of_another_shape_are_named(toy, tmp_path):
@@ -634,7 +638,7 @@ def test_weights_of_another_shape_are_named(toy, tmp_path):
     path = run.folder / "model.safetensors"
     other = Model("slim", head="linear")
     checkpoints.save(path, run.config, RunProgress(), other)
-    why = "model.safetensors does not fit its configuration: Missing"
+    why = "model.safetensors does not fit its configuration .Missing.*update the package"
     with pytest.raises(InputError, match=why):
         load(run.folder)
 

@@ -2,28 +2,37 @@
 
 Runs are trained on the machine's own disk. From time to time what is new there is copied: of a run
 on the way its newest checkpoint, of one that is done its weights, its record and the rows of a
-probe that takes hours. Every file is written whole, and looked at before it is fetched: what a copy
-that was cut off has left is not taken for a run. Drive keeps every version of a file that is
-overwritten in its bin, so after a large round the next one comes later: at most BYTES_AN_HOUR are
-copied.
+probe that takes hours; this one is copied as soon as it is finished or probed. Every file is
+written whole, and looked at before it is fetched: what a copy that was cut off has left is not
+taken for a run. Drive keeps every version of a file that is overwritten in its bin, so after a
+large round the next one comes later: at most BYTES_AN_HOUR are copied, finished runs apart, whose
+weights are written once.
+
+A process that ends in its own time copies once more. One that is killed, as papermill's kernel is
+some seconds after the last cell, may leave uncopied: of a run on the way the steps since the last
+round, EVERY seconds ago or, where checkpoints are large, more; of a finished one what is not copied
+in those seconds, after SOON at most.
 """
 
 import atexit
+import contextlib
 import importlib
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lib import InputError, counted
-from lib.files import as_path, remove_leftovers, write_atomically
+from lib.files import as_path, refuse_unwritable, remove_leftovers, write_atomically
 from lib.runs import checkpoints, records
 from lib.runs.checkpoints import BEFORE, NEWEST
 from lib.runs.run import UNFINISHED
 
 LEFT = 3600  # seconds after which a file that was begun in the folder is nobody's any more
 EVERY = 600  # seconds from one round of copies to the next, at least
+SOON = 2  # seconds until a finished run is noticed
 BYTES_AN_HOUR = 1_000_000_000  # that are copied
 DRIVE = "drive"  # the name that stands for the folder on Google Drive
 MOUNTED = Path("/content/drive")
@@ -73,10 +82,14 @@ class Backup:
         A copy that is further, or has results that the run here lacks, stays as it is, and a note
         says so. Raises InputError, when all others are copied, where files can't be written.
         """
+        return self._copy_runs(_runs(self.runs))
+
+    def _copy_runs(self, folders: Iterable[Path]) -> int:
+        """``copy``, of some runs."""
         written = 0
         problems = []
         with self._lock:
-            for own in _runs(self.runs):
+            for own in folders:
                 try:
                     written += self._copy_run(own)
                 except (InputError, OSError) as error:
@@ -134,17 +147,33 @@ class Backup:
         """Copy once more, and no longer."""
         atexit.unregister(self.stop)
         self._stopped.set()
-        self._round()
+        self._round(_runs(self.runs))
 
     def _keep_on(self) -> None:
-        written = 0
-        while not self._stopped.wait(max(EVERY, 3600 * written / BYTES_AN_HOUR)):
-            written = self._round()
+        due = time.monotonic() + EVERY
+        known: dict[Path, tuple[int, int]] = {}
+        while not self._stopped.wait(min(SOON, EVERY)):
+            before, known = known, self._finished()
+            if time.monotonic() >= due:
+                written = self._round(_runs(self.runs))
+                due = time.monotonic() + max(EVERY, 3600 * written / BYTES_AN_HOUR)
+            elif known != before:
+                self._round(known)
 
-    def _round(self) -> int:
-        """Copy; where that fails say so, and leave it to the next round."""
+    def _finished(self) -> dict[Path, tuple[int, int]]:
+        """The folders of finished runs, each with when its record was changed, and its size."""
+        finished = {}
+        with contextlib.suppress(OSError):  # of a disk that does not answer: the next look may see
+            for folder in _runs(self.runs):
+                changed = _changed(folder / RECORD)
+                if changed is not None:
+                    finished[folder] = changed
+        return finished
+
+    def _round(self, folders: Iterable[Path]) -> int:
+        """Copy some runs; where that fails say so, and leave it to the next round."""
         try:
-            return self.copy()
+            return self._copy_runs(folders)
         except (InputError, OSError) as error:
             print(f"note: the runs are not copied: {error}", file=sys.stderr, flush=True)
             return 0
@@ -239,8 +268,10 @@ def _whole(path: Path) -> bytes:
 def place(where: str) -> Path:
     """The folder of that name; "drive": one on Google Drive, which is mounted, on Colab.
 
-    Raises InputError where there is no Drive to mount.
+    Raises InputError where there is no Drive to mount, or the name is empty.
     """
+    if not where.strip():  # as a path it would be the current folder
+        raise InputError(f"backup is empty: name a folder or '{DRIVE}', or None for no copies")
     if where != DRIVE:
         return as_path(where)
     try:
@@ -260,14 +291,18 @@ def begin(where: str, runs: str | Path) -> str:
     """Fetch from a place what the folder of runs lacks, and copy there from now on.
 
     A second call takes the first one's place. Returns what it does, in a sentence.
+
+    Raises InputError where the place can't be written; what was begun before goes on then.
     """
+    made = Backup(runs, place(where))
+    refuse_unwritable(made.folder / RECORD, "name another folder, or allow writing there")
     while _under_way:
         _under_way.pop().stop()
-    made = Backup(runs, place(where))
     fetched = len(made.fetch())
     made.start()
     _under_way.append(made)
     return (
         f"backup: {counted(fetched, 'run')} fetched from {made.folder}; every {EVERY // 60} "
-        "minutes what is new in the runs is copied there (no data sets: those are downloaded again)"
+        "minutes what is new in the runs is copied there, a finished run at once (no data sets: "
+        "those are downloaded again)"
     )

@@ -33,6 +33,7 @@ from lib.config import Config, difference
 from lib.files import moved, write_atomically
 from lib.hardware import copied_to_cpu
 from lib.parsing import parse_json
+from lib.runs.trouble import out_of_memory
 from lib.training import Progress
 from lib.validation import validated
 
@@ -40,7 +41,22 @@ NEWEST, BEFORE = "checkpoint.safetensors", "checkpoint-before.safetensors"
 SEAL = re.compile(rb'sha256[\\": ]+([0-9a-f]{64})')
 UNSEALED = "0" * 64
 Content = tuple[dict[str, Tensor], dict[str, str]]  # of a file: tensors and metadata, by name
-DAMAGES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+# what content raises that is not as this version writes it
+UNFIT = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+OTHER_VERSION = (
+    "as another version of this package may write it: update the package, or name another folder "
+    "of runs (--runs)"
+)
+# in another folder a run would begin anew
+SAME_COMMAND = "free space there, or allow writing, then the same command goes on"
+
+
+class Damaged(InputError):
+    """A file is not whole: its checksum is wrong, or it ends too early."""
+
+
+class Misplaced(InputError):
+    """A file is whole, and of another run or kind than its name says."""
 
 
 @dataclass
@@ -131,7 +147,7 @@ def content(
 
 def write(path: Path, content: Content) -> None:
     """Write a checkpoint atomically; InputError where the file can't be written."""
-    write_atomically(path, sealed(serialise(*content)))
+    write_atomically(path, sealed(serialise(*content)), SAME_COMMAND)
 
 
 def _optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
@@ -164,12 +180,20 @@ def _digest(content: bytes, seal: re.Match) -> bytes:
 
 
 def rotate(folder: Path, content: Content) -> None:
-    """Write a run's newest checkpoint; the one that was the newest stays beside it."""
+    """Write a run's newest checkpoint; the one that was the newest stays beside it.
+
+    Raises InputError where it can't be written.
+    """
     newest = folder / f"{NEWEST}.coming"
     write(newest, content)
-    if (folder / NEWEST).is_file():
-        moved(folder / NEWEST, folder / BEFORE)
-    moved(newest, folder / NEWEST)
+    try:
+        if (folder / NEWEST).is_file():
+            moved(folder / NEWEST, folder / BEFORE)
+        moved(newest, folder / NEWEST)
+    except OSError as error:
+        raise InputError(
+            f"can't write {folder / NEWEST} ({error.strerror}): {SAME_COMMAND}"
+        ) from error
 
 
 def resume(
@@ -182,16 +206,22 @@ def resume(
     """Load the newest whole checkpoint of a run's folder: how far it is; None where there is none.
 
     A damaged one is named in a warning, deleted, and the one before it used. Raises InputError
-    where there are checkpoints and none is whole.
+    where there are checkpoints and none is whole; also where one can't be read, is of another
+    version or misplaced: it may be sound, so it stays, and no older one takes its place.
     """
     paths = [folder / name for name in (NEWEST, BEFORE) if (folder / name).is_file()]
     damage: list[str] = []
     for path in paths:
         try:
             progress = restore(path, config, folder.name, model, optimiser, scaler)
-        except InputError as error:
+        except Damaged as error:
             damage.append(str(error))
             continue
+        except Misplaced as error:
+            where = "move it away, and the same command goes on without it"
+            raise InputError("; ".join([*damage, str(error), where])) from error
+        except InputError as error:
+            raise InputError("; ".join([*damage, str(error)])) from error
         for damaged, why in zip(paths, damage):
             warnings.warn(
                 f"{why}; going on from the checkpoint before it, {path.name}", stacklevel=3
@@ -218,9 +248,8 @@ def steps_taken(folder: Path) -> float | None:
 def newest_step(folder: Path) -> int | None:
     """The step of a run's newest checkpoint, as its header says; None where none can be read."""
     for name in (NEWEST, BEFORE):
-        with contextlib.suppress(OSError, SafetensorError, *DAMAGES):
-            with safe_open(folder / name, "pt") as file:
-                state = parse_json(file.metadata()["progress"])
+        with contextlib.suppress(OSError, SafetensorError, *UNFIT):
+            state = parse_json(_header(folder / name)["progress"])
             return int(state["step"])
     return None
 
@@ -235,19 +264,19 @@ def restore(
 ) -> RunProgress:
     """Load one file of a run into model, optimiser and scaler. The model may be on "meta".
 
-    Raises InputError, naming the file, where it is missing, damaged, of another run, or not of this
-    kind.
+    Raises what ``read`` does, Misplaced where it is of another run or not of this kind, and
+    InputError where its tensors don't fit.
     """
     theirs, progress, tensors = read(path)
     differing = difference(theirs, config)
     if differing:
         name, (in_file, here) = next(iter(differing.items()))
-        raise InputError(
+        raise Misplaced(
             f"{path} does not fit its configuration: {name} is {in_file} there and {here} here"
         )
     if progress.run not in (run, "") or progress.model_only != (scaler is None):
         content = "the model" if progress.model_only else "all"
-        raise InputError(f"{path} is not what its name says: it holds {content} of {progress.run}")
+        raise Misplaced(f"{path} is not what its name says: it holds {content} of {progress.run}")
 
     try:
         weights = _named(tensors, "model.")
@@ -260,8 +289,12 @@ def restore(
         if scaler is not None and scaler.is_enabled():
             scales = _named(tensors, "scaler.")
             scaler.load_state_dict({name: value.item() for name, value in scales.items()})
-    except DAMAGES as error:
-        raise InputError(f"{path} does not fit its configuration: {_why(error)}") from error
+    except UNFIT as error:
+        if out_of_memory(error):
+            raise InputError(_no_memory(path)) from error
+        raise InputError(
+            f"{path} does not fit its configuration ({_why(error)}), {OTHER_VERSION}"
+        ) from error
     return progress
 
 
@@ -277,45 +310,91 @@ def read(path: Path) -> tuple[Config, RunProgress, dict[str, Tensor]]:
     """Configuration, progress and tensors of a file of ours, whole to the last bit.
 
     A finished run of an earlier version has no checksum; that is said in a warning.
+
+    Raises Damaged where it is not whole, InputError where it can't be read or is of another
+    version.
     """
     try:
         content = path.read_bytes()
-        header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-        metadata = parse_json(header)["__metadata__"]
-        if metadata.keys() == {"config", "curves"}:
-            warnings.warn(
-                f"{path} was written without a checksum, by an earlier version", stacklevel=2
-            )
-            state = {"curves": parse_json(metadata["curves"]), "model_only": True}
-        elif unbroken(content):
-            state = parse_json(metadata["progress"])
-        else:
-            raise ValueError("its checksum is wrong")
+    except OSError as error:
+        raise InputError(f"can't read {path} ({error.strerror}): try again") from error
+    except MemoryError as error:
+        raise InputError(_no_memory(path)) from error
+
+    metadata = _metadata(content, path)
+    try:
+        state = _state(metadata)
         config = Config(**parse_json(metadata["config"]))
         tensors = deserialise(content)
         return config, _progress(state, _named(tensors, "epoch.")), tensors
-    except OSError as error:
-        raise InputError(f"{path} is missing or damaged ({error.strerror})") from error
     except Exception as error:  # of safetensors, or of a file that is right and means harm
+        if out_of_memory(error):
+            raise InputError(_no_memory(path)) from error
         why = shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
-        raise InputError(f"{path} is missing or damaged ({why})") from error
+        if _without_a_checksum(metadata):
+            raise Damaged(f"{path} is damaged ({why})") from error
+        raise InputError(
+            f"{path} holds what can't be read here ({why}), {OTHER_VERSION}"
+        ) from error
+
+
+def _no_memory(path: Path) -> str:
+    return f"can't read {path} (out of memory): free some, and try again"
+
+
+def _metadata(content: bytes, path: Path) -> dict[str, str]:
+    """What stands in a file's header. Raises Damaged where the file is not whole."""
+    try:
+        header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        metadata = dict(parse_json(header)["__metadata__"])
+    except UNFIT as error:
+        why = shorten(str(error), 120, placeholder=" ...")
+        raise Damaged(f"{path} is damaged ({why})") from error
+    if _without_a_checksum(metadata):
+        warnings.warn(f"{path} was written without a checksum, by an earlier version", stacklevel=3)
+    elif not unbroken(content):
+        raise Damaged(f"{path} is damaged (its checksum is wrong)")
+    return metadata
+
+
+def _without_a_checksum(metadata: dict[str, str]) -> bool:
+    """Whether it is the header of a finished run of an earlier version."""
+    return metadata.keys() == {"config", "curves"}
+
+
+def _state(metadata: dict[str, str]) -> Any:
+    """A run's progress as a header says it, beside its tensors."""
+    if _without_a_checksum(metadata):
+        return {"curves": parse_json(metadata["curves"]), "model_only": True}
+    return parse_json(metadata["progress"])
 
 
 def refuse_changed_data(config: Config, data: str, fingerprint: str, folder: Path) -> None:
-    """Raise InputError where the same configuration is half done on data of another fingerprint."""
+    """Raise InputError where the same configuration is half done on data of another fingerprint.
+
+    Of other runs only the headers are read, whatever their size.
+    """
     for path in folder.parent.glob(f"{config.name}-e{config.epochs}-s{config.seed}-*/{NEWEST}"):
         if path.with_name("record.json").is_file():
             continue
         try:
-            theirs, state, _ = read(path)
-        except InputError:
-            continue  # damaged: told when its own run goes on
-        if theirs == config and state.fingerprint != fingerprint:
+            header = _header(path)
+            theirs = Config(**parse_json(header["config"]))
+            began_on = str(parse_json(header["progress"])["fingerprint"])
+        except (OSError, SafetensorError, *UNFIT):
+            continue  # told when its own run goes on
+        if theirs == config and began_on != fingerprint:
             raise InputError(
                 f"{data} has changed since {path.parent} began: its fingerprint was "
-                f"{state.fingerprint[:16]} and is {fingerprint[:16]}; restore the data to go on, "
+                f"{began_on[:16]} and is {fingerprint[:16]}; restore the data to go on, "
                 "or delete that folder to train on the new data"
             )
+
+
+def _header(path: Path) -> dict[str, str]:
+    """What stands in a file's header; nothing else of it is read, so damage may go unnoticed."""
+    with safe_open(path, "pt") as file:
+        return file.metadata()
 
 
 def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:

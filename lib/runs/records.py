@@ -20,6 +20,7 @@ from lib.files import write_atomically
 from lib.parsing import parse_json
 from lib.probes import PROBES
 from lib.runs import provenance
+from lib.runs.checkpoints import SAME_COMMAND
 from lib.validation import validated
 
 SCHEMA = 1
@@ -202,7 +203,7 @@ def write(path: Path, record: dict) -> None:
     Raises InputError where the file can't be written.
     """
     text = json.dumps(_legible(record), indent=1, allow_nan=False)
-    write_atomically(path, f"{text}\n".encode())
+    write_atomically(path, f"{text}\n".encode(), SAME_COMMAND)
 
 
 def _legible(value: Any) -> Any:
@@ -247,13 +248,22 @@ def parsed(content: bytes | str, path: Path) -> dict:
     try:
         record: Any = parse_json(content)
     except ValueError as error:
-        raise InputError(
-            f"{path} is not JSON ({error}); run it again, or restore the file"
-        ) from error
+        ways = "restore the file, or publish its run again"
+        if path.name == "record.json":
+            ways = f"delete {path.parent} to train anew, or restore the file"
+        raise InputError(f"{path} is not JSON ({error}); {ways}") from error
 
     if isinstance(record, dict) and record.get("schema", SCHEMA) != SCHEMA:
-        raise InputError(f"{path} has the schema {record['schema']}, this version reads {SCHEMA}")
-    validated(_Record, record, f"{path} is not a whole record")
+        raise InputError(
+            f"{path} has the schema {record['schema']}, this version reads {SCHEMA}: update the "
+            "package"
+        )
+    try:
+        validated(_Record, record, f"{path} is not a whole record")
+    except InputError as error:
+        raise InputError(
+            f"{error}; update the package where a newer version wrote it, else restore the file"
+        ) from error
     return record
 
 

@@ -16,6 +16,7 @@ from lib.encoders import Model
 from lib.files import as_path
 from lib.hardware import choose_device, computes, lent, memory_kept
 from lib.runs import checkpoints, provenance, records
+from lib.runs.checkpoints import Damaged, Misplaced
 from lib.runs.session import only_writer
 from lib.training import new_model, recipe_for
 
@@ -59,6 +60,8 @@ class Run:
     ) -> dict:
         """Probe h and z (``probes.ask``) and write what is new into the record.
 
+        Where the run's folder can't be written a note says so, and only ``record`` has it.
+
         dataset: the one the run was trained on.
         wanted: which of probes.PROBES; those in the record already are not computed again.
         wait: for another process that is at this run, instead of an error.
@@ -69,23 +72,27 @@ class Run:
         self.refuse_other(dataset)
         wanted = tuple(wanted)
         if probes.unasked(self.record, wanted):
-            with only_writer(self.folder, wait):
+            with only_writer(self.folder, wait, reads=True) as kept:
                 path = self.folder / "record.json"
                 if path.is_file():  # else nobody has probed these weights yet
                     self.record.update(records.read(path))  # with what others found
                 unasked = probes.unasked(self.record, wanted)
                 if unasked:
-                    self._ask(dataset.take(self.config.images), device, unasked)
+                    self._ask(dataset.take(self.config.images), device, unasked, kept)
         return self.record["evaluation"]
 
-    def _ask(self, sliced: Dataset, device: str | None, wanted: list[str]) -> None:
-        """Compute what is missing; write each answer into the record as soon as it is found."""
+    def _ask(self, sliced: Dataset, device: str | None, wanted: list[str], kept: bool) -> None:
+        """Compute what is missing; write each answer into the record as soon as it is found.
+
+        kept: whether the folder can be written.
+        """
         chosen = choose_device(device)
         precision = self.config.precision
         if not computes(chosen, precision):  # trained elsewhere
             precision = "float32"
         unfinished = probes.Unfinished()
-        if not active():  # ranks would read it at different times, and then wait for each other
+        # ranks would read it at different times, and then wait for each other
+        if kept and not active():
             unfinished = probes.Unfinished(self.folder / UNFINISHED)
         # may be later than training
         evaluated = {"code": provenance.code(), "versions": provenance.versions()}
@@ -93,7 +100,7 @@ class Run:
         def write(answer: dict) -> None:
             self._add(answer, len(sliced.test))
             self.record["evaluated"] = evaluated
-            if rank() == 0:
+            if kept and rank() == 0:
                 records.write(self.folder / "record.json", self.record)
 
         with memory_kept(chosen), lent(self.model, chosen) as model:
@@ -162,12 +169,19 @@ class Run:
 def load(folder: str | Path) -> Run:
     """A finished run from its folder.
 
-    Raises InputError where a file is missing, damaged or of another run.
+    Raises InputError where a file is missing, damaged or of another run, and says what to do.
     """
     folder = _folder_of_a_run(as_path(folder))
     record = records.read(folder / "record.json")
     config, model = described(record, folder / "record.json")
-    checkpoints.restore(folder / "model.safetensors", config, record["id"], model)
+    weights = folder / "model.safetensors"
+    ways = f"delete {folder} to train anew, or restore the file"
+    if not weights.exists():
+        raise InputError(f"{weights} is missing; {ways}")
+    try:
+        checkpoints.restore(weights, config, record["id"], model)
+    except (Damaged, Misplaced) as error:
+        raise InputError(f"{error}; {ways}") from error
     return Run(folder, config, record, model.eval())
 
 

@@ -66,8 +66,8 @@ class Session:
 
         wait: until it is written, else only until the one before it is.
 
-        Raises Diverged where loss or weights are not finite, InputError where it can't be written,
-        or the one before it couldn't.
+        Raises Diverged where loss or weights are not finite, InputError where it is waited for and
+        can't be written. That the one before it couldn't is said in a note.
         """
         self.progress.mean_loss()
         *before, segment = self.progress.segments
@@ -77,7 +77,7 @@ class Session:
         }
         updated = replace(self.progress, segments=[*before, segment])
         if rank() == 0:
-            self.written()
+            self._note_a_failed_write()
             content = checkpoints.content(
                 self.config, updated, self.model, self.optimiser, self.scaler
             )
@@ -94,6 +94,13 @@ class Session:
         if writing is not None:
             writing.result()
 
+    def _note_a_failed_write(self) -> None:
+        """Wait for the last checkpoint; one that can't be written is no end: the next may be."""
+        try:
+            self.written()
+        except InputError as error:
+            tell(f"note: training goes on without a checkpoint until the next one: {error}")
+
     def _write(self, content: checkpoints.Content) -> None:
         began = time.monotonic()
         checkpoints.rotate(self.folder, content)
@@ -104,17 +111,23 @@ class Session:
         """A checkpoint where it is time, or where a signal has come, which is then delivered.
 
         Training goes on while it is written, but for a signal. Ranks agree on both: what one is
-        told ends all of them after the same step.
+        told ends all of them after the same step. A checkpoint that can't be written is told in a
+        note, and tried again when the next is due; where a signal waits for it, it is an error.
 
-        Raises what ``save`` does, after the step in which a checkpoint could not be written.
+        Raises what ``save`` does.
         """
         if self.writing is not None and self.writing.done():
-            self.written()
+            self._note_a_failed_write()
         due = int(rank() == 0 and time.monotonic() - self.saved > self.pause)
         caught, due = agree(self.interruptions.caught or 0, due)
         if not caught and not due:
             return
-        self.save(wait=bool(caught))
+        try:
+            self.save(wait=bool(caught))
+        except InputError as error:
+            if caught:  # of which nothing else would tell: the signal ends the process
+                tell(str(error))
+            raise
         if caught:
             ended = f"stopped by {signal.Signals(caught).name}"
             self.end(ended)
@@ -235,15 +248,25 @@ def inexact(segments: list[dict]) -> str | None:
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path, wait: bool = True) -> Iterator[None]:
+def only_writer(folder: Path, wait: bool = True, reads: bool = False) -> Iterator[bool]:
     """Within, no other process writes a run's folder; rank 0 holds the lock for all ranks.
 
     Nobody leaves before rank 0 wrote. wait: for the other process, instead of an InputError.
+    reads: whether a folder that can't be written will do; a note says that nothing is kept.
+
+    Gives whether the folder can be written.
     """
-    lock: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if rank() == 0:
-        lock = files.only_writer(folder / LOCK, str(folder), wait)
-    with lock:
+    refused = False
+    with contextlib.ExitStack() as stack:
+        if rank() == 0:
+            try:
+                stack.enter_context(files.only_writer(folder / LOCK, str(folder), wait))
+            except files.Unwritable as error:
+                if not reads:
+                    raise
+                refused = True
+                tell(f"note: what is found is not kept: {error}")
         barrier()
-        yield
+        (refused_anywhere,) = agree(int(refused))
+        yield not refused_anywhere
         barrier()

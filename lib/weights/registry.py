@@ -135,7 +135,8 @@ def load(
     """An encoder by name: registered, exported, a run's, or another project's checkpoint.
 
     root: of data sets, see ``data.data_root``; fetched files are kept in its folder "weights". A
-        run of one's own needs its data set there, whose pixels say how it is normalised.
+        run of one's own needs its data set there only where its record, an early one, does not
+        say how it sees images.
     size, mean, std: how another project's checkpoint sees images, where its file does not say it:
         the side in pixels, and the normalisation by channel, of pixels in [0, 1].
 
