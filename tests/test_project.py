@@ -25,7 +25,7 @@ CORE = (
     "training",
     "evaluation",
 )
-UNDER_THE_CORE = ("compute", "hardware", "validation", "distributed.group")
+UNDER_THE_CORE = ("compute", "hardware", "progress", "validation", "distributed.group")
 # Each knows itself and those before it
 FLOORS = (
     (

@@ -64,7 +64,7 @@ def of_profile(profile: str, book: Book = BOOK) -> dict[str, list[Config]]:
     made = {}
     for path in chapters(book):
         names = parameters(path)
-        if "runs" in names:
+        if "runs" in names and "folder" not in names:  # one's own pictures are no profile's
             names.pop("profile")
             chosen = filled_in(values, path.stem, profile, dict.fromkeys(names))
             made[path.stem] = runs(path.stem, chosen)
