@@ -116,6 +116,7 @@ ENCODERS: dict[str, Callable[[str], tuple[nn.Module, int]]] = {
     "kmeans32": lambda stem: (KMeans(32), 0),  # no network: as wide as slim and resnet9
     "kmeans100": lambda stem: (KMeans(100), 0),
     "kmeans400": lambda stem: (KMeans(400), 0),
+    "kmeans1600": lambda stem: (KMeans(1600), 0),
 }
 # What those that no gradient trains owe their features' quality to
 BASELINES = {
@@ -123,6 +124,7 @@ BASELINES = {
     "kmeans32": "kmeans",
     "kmeans100": "kmeans",
     "kmeans400": "kmeans",
+    "kmeans1600": "kmeans",
 }
 STEMS = ("imagenet", "cifar")
 HEADS = ("none", "linear", "mlp")
