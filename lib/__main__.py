@@ -582,6 +582,10 @@ def replicate(
     minutes: Annotated[
         float, typer.Option(metavar="M", help="Of training; the largest size that fits is run.")
     ] = 30.0,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="In which the runs are trained (default that of the recorded ones)."),
+    ] = None,
     runs: Runs = None,
     data_root: DataRoot = None,
     device: Device = None,
@@ -605,7 +609,13 @@ def replicate(
     dataset = load(str(stated[claim]["ours"]["like_for_like"]["data"]), data_root)
     _tell_device(device, note=SEVERAL_RUNS)
     prepared = replication.prepare(
-        stated[claim], measured, plan.read(), dataset, choose_device(device), minutes
+        stated[claim],
+        measured,
+        plan.read(),
+        dataset,
+        choose_device(device),
+        minutes,
+        precision=precision,
     )
     print(*prepared.in_words(), sep="\n", flush=True)
     record = replication.compute(prepared, dataset, runs or RUNS, device)

@@ -86,9 +86,11 @@ def a_minute(config, dataset, device) -> float:
     return 1.0
 
 
-def prepared(table, entries, toy, minutes=30.0, **changes) -> replication.Replication:
+def prepared(
+    table, entries, toy, minutes=30.0, precision=None, **changes
+) -> replication.Replication:
     claim = CLAIM | {"ours": OURS | changes}
-    return replication.prepare(claim, table, entries, toy, CPU, minutes, a_minute)
+    return replication.prepare(claim, table, entries, toy, CPU, minutes, a_minute, precision)
 
 
 def test_the_largest_size_with_two_recorded_pairs_is_taken_with_a_new_seed(table, entries, toy):
@@ -169,6 +171,22 @@ def test_what_would_agree_is_said_before_and_the_outcome_after(table, entries, t
         replication.load_all(tmp_path / "results")
 
 
+def test_it_is_computed_in_another_precision_where_that_is_asked(table, entries, toy, tmp_path):
+    """What is not trained is float32 as ever; a claim about precision has its own two."""
+    found = prepared(table, entries, toy, precision="bfloat16")
+    assert {run.precision for run in found.configs if run.epochs} == {"bfloat16"}
+    assert {run.precision for run in found.configs if not run.epochs} == {"float32"}
+    record = replication.compute(found, toy, tmp_path, "cpu", progress=False)
+    assert record["precisions"] == found.precisions == ["bfloat16"]
+    device = record["device"]
+    assert f"seed 3 in bfloat16 on {device['name']}, {device['threads']} " in (
+        replication.conclusion(record)
+    )
+    of_precision = OURS["like_for_like"] | {"precision": "float32"}
+    with pytest.raises(InputError, match="longer compares precisions: leave --precision out"):
+        prepared(table, entries, toy, precision="bfloat16", like_for_like=of_precision)
+
+
 def test_from_the_command_line_to_the_evidence(place, tmp_path, monkeypatch, capsys):
     """In a folder of runs of that very name: a run is no replication for that."""
     (place / "claims.yml").write_text(yaml.dump([CLAIM]), encoding="utf-8")
@@ -180,7 +198,8 @@ def test_from_the_command_line_to_the_evidence(place, tmp_path, monkeypatch, cap
 
     runs = tmp_path / "replications"
     where = ["--runs", str(runs), "--data-root", str(place / "data"), "--device", "cpu"]
-    assert main(["replicate", "longer", "--minutes", "30", *where]) == 0
+    again = ["replicate", "longer", "--minutes", "30", "--precision", "float32"]
+    assert main([*again, *where]) == 0
     *said, conclusion, left = capsys.readouterr().out.splitlines()
     assert any(line.startswith("agreement: ") for line in said)
     assert conclusion.startswith(("verified: ", "not verified: ", "too small to tell: "))

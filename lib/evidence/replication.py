@@ -36,6 +36,7 @@ from lib.evidence.plan import Entry
 from lib.evidence.statistics import Interval, one_more
 from lib.evidence.tables import config_columns
 from lib.evidence.timing import epoch_minutes, own_schedule
+from lib.hardware import choose_device
 from lib.parsing import parse_json
 from lib.runs import RUNS, computed_on, pretrain, provenance, records
 from lib.validation import validated
@@ -60,6 +61,9 @@ class _Record(TypedDict):
     # 28 November 2026 have neither these nor the fingerprint of the data
     accuracies: NotRequired[Annotated[list[float], Field(min_length=2)]]
     data: NotRequired[str]
+    # what the new runs were computed on, and in which precisions; since 29 November 2026
+    device: NotRequired[records.Device]
+    precisions: NotRequired[Annotated[list[str], Field(min_length=1)]]
     code: dict
     versions: dict
     finished: records.Time
@@ -82,6 +86,11 @@ class Replication:
         """The runs, each once."""
         return list(dict.fromkeys((self.first, *self.seconds)))
 
+    @property
+    def precisions(self) -> list[str]:
+        """In which the runs that train are computed; where none does, float32."""
+        return sorted({run.precision for run in self.configs if run.epochs}) or ["float32"]
+
     def in_words(self) -> Iterator[str]:
         """What is said beforehand, in lines."""
         others = " or ".join(in_words(minus) for minus in self.size["minus"])
@@ -90,8 +99,7 @@ class Replication:
         runs = [
             f"{run.name}, {counted(run.epochs, 'epoch')}, seed {run.seed}" for run in self.configs
         ]
-        precisions = ", ".join(sorted({run.precision for run in self.configs}))
-        yield f"runs: {'; '.join(runs)} ({precisions})"
+        yield f"runs: {'; '.join(runs)} ({', '.join(self.precisions)})"
         minutes = counted(math.ceil(self.minutes), "minute")
         yield f"training takes {minutes} on this machine; then the probes"
         yield f"recorded at this size: {self.recorded.points()}"
@@ -125,6 +133,7 @@ def prepare(
     device: torch.device,
     minutes: float = 30.0,
     timer: Callable[[Config, Dataset, torch.device], float] = epoch_minutes,
+    precision: str | None = None,
 ) -> Replication:
     """The largest size of a claim that fits into so many minutes of training on this device.
 
@@ -134,15 +143,19 @@ def prepare(
     entries: the plan.
     dataset: the one that the claim is about.
     timer: gives the minutes that an epoch of a run takes; by default it measures them.
+    precision: in which the new runs are trained; None: in the recorded ones'.
 
-    Raises InputError where no size has two recorded pairs, or where the smallest such takes longer.
+    Raises InputError where no size has two recorded pairs, where the smallest such takes longer,
+    and where a precision is given for a claim that is about precision.
     """
     sized = recorded_sizes(claim, table)
+    if precision and "precision" in claim["ours"]["like_for_like"]:
+        raise InputError(f"{claim['id']} compares precisions: leave --precision out")
     seed = _unused_seed(entries, table)
     speeds: dict[Config, float] = {}
     possible = []
     for size, recorded in sized:
-        first, *seconds = _configs(size, entries, seed, device)
+        first, *seconds = _configs(size, entries, seed, device, precision)
         needed = 0.0
         for config in dict.fromkeys((first, *seconds)):
             if not config.epochs:
@@ -225,6 +238,8 @@ def compute(
         "outcome": replication.outcome(difference),
         "accuracies": [first, *others],
         "data": dataset.fingerprint,
+        "device": provenance.device(choose_device(device)),
+        "precisions": replication.precisions,
         "code": provenance.code(),
         "versions": provenance.versions(),
         "finished": provenance.now(),
@@ -234,13 +249,18 @@ def compute(
 def conclusion(record: dict) -> str:
     """``verified: +1.2 points with seed 10, recorded +1.4 [0.3, 2.5], 3 seeds; at this size: yes``.
 
+    After the seed come the precision and the device, where the record has them.
     What is verified are the records, whatever they say of the claim at this size.
     """
     recorded = Comparison(**record["recorded"])
     of_claim = against_margin(recorded.interval, record["size"]["margin"] / 100)
+    computed = f"seed {record['seed']}"
+    if "device" in record:
+        name, threads = record["device"]["name"], record["device"]["threads"]
+        computed += f" in {', '.join(record['precisions'])} on {name}, {counted(threads, 'thread')}"
     return (
-        f"{record['outcome']}: {100 * record['difference']:+.1f} points with seed "
-        f"{record['seed']}, recorded {recorded.points()}; at this size: {of_claim}"
+        f"{record['outcome']}: {100 * record['difference']:+.1f} points with "
+        f"{computed}, recorded {recorded.points()}; at this size: {of_claim}"
     )
 
 
@@ -309,7 +329,9 @@ def _unused_seed(entries: list[Entry], table: pd.DataFrame) -> int:
     return max(seeds) + 1
 
 
-def _configs(size: OurSize, entries: list[Entry], seed: int, device: torch.device) -> list[Config]:
+def _configs(
+    size: OurSize, entries: list[Entry], seed: int, device: torch.device, precision: str | None
+) -> list[Config]:
     """A run of each group, of a new seed: the first, and those that are subtracted."""
     configs = []
     for wanted in groups(size):
@@ -317,7 +339,10 @@ def _configs(size: OurSize, entries: list[Entry], seed: int, device: torch.devic
         alike = [config for config in _planned(name, entries) if _has(config, wanted)]
         if not alike:
             raise InputError(f"the entry {name} of the plan has no run with {wanted}")
-        configs.append(computed_on(replace(alike[0], seed=seed), device))
+        config = replace(alike[0], seed=seed)
+        if precision and config.epochs:  # what is not trained is float32
+            config = replace(config, precision=precision)
+        configs.append(computed_on(config, device))
     return configs
 
 

@@ -142,7 +142,7 @@ class _Corruption(TypedDict):
 
 
 @whole
-class _Device(TypedDict):
+class Device(TypedDict):
     type: str
     name: str
     threads: NotRequired[AtLeast1]
@@ -167,7 +167,7 @@ class _Record(TypedDict):
     numerics: int
     code: _Code
     versions: dict
-    device: _Device
+    device: Device
     seconds: float
     views_per_second: float | None
     curves: list[_Epoch]
