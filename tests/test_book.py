@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from lib import ROOT, InputError, files, hardware
-from lib.__main__ import parse
+from lib.commands.runs import parse
 from lib.methods import METHODS
 from lib.presets import preset
 from lib.settings import (

@@ -12,7 +12,10 @@ from PIL import Image
 from typer.main import get_command
 
 from lib import ROOT, hardware
-from lib.__main__ import EXAMPLES, app, main, parse
+from lib.__main__ import main
+from lib.commands import app
+from lib.commands.line import EXAMPLES
+from lib.commands.runs import parse
 from lib.probes import PROBES
 from lib.runs import records
 from tests.conftest import wait_for

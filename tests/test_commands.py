@@ -15,7 +15,9 @@ from typer.main import get_command
 
 import lib
 from lib import ROOT, InputError
-from lib.__main__ import app, main, parse
+from lib.__main__ import main
+from lib.commands import app
+from lib.commands.runs import parse
 from lib.data import load
 from lib.evidence import claims, experiments, plan
 from lib.presets import preset

@@ -4,8 +4,8 @@ import json
 import pytest
 
 from lib import InputError
-from lib.__main__ import parse
 from lib.augmentations import RECIPES, Recipe
+from lib.commands.runs import parse
 from lib.config import Config, difference
 from lib.presets import PRESETS, delta, preset
 

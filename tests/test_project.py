@@ -45,6 +45,7 @@ FLOORS = (
     ("runs",),
     ("evidence",),
     ("weights", "figures", "settings", "exercises"),
+    ("commands",),
     ("__main__",),
 )
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
