@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lib import InputError
-from lib.evidence import claims, experiments, statistics, tables
+from lib.evidence import claims, experiments, statistics, tables, verdicts
 from lib.runs import records
 
 # a run of the published size, but for the columns that a test names
@@ -63,7 +63,7 @@ def table(accuracies: list[float], **changes) -> pd.DataFrame:
 
 
 def decide(claim: dict, *rows: pd.DataFrame) -> dict:
-    return claims.decide(claim, pd.concat(rows, ignore_index=True))
+    return verdicts.decide(claim, pd.concat(rows, ignore_index=True))
 
 
 def verdict(claim: dict, *rows: pd.DataFrame) -> str:
@@ -106,7 +106,7 @@ def test_a_published_run_of_the_same_distribution_is_refused_in_one_case_of_twen
         theirs = random.normal(0.8, 0.01, runs).mean()
         ours = pd.Series(random.normal(0.8, 0.01, seeds))
         claim = CLAIM | {"rule": rule, "number": round(100 * theirs, 2), "runs": runs}
-        answer = claims.verdict(claim, statistics.over_seeds(ours), ours)
+        answer = verdicts.verdict(claim, statistics.over_seeds(ours), ours)
         count += answer.startswith("not reproduced")
 
     assert count / 4000 == pytest.approx(refused, abs=0.01)
@@ -307,7 +307,7 @@ def test_every_claim_has_a_row_of_the_scoreboard_that_says_what_it_was_held_agai
     stated, measured
 ):
     for claim in stated:
-        row = claims.decide(claim, measured)
+        row = verdicts.decide(claim, measured)
         assert row["id"] == claim["id"]
         for column in ("verdict", "protocol", "source"):
             assert row[column], f"{claim['id']} has no {column}"

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from lib import ROOT, InputError
-from lib.evidence import claims, comparisons, headline, tables
+from lib.evidence import claims, comparisons, headline, tables, verdicts
 from lib.evidence.headline import MARKS, PAGE, README
 from lib.runs import records
 from tests.test_our_size import ASKED, OURS, rows
@@ -38,19 +38,19 @@ def test_what_is_open_shows_its_largest_complete_size():
     asked = QUESTION | {"ours": SMALLER}
     begun = rows([0.73]), rows([0.70], "ce", epochs=120)
     (answer,) = headline.answers([asked], together(*SHORT, *begun))
-    assert answer.mark == claims.OPEN
+    assert answer.mark == verdicts.OPEN
     assert answer.size == "10 against 20 epochs"
     assert answer.difference().startswith("-1.8 [")
     assert answer.standing == "open: 1 of 3 seeds at 60 against 120 epochs"
 
     (answer,) = headline.answers([asked], together(*SHORT, *DECIDED))
-    assert (answer.mark, answer.size) == (claims.YES, "60 against 120 epochs")
+    assert (answer.mark, answer.size) == (verdicts.YES, "60 against 120 epochs")
 
 
 def test_what_all_seeds_leave_open_does_not_look_unfinished():
     undecided = rows([0.72, 0.70, 0.71]), rows([0.70] * 3, "ce", epochs=120)
     (answer,) = headline.answers([QUESTION], together(*undecided))
-    assert answer.mark == claims.OPEN
+    assert answer.mark == verdicts.OPEN
     assert answer.standing == "open after all 3 seeds at 60 against 120 epochs"
 
 
@@ -58,14 +58,14 @@ def test_where_a_run_failed_it_is_open_and_the_rest_is_shown():
     failed = rows([math.nan], measure="failed", seed=2, features="x", probe="x")
     longest = rows([0.73, 0.7301]), rows([0.70] * 3, "ce", epochs=120), failed
     (answer,) = headline.answers([QUESTION | {"ours": SMALLER}], together(*SHORT, *longest))
-    assert (answer.mark, answer.size) == (claims.OPEN, "60 against 120 epochs")
+    assert (answer.mark, answer.size) == (verdicts.OPEN, "60 against 120 epochs")
     assert answer.difference().startswith("+3.0 [")
     assert answer.standing == "open: 2 of 3 seeds at 60 against 120 epochs, 1 failed"
 
 
 def test_what_is_published_is_not_taken_for_ours():
     """Counted, and drawn, by the verdict at our size alone."""
-    decided = replace(headline.answers([QUESTION], together(*DECIDED))[0], mark=claims.PUBLISHED)
+    decided = replace(headline.answers([QUESTION], together(*DECIDED))[0], mark=verdicts.PUBLISHED)
     assert decided.verdict != "open"
     undecided = replace(decided, verdict="open")
     for answer, dot in ((decided, "decided"), (undecided, "open")):
@@ -172,9 +172,9 @@ def test_the_first_pages_two_sentences_are_still_so():
     stated, measured = claims.read(), tables.measures(records.load_all())
     learns, longer, head, kmeans, supcon = headline.answers(stated, measured)
     assert (learns.size, longer.size) == ("500 epochs", "500 against 100 epochs")
-    assert learns.mark == longer.mark == claims.YES
+    assert learns.mark == longer.mark == verdicts.YES
     assert abs(longer.comparison.value - 0.05) < 0.005  # five points
-    assert head.mark == claims.OPEN and head.standing.startswith("open after all 3 seeds")
+    assert head.mark == verdicts.OPEN and head.standing.startswith("open after all 3 seeds")
     on_h = tables.table(records.load_all()).query("features == 'h' and probe == 'linear'")
     photographs = on_h[on_h.data == "imagenette96"]
     whole = photographs[photographs.entry == "longer-imagenette"]
@@ -195,7 +195,7 @@ def test_the_first_pages_two_sentences_are_still_so():
     values = [lag.value for lag in lags]
     assert values == sorted(values) and values[-1] < 0
     assert all(lag.high < 0 for lag in lags) and lags[-1].low > -0.01
-    assert (kmeans.mark, supcon.mark) == (claims.YES, claims.NOT)
+    assert (kmeans.mark, supcon.mark) == (verdicts.YES, verdicts.NOT)
 
     patches = on_h[
         (on_h.encoder == "kmeans400") & (on_h.data == "cifar10") & (on_h.images > 40_000)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lib import evaluation
-from lib.evidence import claims, statistics
+from lib.evidence import statistics, verdicts
 from lib.probes import few_labels
 from tools import measure
 from tools.book import BOOK
@@ -70,4 +70,4 @@ def test_the_worked_interval_is_what_the_package_makes_of_these_runs():
 
 def test_the_marks_are_those_of_the_code():
     marks = re.findall(r"\| ([●◐◑○]) \|", PAGE)
-    assert marks == [claims.PUBLISHED, claims.YES, claims.NOT, claims.OPEN]
+    assert marks == [verdicts.PUBLISHED, verdicts.YES, verdicts.NOT, verdicts.OPEN]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lib import InputError
-from lib.evidence import claims, plan, tables
+from lib.evidence import claims, plan, tables, verdicts
 from lib.evidence.statistics import Interval
 from lib.runs import records
 
@@ -40,8 +40,8 @@ def rows(accuracies: list[float], method: str = "supcon", **changes) -> pd.DataF
     return pd.DataFrame(made, columns=claims.MEASURED)
 
 
-def ours(*tables: pd.DataFrame, claim: dict = OURS) -> claims.Ours:
-    return claims.at_our_size(claim, pd.concat(tables, ignore_index=True))
+def ours(*tables: pd.DataFrame, claim: dict = OURS) -> verdicts.Ours:
+    return verdicts.at_our_size(claim, pd.concat(tables, ignore_index=True))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def ours(*tables: pd.DataFrame, claim: dict = OURS) -> claims.Ours:
     ],
 )
 def test_the_margin_decides(low, high, verdict):
-    assert claims.against_margin(Interval((low + high) / 2, low, high), 0.01) == verdict
+    assert verdicts.against_margin(Interval((low + high) / 2, low, high), 0.01) == verdict
 
 
 def test_a_difference_over_paired_seeds_is_told_with_its_interval():
@@ -199,7 +199,7 @@ def test_of_several_groups_the_best_is_subtracted_and_all_must_be_there():
     ],
 )
 def test_the_mark_says_where_a_question_stands(published, verdict, mark):
-    assert claims.mark(published, verdict) == mark
+    assert verdicts.mark(published, verdict) == mark
 
 
 ASKED = {

@@ -7,7 +7,7 @@ import pytest
 
 from lib import ROOT
 from lib.__main__ import main
-from lib.evidence import claims, headline, plan, tables
+from lib.evidence import claims, headline, plan, tables, verdicts
 from lib.evidence.ledger import Ledger
 from lib.evidence.queue import Queue
 from lib.probes import few_labels, fine_tuning
@@ -49,9 +49,9 @@ def test_two_entries_make_runs_a_verdict_and_a_row(place):
 
     queue.work(package=COMMITTED)
     measured = tables.measures(records.load_all(place / "results"))
-    ours = claims.at_our_size(claim["ours"], measured)
+    ours = verdicts.at_our_size(claim["ours"], measured)
     assert ours.comparison.seeds == 3
-    row = claims.decide(claim, measured)
+    row = verdicts.decide(claim, measured)
     assert (row["verdict"], row["claimed"]) == ("not published", "no number")
     assert row["at our size"] == ours.in_words()
     (account,) = queue.account([]).to_dict("records")

@@ -14,18 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from lib import ROOT, InputError
-from lib.evidence.claims import (
-    PUBLISHED,
-    Claim,
-    Ours,
-    OurSize,
-    at_our_size,
-    can_be_decided,
-    claimed,
-    decide,
-    sizes,
-)
+from lib.evidence.claims import Claim, OurSize, can_be_decided, claimed, sizes
 from lib.evidence.comparisons import Comparison
+from lib.evidence.verdicts import PUBLISHED, Ours, at_our_size, decide
 from lib.files import write_atomically
 
 README = ROOT / "README.md"

@@ -21,21 +21,13 @@ from lib import InputError, as_command, counted, unknown
 from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.evidence import plan
-from lib.evidence.claims import (
-    Claim,
-    Ours,
-    OurSize,
-    against_margin,
-    at_our_size,
-    groups,
-    in_words,
-    sizes,
-)
+from lib.evidence.claims import Claim, OurSize, groups, in_words, sizes
 from lib.evidence.comparisons import Comparison
 from lib.evidence.plan import Entry
 from lib.evidence.statistics import Interval, one_more
 from lib.evidence.tables import config_columns
 from lib.evidence.timing import epoch_minutes, own_schedule
+from lib.evidence.verdicts import Ours, against_margin, at_our_size
 from lib.hardware import choose_device
 from lib.parsing import parse_json
 from lib.runs import RUNS, computed_on, pretrain, provenance, records
