@@ -17,10 +17,11 @@ from benchmarks.training import model_of
 from lib import probes
 from lib.augmentations import views
 from lib.compute.cost import flops
+from lib.compute.memory import memory_kept
 from lib.config import Config
 from lib.data import load
 from lib.data.dataset import Dataset
-from lib.hardware import choose_device, choose_precision, memory_kept
+from lib.hardware import choose_device, choose_precision
 from lib.presets import preset
 from lib.runs import pretrain
 from lib.training import Step, build_model, build_optimiser, build_scaler, recipe_for

@@ -30,17 +30,11 @@ from benchmarks.loss import dense_nt_xent
 from benchmarks.measure import Case
 from benchmarks.views import Pairs, smooth
 from lib.compute.cost import flops
+from lib.compute.memory import memory_kept
 from lib.config import Config
 from lib.data import Dataset, build
 from lib.encoders import Model
-from lib.hardware import (
-    SIDE,
-    SIDE_ELSEWHERE,
-    choose_device,
-    choose_precision,
-    memory_format,
-    memory_kept,
-)
+from lib.hardware import SIDE, SIDE_ELSEWHERE, choose_device, choose_precision, memory_format
 from lib.presets import preset
 from lib.runs import pretrain
 from lib.training import Step, build_model, build_optimiser, build_scaler, recipe_for

@@ -1,14 +1,8 @@
-"""The machine: its devices and their precision, how fast it multiplies, how much memory it has."""
+"""The machine: its devices, in which precision they compute, and how fast they multiply."""
 
-import ctypes
 import os
 import platform
-import re
-import shutil
-import subprocess
-import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,22 +15,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lib import InputError, counted, in_a_line, unknown
-
-if sys.platform != "win32":
-    import resource
+from lib import InputError, counted, unknown
+from lib.compute.drivers import unusable_gpu
 
 SIDE = {"cuda": 8192}  # of the square matrices by whose product a device's rate is measured
 SIDE_ELSEWHERE = 2048
 MEASURED_SECONDS = 5  # are enough to measure that rate
 DEVICES = ("cuda", "mps", "cpu")
-MMAP_MAX, TRIM_THRESHOLD = -4, -1  # glibc's malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD
-ROOM = 0.5  # of a device's free memory that images may take; training needs the rest
-NO_LIMIT = 2**62  # bytes: room for images that are there already, or where nobody tells
-# PyTorch's builds: of which CUDA, at which index, and the oldest driver of NVIDIA's that they run
-# on (docs.nvidia.com/deploy/cuda-compatibility, "minor version compatibility")
-BUILDS = ((13, "cu130", 580), (12, "cu126", 525))
-INDEX = "https://download.pytorch.org/whl"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,101 +60,6 @@ def _best_device() -> str:
     if torch.backends.mps.is_available():
         return "mps"
     return "cpu"
-
-
-def unusable_gpu(
-    root: Path = Path("/"),
-    built_for: str | None = torch.version.cuda,
-    begin: Callable[[], None] = torch.cuda.init,
-) -> str | None:
-    """Why PyTorch can't use a GPU of NVIDIA's that is here, and what to do, in one line; else None.
-
-    root: where /proc and /dev are.
-    built_for: the version of CUDA that PyTorch is built for; None: for the CPU alone.
-    begin: raises RuntimeError or AssertionError, with its reason, where no GPU can be used.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's, of an old driver: the line below says more
-        if torch.cuda.is_available():
-            return None
-    driver = nvidia_driver(root)
-    if driver is None:
-        return None
-    try:
-        begin()
-        return None
-    except (RuntimeError, AssertionError) as error:
-        why = in_a_line(error, 200)
-
-    build = _another_build(driver)
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        why = "CUDA_VISIBLE_DEVICES hides it"
-    elif built_for is None:
-        advice = build or "update the driver"
-        why = f"torch {torch.__version__} is built for the CPU alone; {advice}"
-    else:
-        advice = f", or {build}" if build else ""
-        for cuda, _, oldest in BUILDS:
-            if built_for.startswith(f"{cuda}.") and 0 < _major(driver) < oldest:
-                why = (
-                    f"its driver, {driver}, is older than {oldest}, which torch "
-                    f"{torch.__version__} needs; update it{advice}"
-                )
-    return f"there is an NVIDIA GPU, and PyTorch can't use it: {why}"
-
-
-def _another_build(driver: str) -> str | None:
-    """How to install the newest PyTorch that runs on a driver; None where it is too old for any."""
-    known = _major(driver) or BUILDS[-1][2]  # the build for older drivers runs on all
-    for _, name, oldest in BUILDS:
-        if known >= oldest:
-            return (
-                "run: pip install -U -c constraints.txt torch torchvision --extra-index-url "
-                f"{INDEX}/{name}"
-            )
-    return None
-
-
-def _major(driver: str) -> int:
-    """A driver's first number; 0 where it is not known."""
-    return int(driver.partition(".")[0] or 0)
-
-
-def nvidia_driver(root: Path = Path("/")) -> str | None:
-    """The version of NVIDIA's driver, as "580.65.06"; None where there is no sign of a GPU.
-
-    "" where there is a GPU and the version is not told.
-    """
-    told = root / "proc/driver/nvidia/version"
-    if told.is_file():
-        return _version_in(told.read_text(encoding="utf-8", errors="replace"))
-    if (root / "dev/nvidia0").exists():
-        return ""
-    return _told_by_nvidia_smi()
-
-
-def _told_by_nvidia_smi() -> str | None:
-    """The driver's version by NVIDIA's own program: all there is to ask on Windows and in WSL.
-
-    It is also on machines without a GPU, where it fails.
-    """
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if done.returncode or not done.stdout.strip():
-        return None
-    return _version_in(done.stdout)
-
-
-def _version_in(text: str) -> str:
-    """The first version that a text names, "" where it names none."""
-    version = re.search(r"\d+\.\d[\d.]*", text)
-    return version[0] if version else ""
 
 
 def device_name(device: torch.device) -> str:
@@ -327,33 +217,6 @@ def lent(model: M, device: torch.device) -> Iterator[M]:
 
 
 @contextmanager
-def memory_kept(device: torch.device) -> Iterator[None]:
-    """Within, the C library keeps what is freed for what is allocated next.
-
-    At the end the system gets it back.
-
-    A step on a CPU takes and frees the same gigabytes as the one before. glibc would return every
-    large piece to the system, which hands out zeroed pages anew, a fault for each: a fifth of a
-    step and more. GPUs have an allocator of PyTorch's own, and other C libraries are left alone.
-    """
-    libc = None
-    if device.type == "cpu" and sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-    if libc is None or not hasattr(libc, "mallopt"):
-        yield
-        return
-
-    libc.mallopt(MMAP_MAX, 0)  # large pieces from the heap too
-    libc.mallopt(TRIM_THRESHOLD, -1)  # which never shrinks
-    try:
-        yield
-    finally:
-        libc.mallopt(MMAP_MAX, 65_536)  # glibc's defaults
-        libc.mallopt(TRIM_THRESHOLD, 128 * 1024)
-        libc.malloc_trim(0)
-
-
-@contextmanager
 def fastest_convolutions(device: torch.device) -> Iterator[None]:
     """Within, cuDNN tries its convolutions on every new shape, and takes the fastest from then on.
 
@@ -391,62 +254,3 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
     warm = seconds[1:] or seconds
     return 2 * side**3 / min(warm)
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes that this process has taken at most; None on systems that don't tell.
-
-    On a GPU what PyTorch allocated there, else resident memory.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return None
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if sys.platform == "darwin":  # macOS counts bytes, Linux kilobytes
-        return peak
-    return 1024 * peak
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process may still take; None on systems that don't tell.
-
-    On a GPU of its memory, else of the system's.
-    """
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(device)[0]
-    if sys.platform != "linux":
-        return None
-
-    available = _available_memory()
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if available is None or limit == resource.RLIM_INFINITY:
-        return available
-
-    pages, *_ = Path("/proc/self/statm").read_text(encoding="utf-8").split()
-    left = limit - int(pages) * resource.getpagesize()
-    return min(available, max(0, left))
-
-
-def _available_memory() -> int | None:
-    """Bytes that Linux can still give to processes; None where it does not say."""
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable"):
-            _, kilobytes, _ = line.split()
-            return 1024 * int(kilobytes)
-    return None
-
-
-def room_for(images: Tensor, device: torch.device) -> int:
-    """Bytes that images may take on a device.
-
-    No limit where they are there already, or nobody tells.
-    """
-    free = None
-    if images.device.type != device.type:
-        free = free_memory(device)
-    if free is None:
-        return NO_LIMIT
-    return int(ROOM * free)

@@ -15,6 +15,7 @@ import torch
 from pydantic import AfterValidator, ConfigDict, Field, create_model
 
 from lib import ROOT, InputError, hardware, unknown
+from lib.compute import drivers, memory
 from lib.config import FIELDS, Config, one_of
 from lib.methods import METHODS
 from lib.parsing import read_yaml
@@ -146,7 +147,7 @@ def settings(chapter: str, profile: str, **given) -> Settings:
     refuse_wrong(given, f"chapter {chapter}")
     chosen = filled_in(load_profile(profile), chapter, found_profile(profile), given)
     print(in_words(chosen))
-    unusable = hardware.unusable_gpu()
+    unusable = drivers.unusable_gpu()
     if unusable:
         print(f"note: {unusable}")
     place = getattr(chosen, "backup", None)
@@ -172,7 +173,7 @@ def in_words(chapter: Settings, modules: Container[str] = sys.modules) -> str:
         words += f", views by {like.recipe}"
     precision = like.precision if like is not None and trains else None
     words += f"; {hardware.in_words(device, precision)}"
-    free = hardware.free_memory(device)
+    free = memory.free_memory(device)
     if free is not None:
         words += f", {free / 1e9:.1f} GB of memory free"
     if trains and device.type == "cpu" and "google.colab" in modules:

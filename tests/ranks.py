@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import InputError, evaluation, hardware
+from lib.compute import memory
 from lib.config import Config
 from lib.data import Dataset, build
 from lib.distributed.batches import SharedBatches, SharedViews, home_of
@@ -167,9 +168,9 @@ def pretrained(home: str, folder: Path) -> dict[str, Tensor]:
     """A small run that finds so much room for its images that they come to lie there."""
     images = toy().pool("train").images.nbytes
     rooms = {"device": images, "ranks": images // world() + 1, "host": images // world() - 1}
-    before, hardware.NO_LIMIT = hardware.NO_LIMIT, rooms[home]
+    before, memory.NO_LIMIT = memory.NO_LIMIT, rooms[home]
     run = pretrain(config("supcon"), toy(), folder / home, "cpu", progress=False)
-    hardware.NO_LIMIT = before
+    memory.NO_LIMIT = before
     return result(run.model, run.curves)
 
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 import yaml
 
-from lib import ROOT, InputError, files, hardware
+from lib import ROOT, InputError, files
 from lib.commands.runs import parse
+from lib.compute import drivers
 from lib.methods import METHODS
 from lib.presets import preset
 from lib.settings import (
@@ -285,7 +286,7 @@ TRAINS = dict.fromkeys(("data", "simclr", "epochs", "images", "precision"))
 
 
 def test_a_chapter_begins_with_a_line_of_what_will_compute(monkeypatch, capsys):
-    monkeypatch.setattr(hardware, "unusable_gpu", lambda: "there is a GPU, and why not")
+    monkeypatch.setattr(drivers, "unusable_gpu", lambda: "there is a GPU, and why not")
     with gpu(memory=15_000_000_000):
         settings("03_simclr", "auto", **TRAINS)
     line, note = capsys.readouterr().out.splitlines()
@@ -294,7 +295,7 @@ def test_a_chapter_begins_with_a_line_of_what_will_compute(monkeypatch, capsys):
     assert note == "note: there is a GPU, and why not"
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(hardware, "unusable_gpu", lambda: None)
+    monkeypatch.setattr(drivers, "unusable_gpu", lambda: None)
     settings("03_simclr", "quick", **TRAINS | {"precision": "bfloat16"})
     settings("02_loss", "quick", temperature=None)
     trains, reads = capsys.readouterr().out.splitlines()

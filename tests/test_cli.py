@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 from typer.main import get_command
 
-from lib import ROOT, hardware
+from lib import ROOT
 from lib.__main__ import main
 from lib.commands import app
 from lib.commands.line import EXAMPLES
 from lib.commands.runs import parse
+from lib.compute import drivers
 from lib.probes import PROBES
 from lib.runs import records
 from tests.conftest import wait_for
@@ -133,7 +134,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, words, capsys, tmp_path, 
 
 def test_what_computes_is_told_first_and_not_on_stdout(toy_root, tmp_path, capsys, monkeypatch):
     """Also why a GPU does not; a run that is only shown computes nothing."""
-    monkeypatch.setattr(hardware, "unusable_gpu", lambda: "there is a GPU, and why not")
+    monkeypatch.setattr(drivers, "unusable_gpu", lambda: "there is a GPU, and why not")
     small = ["--data", "toy", "--epochs", "1", "--set", "batch_size=32", "--data-root", toy_root]
     assert main(["pretrain", "simclr-digits", *small, "--runs", tmp_path / "runs"]) == 0
     said = capsys.readouterr()

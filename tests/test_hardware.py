@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from lib import hardware
 from lib.augmentations import RECIPES, views
 from lib.compute.cost import flops
+from lib.compute.drivers import nvidia_driver, unusable_gpu
+from lib.compute.memory import memory_kept, peak_memory
 from lib.config import COMPUTED
 from lib.encoders import Model
 from lib.hardware import (
@@ -20,10 +22,6 @@ from lib.hardware import (
     fast_on_cpu,
     fast_on_gpu,
     matrix_rate,
-    memory_kept,
-    nvidia_driver,
-    peak_memory,
-    unusable_gpu,
 )
 from lib.presets import preset
 from lib.training import Step, build_optimiser

@@ -114,11 +114,12 @@ def tell_device(
     asked: the device of the command line; chosen: this rank's.
     """
     from lib import hardware
+    from lib.compute import drivers
     from lib.distributed.group import rank
 
     if rank():
         return
-    unusable = hardware.unusable_gpu() if asked is None else None
+    unusable = drivers.unusable_gpu() if asked is None else None
     device = hardware.choose_device(chosen or asked)
     print(f"device: {hardware.in_words(device, precision)}{note}", file=sys.stderr, flush=True)
     if unusable:

@@ -27,7 +27,7 @@ def home_of(size: int, device: torch.device, room: int) -> tuple[str, str]:
 
     size: their bytes.
     device: the one that this rank computes on.
-    room: bytes that images may take there (``hardware.room_for``); the least of a rank decides.
+    room: bytes that images may take there (``memory.room_for``); the least of a rank decides.
 
     "device": whole on every rank's device; "ranks": shared out over these devices; "host": in the
     host's memory, or a file mapped into it, read one step ahead.

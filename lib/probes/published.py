@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.augmentations import RECIPES, apply, draw
+from lib.compute.memory import room_for
 from lib.data.dataset import epoch_order
 from lib.evaluation import Labelled, device_of, result
-from lib.hardware import autocast, memory_format, room_for
+from lib.hardware import autocast, memory_format
 from lib.methods import METHODS
 from lib.probes.seen import Seen
 from lib.progress import bar as progress_bar

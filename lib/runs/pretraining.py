@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lib import Diverged, InputError, as_command, counted, in_a_line
 from lib.compute.compilation import STEPS, Compiled, is_offered, mode_of
 from lib.compute.cost import flops
+from lib.compute.memory import memory_kept, room_for
 from lib.config import COMPUTED, Config, difference, fitting_batch
 from lib.data.dataset import Dataset
 from lib.distributed.batches import SharedBatches, home_of
@@ -23,13 +24,7 @@ from lib.distributed.step import SharedStep
 from lib.encoders import BASELINES
 from lib.evaluation import classified, device_of, knn_on_val
 from lib.files import as_path, remove_leftovers
-from lib.hardware import (
-    choose_device,
-    fastest_convolutions,
-    matrix_rate,
-    memory_kept,
-    room_for,
-)
+from lib.hardware import choose_device, fastest_convolutions, matrix_rate
 from lib.methods import METHODS
 from lib.presets import command, delta
 from lib.progress import bar as progress_bar

@@ -12,6 +12,7 @@ import torch
 
 from lib import ROOT, InputError, hardware
 from lib.augmentations import views_cpu
+from lib.compute import memory
 from lib.compute.cost import flops
 from lib.config import Config
 from lib.distributed.group import world
@@ -106,7 +107,7 @@ def cost(config: Config, size: int, model: Model, curves: list[dict]) -> dict:
     FLOPs: floating-point operations. curves: of one epoch at least.
     """
     device = next(model.parameters()).device
-    peak = hardware.peak_memory(device)  # before the matrices below
+    peak = memory.peak_memory(device)  # before the matrices below
     per_view = flops(model, size)
     best = hardware.matrix_rate(device, config.precision)
     return {

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from lib import HOME, InputError, evaluation, probes
 from lib.augmentations import Recipe
+from lib.compute.memory import memory_kept
 from lib.config import Config
 from lib.data.dataset import Dataset
 from lib.distributed.group import active, rank
 from lib.encoders import Model
 from lib.files import as_path
-from lib.hardware import choose_device, computes, lent, memory_kept
+from lib.hardware import choose_device, computes, lent
 from lib.runs import checkpoints, provenance, records
 from lib.runs.checkpoints import Damaged, Misplaced
 from lib.runs.session import only_writer

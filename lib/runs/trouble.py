@@ -6,10 +6,10 @@ import torch
 
 from lib import Diverged
 from lib.compute import cost
+from lib.compute.memory import free_memory
 from lib.config import Config
 from lib.distributed.group import world
 from lib.encoders import Model
-from lib.hardware import free_memory
 
 # mean cosine of different images, after two epochs in a row: no run of ours came near it
 COLLAPSED = 0.999
