@@ -93,7 +93,7 @@ def test_the_whole_path_from_the_command_line(toy_root, tmp_path, capsys, monkey
             ["pretrain", "simclr-digits", "--device", "cpu", "--set", "embedding=1000000000000"],
             "lower batch_size, embedding, size or images by --set",
         ),
-        (["probe", "runs/none"], "can't read the record runs/none/record.json"),
+        (["probe", "runs/none"], "there is no file or folder of that name"),
         (["publish", "README.md"], "README.md is not JSON"),
         (["replicate", "report-head2"], "did you mean 'report-head'?"),
         (["replicate", "simclr-cifar10"], "unknown claim of a size that can be run here"),
@@ -473,7 +473,7 @@ def test_a_run_that_is_not_there_says_what_is(tmp_path, capsys):
     (tmp_path / "exported" / "model.safetensors").touch()
     for folder, words in (
         ("half", "not finished: the same pretrain command goes on"),
-        ("exported", "a run is wanted"),
+        ("exported", "model.safetensors is not a whole .safetensors file"),
     ):
         assert main(["probe", str(tmp_path / folder)]) == 2 and words in capsys.readouterr().err
 

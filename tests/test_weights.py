@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lib import HOME, InputError, data, weights
+from lib.__main__ import main
 from lib.augmentations import Recipe
 from lib.data.dataset import Dataset
 from lib.encoders import Model
@@ -231,6 +232,17 @@ def test_a_run_by_weights_is_a_run_and_further_probes_leave_the_file_alone(
     assert "rotation" in again.record["evaluation"]["h"]
     assert "rotation" not in records.read(run.folder / "record.json")["evaluation"]["h"]
     assert (tmp_path / "ours" / weights.FILE).read_bytes() == content
+
+
+def test_exported_weights_are_probed_and_compared_as_their_run_is(run, shared, tmp_path, capsys):
+    assert main(["probe", str(tmp_path / "ours")]) == 0
+    exported = capsys.readouterr().out
+    assert main(["probe", str(run.folder)]) == 0
+    assert exported == capsys.readouterr().out and run.record["id"] in exported
+    assert main(["compare", str(tmp_path / "ours"), str(run.folder)]) == 0
+    assert "+0.0 [" in capsys.readouterr().out
+    assert main(["probe", "simclr-cifar1"]) == 2
+    assert "did you mean 'simclr-cifar10'?" in capsys.readouterr().err
 
 
 def test_weights_are_used_where_nothing_can_be_kept(run, toy, shared, tmp_path, capsys):

@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   python -m lib pretrain supcon-cifar10 --epochs 100 --set encoder=resnet18
   python -m lib pretrain simclr-digits --epochs 0            the untrained encoder, to compare with
   python -m lib probe runs/RUN                               what do its h and z know?
+  python -m lib probe simclr-cifar10                         and those of the weights that are here?
   python -m lib probe runs/RUN --with uva --with labels      as published, and with few labels
   python -m lib probe runs/A runs/B --only validation        which setting is better?
   python -m lib compare runs/RUN runs/OTHER                  is one better, or is it noise?

@@ -107,7 +107,10 @@ def _value(text: str) -> Any:
 
 @command("probe")
 def probe(
-    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    run: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of runs; registered or exported weights."),
+    ],
     with_: Annotated[
         list[str],
         typer.Option(
@@ -135,9 +138,8 @@ def probe(
 
     The probe's L2 is chosen on val. --with asks more, --only less. All with 95 % intervals.
     """
-    from lib import data, distributed, probes
+    from lib import data, distributed, probes, runs, weights
     from lib.evidence import answers
-    from lib.runs import load
 
     load_data = functools.cache(lambda name: data.load(name, data_root))  # once for many runs
     if with_ and only:
@@ -151,7 +153,10 @@ def probe(
         tell_once = functools.cache(lambda: tell_device(device, "float32", chosen=chosen))
 
         def probe_one(folder: Path) -> None:
-            finished = load(folder)
+            if weights.are_weights(folder):
+                finished = weights.run(folder, data_root)
+            else:
+                finished = runs.load(folder)
             if probes.unasked(finished.record, wanted):
                 tell_once()
                 finished.evaluate(load_data(finished.config.data), chosen, wanted, wait)
@@ -162,17 +167,25 @@ def probe(
 
 @command("compare")
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its record.")],
+    first: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, its record, or weights.")
+    ],
     second: Annotated[Path, typer.Argument(metavar="OTHER", help="What it is compared with.")],
 ) -> None:
     """Say by how much one run is better than another.
 
     On the same test images, image by image.
     """
+    from lib import weights
     from lib.evidence import answers
     from lib.runs import records
 
-    one, other = (records.read(records.file_of(path)) for path in (first, second))
+    one, other = (
+        weights.run(path).record
+        if weights.are_weights(path)
+        else records.read(records.file_of(path))
+        for path in (first, second)
+    )
     print("\n".join(answers.compared(one, other)))
 
 

@@ -222,7 +222,7 @@ def unfinished(folder: Path) -> str:
     if any(folder.glob("checkpoint*.safetensors")):
         return "; the run is not finished: the same pretrain command goes on with it"
     if (folder / "model.safetensors").is_file():
-        return "; these are exported weights, and a run is wanted: embed uses them, probe does not"
+        return "; these are exported weights, and a run is wanted"
     return ""
 
 

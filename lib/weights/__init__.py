@@ -6,6 +6,6 @@ pictures.
 """
 
 from lib.weights.exporting import export
-from lib.weights.registry import FILE, REGISTRY, Weights, load, named_runs, run
+from lib.weights.registry import FILE, REGISTRY, Weights, are_weights, load, named_runs, run
 
-__all__ = ["FILE", "REGISTRY", "Weights", "export", "load", "named_runs", "run"]
+__all__ = ["FILE", "REGISTRY", "Weights", "are_weights", "export", "load", "named_runs", "run"]

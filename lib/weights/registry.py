@@ -181,6 +181,17 @@ def run(name: str | Path, root: str | Path | None = None, registry: Path = REGIS
     return ours
 
 
+def are_weights(name: str | Path) -> bool:
+    """Whether a name is not a run's folder or a record, but exported weights or of the registry.
+
+    What there is no path of can only be in the registry.
+    """
+    path = _path(name)
+    if path.is_dir():
+        return (path / FILE).is_file() and not (path / "record.json").is_file()
+    return path.suffix == ".safetensors" or not path.exists()
+
+
 def named_runs(
     names: str | None, root: str | Path | None = None, registry: Path = REGISTRY
 ) -> list[Run]:
