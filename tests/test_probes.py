@@ -25,6 +25,7 @@ from lib.probes import (
     few_labels,
     fine_tuning,
     published,
+    quadrants,
 )
 from lib.probes.changes import CHANGES
 from lib.probes.corruptions import CORRUPTIONS, corrupt
@@ -106,11 +107,9 @@ def test_every_probe_is_asked_by_one_call_and_fills_the_fields_it_says(everythin
     assert evaluation["h"].keys() == on_h | published_last
     if method == "ce":
         assert evaluation["z"].keys() == {"classifier"}
-    else:  # SupContrast's probe reads h only
-        assert evaluation["z"].keys() == evaluation["h"].keys() - {
-            "supcontrast",
-            "supcontrast-last",
-        }
+    else:  # SupContrast's probe and quadrants read h only
+        of_h_alone = {"supcontrast", "supcontrast-last", "quadrants"}
+        assert evaluation["z"].keys() == evaluation["h"].keys() - of_h_alone
     for results in evaluation.values():
         for result in results.values():
             assert 0 < result["correct"] <= result["n"]
@@ -321,6 +320,49 @@ def test_a_change_is_read_where_the_features_hold_it_and_guessed_where_they_do_n
     assert found["h"]["rotation"]["n"] == found["h"]["rotation"]["correct"] == 4 * 80
     assert found["z"]["rotation"]["correct"] < 0.4 * 320
     assert found["h"]["grey"]["n"] == 160
+
+
+@pytest.mark.parametrize("encoder", ["slim", "resnet9", "resnet18"])
+def test_quadrants_are_means_of_the_encoders_last_map(encoder: str):
+    model = Model(encoder, "cifar", "mlp", 16).eval()
+    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    maps = []
+    (mean,) = (part for part in model.modules() if isinstance(part, nn.AdaptiveAvgPool2d))
+    mean.register_forward_hook(lambda part, given, out: maps.append(given[0]))
+    with torch.no_grad():
+        h, _ = model(x)
+        of_quadrants, z = quadrants.by_quadrants(model)(x)
+        again, _ = model(x)
+    assert torch.equal(h, again), "the model is as it was"
+    assert torch.equal(of_quadrants, z)
+
+    half = maps[0].shape[2] // 2
+    places = [slice(0, half), slice(half, None)]
+    four = [maps[0][:, :, rows, columns].mean((2, 3)) for rows in places for columns in places]
+    assert torch.allclose(of_quadrants, torch.stack(four, 2).flatten(1), atol=1e-5)
+
+
+def test_quadrants_are_read_better_where_the_class_is_a_place():
+    """A bright corner: the mean over the image is the same whichever corner it is."""
+    generator = np.random.default_rng(0)
+    given = arrays(n=200, test=80, size=32)
+    for split in ("train", "test"):
+        corners = generator.integers(0, 4, len(given[f"x_{split}"]))
+        given[f"x_{split}"][:] = 0
+        for image, corner in zip(given[f"x_{split}"], corners):
+            image[16 * (corner // 2) :, 16 * (corner % 2) :][:8, :8] = 255
+        given[f"y_{split}"] = corners
+    places = data.build("places", **given)
+    model = Quarters(nn.Identity())
+    model.encoder[0] = nn.AdaptiveAvgPool2d(1)
+    found = probes.ask(model, places, AS_IT_IS, wanted=["linear", "quadrants"])["evaluation"]["h"]
+    assert found["quadrants"]["correct"] == 80
+    assert found["linear"]["correct"] < 40, "of 80, a guess"
+
+
+def test_what_has_no_mean_over_places_has_no_quadrants(toy: Dataset):
+    with pytest.raises(InputError, match="where an encoder ends with a mean over all places"):
+        probes.ask(Model("pixels", "cifar", "none"), toy, AS_IT_IS, wanted=["quadrants"])
 
 
 def test_a_change_is_read_from_a_stratified_part(toy: Dataset, monkeypatch: pytest.MonkeyPatch):

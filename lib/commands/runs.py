@@ -117,8 +117,9 @@ def probe(
             "--with",
             metavar="PROBE",
             help="Also uva, supcontrast: linear classifiers as published. labels: few of them. "
-            "fine-tuning: with few labels, beside from scratch. rotation, grey, noise: which of "
-            "these a view has. calibration, calibration-by-log-loss. corruptions: of the test "
+            "fine-tuning: with few labels, beside from scratch. quadrants: of h as four means, one "
+            "of each quarter of the image. rotation, grey, noise: which of these a view has. "
+            "calibration, calibration-by-log-loss. corruptions: of the test "
             "images. May be repeated.",
         ),
     ] = [],  # noqa: B006

@@ -26,6 +26,7 @@ from lib.probes import (
     few_labels,
     fine_tuning,
     published,
+    quadrants,
 )
 from lib.probes.seen import Seen, Unfinished
 
@@ -56,6 +57,7 @@ PROBES = {
     "knn": Probe(basic.ask_knn),
     "uva": Probe(published.ask_uva),
     "supcontrast": Probe(published.ask_supcontrast),
+    "quadrants": Probe(quadrants.ask),
     **{name: Probe(partial(changes.ask, name=name)) for name in changes.CHANGES},
     "labels": Probe(few_labels.ask, "label_sweep"),
     "calibration": Probe(calibration.ask, "calibration"),
