@@ -30,10 +30,10 @@ def run(toy: Dataset, tmp_path: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The record of a run of pixels, which all probes were asked about."""
+    """The record of an untrained encoder, which all probes were asked about."""
     dataset = data.build("toy", **arrays(n=80))
-    pixels = small(epochs=0, encoder="pixels", head="none")
-    run = trained(pixels, dataset, tmp_path_factory.mktemp("runs"))
+    untrained = small(epochs=0, head="none")
+    run = trained(untrained, dataset, tmp_path_factory.mktemp("runs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fine_tuning, "STEPS", 8)
         patch.setattr(fine_tuning, "EPOCHS", 1)
@@ -60,7 +60,7 @@ def test_every_probe_has_its_lines(record, name):
     first, *others = answers.in_lines(alone)
     name, _, summary = first.partition(": ")
     assert name == record["id"]
-    assert summary == "pixels on toy (recipe=supcontrast, batch_size=32, encoder=pixels, head=none)"
+    assert summary == "untrained on toy (recipe=supcontrast, batch_size=32, head=none)"
     assert others
     for line in others:
         assert re.match(r"  [hz]  [a-z-]+ +.*\d\.\d", line), line
