@@ -198,7 +198,7 @@ def test_from_the_command_line_to_the_evidence(place, tmp_path, monkeypatch, cap
 
     runs = tmp_path / "replications"
     where = ["--runs", str(runs), "--data-root", str(place / "data"), "--device", "cpu"]
-    again = ["replicate", "longer", "--minutes", "30", "--precision", "float32"]
+    again = ["replicate", "longer", "--minutes", "30", "--precision", "bfloat16"]
     assert main([*again, *where]) == 0
     *said, conclusion, left = capsys.readouterr().out.splitlines()
     assert any(line.startswith("agreement: ") for line in said)
@@ -208,6 +208,7 @@ def test_from_the_command_line_to_the_evidence(place, tmp_path, monkeypatch, cap
 
     assert main(["publish", str(path)]) == 0
     (record,) = replication.load_all(tmp_path / "published")
+    assert record["precisions"] == ["bfloat16"]
     assert main(["publish", str(runs / record["runs"][0])]) == 0
     published = {kept["id"] for kept in records.load_all(place / "results")}
     assert record["runs"][0] in published

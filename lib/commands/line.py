@@ -127,7 +127,7 @@ def tell_device(
         print(f"note: {unusable}", file=sys.stderr, flush=True)
 
 
-def at(data_root: str | Path | None) -> list[str]:
+def data_root_option(data_root: str | Path | None) -> list[str]:
     """The option that names the folder of data sets, where one was named."""
     if not data_root:
         return []

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from lib import InputError, as_command, counted
-from lib.commands.line import DataRoot, Device, Features, Mean, Size, Std, at, command, tell_device
+from lib.commands.line import (
+    DataRoot,
+    Device,
+    Features,
+    Mean,
+    Size,
+    Std,
+    command,
+    data_root_option,
+    tell_device,
+)
 
 
 @command("export")
@@ -95,7 +105,7 @@ def import_(
     print(f"{out}: {made}\n{report}")
     words = [*pictures.first_try(counts, size), "--data", out.stem]
     if out.resolve().parent != data_root().resolve():
-        words += at(out.parent)
+        words += data_root_option(out.parent)
     print(f"a first try: {as_command('pretrain', *words)}")
 
 

@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from lib import InputError, as_command, counted
-from lib.commands.line import DataRoot, Device, Runs, Wait, at, command, for_each, tell_device
+from lib.commands.line import (
+    DataRoot,
+    Device,
+    Runs,
+    Wait,
+    command,
+    data_root_option,
+    for_each,
+    tell_device,
+)
 
 
 @command("pretrain")
@@ -79,7 +88,7 @@ def pretrain(
 
             outcome = answers.summary(run.record)
         print(f"{run.folder}: {outcome}")
-        print(f"next: {as_command('probe', run.folder, *at(data_root))}")
+        print(f"next: {as_command('probe', run.folder, *data_root_option(data_root))}")
 
 
 def parse(assignments: list[str]) -> dict:
@@ -119,8 +128,8 @@ def probe(
             help="Also uva, supcontrast: linear classifiers as published. labels: few of them. "
             "fine-tuning: with few labels, beside from scratch. quadrants: of h as four means, one "
             "of each quarter of the image. rotation, grey, noise: which of these a view has. "
-            "calibration, calibration-by-log-loss. corruptions: of the test "
-            "images. May be repeated.",
+            "calibration, calibration-by-log-loss. corruptions: of the test images. May be "
+            "repeated.",
         ),
     ] = [],  # noqa: B006
     only: Annotated[
@@ -181,13 +190,12 @@ def compare(
     from lib.evidence import answers
     from lib.runs import records
 
-    one, other = (
-        weights.run(path).record
-        if weights.are_weights(path)
-        else records.read(records.file_of(path))
-        for path in (first, second)
-    )
-    print("\n".join(answers.compared(one, other)))
+    def record_of(path: Path) -> dict:
+        if weights.are_weights(path):
+            return weights.run(path).record
+        return records.read(records.file_of(path))
+
+    print("\n".join(answers.compared(record_of(first), record_of(second))))
 
 
 @command("publish")
