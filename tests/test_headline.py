@@ -220,8 +220,8 @@ def test_the_first_pages_two_sentences_are_still_so():
         "**SupCon is behind**, by less the longer both train, and by less than a point after our "
         "longest runs, in which cross-entropy takes twice the steps",
         "**SimCLR works on CIFAR-10**, given time: by a linear probe it is behind a wide "
-        "k-means after 30 epochs, and two points ahead after 100; one four times as wide is level "
-        "with it",
+        "k-means after 30 epochs, and two points ahead after 100; one four times as wide has "
+        "caught up with it",
     ):
         assert sentence in intro
 
