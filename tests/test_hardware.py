@@ -3,7 +3,9 @@ import math
 import resource
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -272,24 +274,21 @@ def test_the_matrix_rate_and_the_memory_are_this_machines(monkeypatch):
     assert peak_memory(CPU) >= 4 * len(held)
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc only"
-)
-def test_memory_is_kept_within_and_given_back_after():
-    """Page faults of taking and freeing 64 MB again and again: every time outside, once within."""
+def faults() -> int:
+    """Page faults of taking and freeing 64 MB again and again."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(8):
-            torch.ones(2**24)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    def resident() -> int:
-        pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
-        return int(pages) * resource.getpagesize()
+def resident() -> int:
+    pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
+    return int(pages) * resource.getpagesize()
 
-    with memory_kept(CPU):
-        pass  # leaves glibc's defaults, whatever a test before did
+
+def check_that_memory_is_kept() -> None:
+    """Every time there are faults outside, once within."""
     with memory_kept(META):  # another device: nothing changes
         outside = faults()
     with memory_kept(CPU):
@@ -298,6 +297,15 @@ def test_memory_is_kept_within_and_given_back_after():
     assert within < outside / 8
     assert resident() < held - 2**25
     assert faults() > outside / 8
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc only"
+)
+def test_memory_is_kept_within_and_given_back_after():
+    """In a process of its own: where memory has run out before, as in other tests, none is kept."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        fresh.submit(check_that_memory_is_kept).result(timeout=300)
 
 
 def test_cudnn_looks_for_the_fastest_convolutions_where_they_may_differ():
